@@ -1,0 +1,124 @@
+"""The Tier protocol, and the values that cross it.
+
+A tier keeps chunks by key. Batches are the unit: every call takes many keys, and says per key what
+happened. A bad chunk is a miss, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Protocol, TypeAlias, runtime_checkable
+
+ChunkKey: TypeAlias = bytes
+"""Opaque bytes that name a chunk; 1 to `KEY_BYTES_MAX` long."""
+
+KEY_BYTES_MAX = 256  # far above any server's hash; what is left of LMDB's 511 bytes names the namespace
+
+Buffer: TypeAlias = memoryview
+"""One chunk's bytes in host memory: one-dimensional, contiguous, format "B". Slots are 4 KiB-aligned."""
+
+
+class Failure(StrEnum):
+    """Why one key of a batch did not succeed."""
+
+    MISSING = "missing"  # the tier does not have it, or not any more
+    CORRUPT = "corrupt"  # its checksum did not match; it was dropped
+    NO_SPACE = "no_space"  # no room could be made within the tier's cap
+    DROPPED = "dropped"  # shed under load, rather than queued without bound
+    IO_ERROR = "io_error"  # the device or file system refused
+    TIMEOUT = "timeout"  # it did not arrive within the deadline
+    CLOSED = "closed"  # the tier was closed first
+
+
+_NO_FAILURES: Mapping[ChunkKey, Failure] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to each key of one store or load.
+
+    Attributes:
+        succeeded: keys that were stored or loaded, in the order they were given.
+        failed: the others, each with its reason.
+    """
+
+    succeeded: tuple[ChunkKey, ...] = ()
+    failed: Mapping[ChunkKey, Failure] = _NO_FAILURES
+
+    @staticmethod
+    def of(keys: Sequence[ChunkKey], failed: Mapping[ChunkKey, Failure]) -> Outcome:
+        """All of `keys` succeeded but those in `failed`."""
+        return Outcome(tuple(key for key in keys if key not in failed), failed or _NO_FAILURES)
+
+
+class RemoveReason(StrEnum):
+    """Why a chunk left a tier."""
+
+    EVICTED = "evicted"  # the tier needed the room
+    CORRUPT = "corrupt"
+    REQUESTED = "requested"  # someone asked for it
+    INVALIDATED = "invalidated"  # the weights changed
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """A tier's numbers at one moment.
+
+    Attributes:
+        chunks: chunks that a lookup would find now.
+        used_bytes: bytes taken, in the unit that `capacity_bytes` caps.
+        capacity_bytes: the cap; 0 where the tier has none of its own.
+        counters: monotonic counts by name, names ending in their unit where it is not "times".
+    """
+
+    chunks: int
+    used_bytes: int
+    capacity_bytes: int
+    counters: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@runtime_checkable
+class Tier(Protocol):
+    """One level of the chain.
+
+    Threads: `lookup` and `stats` may be called from any thread and never wait for a disk; the
+    coroutines run on one event loop. Buffers belong to the caller, who keeps them valid and untouched
+    until the coroutine returns. A cancelled call leaves the tier consistent; it returns only once no
+    thread or device touches its buffers any more. After `close` every key fails with `Failure.CLOSED`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The tier's name in metrics, messages and results."""
+        ...
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+        """Say for each key whether a load would find it now."""
+        ...
+
+    async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        """Keep each buffer's bytes under its key; a key that is already there succeeds at once."""
+        ...
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        """Fill each buffer with its key's bytes; the buffer of a failed key holds nothing of use."""
+        ...
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        """Forget the keys; unknown ones are ignored."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything stored so far is as durable as this tier makes it."""
+        ...
+
+    def stats(self) -> TierStats:
+        """Return the tier's numbers."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and release everything; idempotent."""
+        ...
