@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Protocol, TypeAlias, runtime_checkable
 
 ChunkKey: TypeAlias = bytes
@@ -33,9 +32,6 @@ class Failure(StrEnum):
     CLOSED = "closed"  # the tier was closed first
 
 
-_NO_FAILURES: Mapping[ChunkKey, Failure] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What happened to each key of one store or load.
@@ -46,12 +42,12 @@ class Outcome:
     """
 
     succeeded: tuple[ChunkKey, ...] = ()
-    failed: Mapping[ChunkKey, Failure] = _NO_FAILURES
+    failed: Mapping[ChunkKey, Failure] = field(default_factory=dict)
 
     @staticmethod
     def of(keys: Sequence[ChunkKey], failed: Mapping[ChunkKey, Failure]) -> Outcome:
         """All of `keys` succeeded but those in `failed`."""
-        return Outcome(tuple(key for key in keys if key not in failed), failed or _NO_FAILURES)
+        return Outcome(tuple(key for key in keys if key not in failed), failed)
 
 
 class RemoveReason(StrEnum):
@@ -77,7 +73,7 @@ class TierStats:
     chunks: int
     used_bytes: int
     capacity_bytes: int
-    counters: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable
