@@ -18,7 +18,7 @@ import mmap
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from .base import Buffer, ChunkKey, Failure, RemoveReason, Tier
+from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
 
 
 def aligned_buffers(count: int, size_bytes: int) -> list[Buffer]:
@@ -144,3 +144,66 @@ class TierContract:
         await tier.close()
         assert set((await tier.load(keys, self.empty(2))).failed.values()) == {Failure.CLOSED}
         assert set((await tier.store(keys, self.filled(keys))).failed.values()) == {Failure.CLOSED}
+
+
+class MemoryTier:
+    """A tier that keeps bytes in a dict: the oracle in tests, with switches to make it slow or bad.
+
+    Attributes:
+        gate: while cleared, stores and loads wait.
+        broken: keys whose loads fail with `Failure.CORRUPT`, after which they are gone.
+        log: every call as (what, keys), in order.
+    """
+
+    def __init__(self, name: str = "memory") -> None:
+        self.name = name
+        self.chunks: dict[ChunkKey, bytes] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken: set[ChunkKey] = set()
+        self.log: list[tuple[str, tuple[ChunkKey, ...]]] = []
+        self._closed = False
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+        return [key in self.chunks for key in keys]
+
+    async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        self.log.append(("store", tuple(keys)))
+        if self._closed:
+            return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+        await self.gate.wait()
+        for key, buffer in zip(keys, buffers, strict=True):
+            self.chunks.setdefault(key, bytes(buffer))
+        return Outcome(tuple(keys))
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        self.log.append(("load", tuple(keys)))
+        if self._closed:
+            return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+        await self.gate.wait()
+        failed = {}
+        for key, buffer in zip(keys, buffers, strict=True):
+            if key in self.broken:
+                self.chunks.pop(key, None)
+                failed[key] = Failure.CORRUPT
+            elif key not in self.chunks:
+                failed[key] = Failure.MISSING
+            else:
+                buffer[:] = self.chunks[key][: len(buffer)]
+        return Outcome.of(keys, failed)
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        for key in keys:
+            self.chunks.pop(key, None)
+
+    async def flush(self) -> None:
+        self.log.append(("flush", ()))
+
+    async def invalidate(self) -> None:
+        self.chunks.clear()
+
+    def stats(self) -> TierStats:
+        return TierStats(len(self.chunks), sum(map(len, self.chunks.values())), 0)
+
+    async def close(self) -> None:
+        self._closed = True

@@ -1,0 +1,154 @@
+"""The scheduler's side of the plugin: requests on one side, the chain on the other.
+
+vLLM asks about one key at a time and acts on the answer later in the same step. So what was found for a
+request is held, pinned, until the request loads it or ends: nothing can evict a hit between the answer and
+its use, and requests that wait for promotions cannot take each other's slots in turn without end. Where no
+slot is to be had the answer is a miss, never a wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...engine.chain import Chain, Found, Presence
+from ...tiers.arena import Arena
+from ...tiers.base import ChunkKey
+from ...tiers.slots import Slot
+
+_NOT_FOR_THIS_REQUEST = Found(Presence.MISS)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """What a store should write where: `slots[i]` for `keys[i]`; `evicted` left the pinned tier for it."""
+
+    keys: list[ChunkKey]
+    slots: list[int]
+    evicted: list[ChunkKey]
+
+
+class ServerPlacement:
+    """What each request holds, loads and stores. One thread: the scheduler's.
+
+    Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing`, `_limbo`.
+    """
+
+    def __init__(self, chain: Chain, arena: Arena) -> None:
+        self._chain = chain
+        self._arena = arena
+        # Mutable state:
+        self._holds: dict[str, dict[ChunkKey, Found]] = {}
+        self._loading: dict[str, dict[ChunkKey, Slot]] = {}
+        self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
+        self._limbo: list[Slot] = []
+        self._stores_submitted = 0
+        self._stores_issued = np.zeros(arena.slot_count, np.uint32)
+        self._loads_issued = np.zeros(arena.slot_count, np.uint32)
+
+    @property
+    def in_limbo(self) -> int:
+        """Slots whose transfers the server has forgotten but the workers may not have finished."""
+        return len(self._limbo)
+
+    def lookup(self, request: str, key: ChunkKey) -> Presence:
+        """Find a chunk for a request, hold it, and start its promotion if it lies below."""
+        holds = self._holds.setdefault(request, {})
+        found = holds.get(key)
+        if found is None:
+            (found,) = self._chain.acquire([key])
+            if found.slot is not None:
+                holds[key] = found
+            return found.presence
+        if found.slot is None:
+            return found.presence
+        presence = self._chain.state_of(found.slot)
+        if presence in (Presence.READY, Presence.PENDING):
+            return presence
+        # It failed or came too late. Remember that, or this request would ask for it again and again.
+        self._chain.release([found.slot])
+        holds[key] = _NOT_FOR_THIS_REQUEST
+        return presence
+
+    def source(self, request: str, key: ChunkKey) -> str:
+        """Name the tier that supplied a chunk which the request holds; empty where it holds none."""
+        return self._holds.get(request, {}).get(key, _NOT_FOR_THIS_REQUEST).source
+
+    def prepare_load(self, request: str, keys: Collection[ChunkKey]) -> list[int]:
+        """Turn the request's holds into a load; what it held beyond `keys` is let go."""
+        holds = self._holds.pop(request, {})
+        missing = [key for key in keys if key not in holds]
+        holds.update(zip(missing, self._chain.acquire(missing), strict=True))
+        taken: dict[ChunkKey, Slot] = {}
+        for key in keys:
+            found = holds.pop(key)
+            assert found.slot is not None, "the server loads only what lookup called a hit"
+            assert self._chain.state_of(found.slot) is Presence.READY, "a hit is readable"
+            taken[key] = found.slot
+            self._chain.count("hits", found.source, 1)
+        self._let_go(holds.values())
+        self._loading.setdefault(request, {}).update(taken)
+        self._chain.touch(list(keys))
+        indexes = [slot.index for slot in taken.values()]
+        np.add.at(self._loads_issued, indexes, 1)
+        return indexes
+
+    def complete_load(self, request: str, keys: Collection[ChunkKey]) -> None:
+        loading = self._loading.get(request, {})
+        self._chain.release([loading.pop(key) for key in keys])
+        if not loading:
+            self._loading.pop(request, None)
+
+    def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan:
+        """Reserve slots for the chunks that have none; where room runs out, for the leading ones."""
+        reserved = self._chain.reserve(keys)
+        self._chain.touch(keys)
+        self._chain.count("dropped_chunks", "pinned", len(reserved.left))
+        for slot in reserved.slots:
+            self._stores_submitted += 1
+            self._storing[slot.key] = (self._stores_submitted, slot)
+        indexes = [slot.index for slot in reserved.slots]
+        self._stores_issued[indexes] += 1
+        return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
+
+    def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
+        """The workers have written the slots, or not; `keys` come in any order, the log wants theirs."""
+        slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
+        bad = {slot for slot in slots if not success or self._arena.store_failed(slot.index)}
+        self._chain.abandon(list(bad))
+        self._chain.commit([slot for slot in slots if slot not in bad])
+
+    def finish(self, request: str) -> None:
+        """The request will ask for nothing more; its transfers may still be under way."""
+        self._let_go(self._holds.pop(request, {}).values())
+
+    def reset(self) -> list[ChunkKey]:
+        """The weights may have changed: nothing stored until now is served again.
+
+        The server forgets the transfers in flight and never completes them, while workers may still read and
+        write their slots. Those stay in limbo until the workers' own counters say that they are done.
+        """
+        for request in list(self._holds):
+            self.finish(request)
+        self._limbo += [slot for _, slot in self._storing.values()]
+        self._limbo += [slot for slots in self._loading.values() for slot in slots.values()]
+        self._storing.clear()
+        self._loading.clear()
+        return self._chain.invalidate()
+
+    def sweep(self) -> None:
+        """Free the slots in limbo that no worker touches any more."""
+        if not self._limbo:
+            return
+        quiet = [slot for slot in self._limbo if self._is_quiet(slot.index)]
+        self._limbo = [slot for slot in self._limbo if slot not in quiet]
+        self._chain.release(quiet)
+
+    def _is_quiet(self, index: int) -> bool:
+        issued = int(self._stores_issued[index]), int(self._loads_issued[index])
+        return self._arena.transfers_done(index, stores=issued[0], loads=issued[1])
+
+    def _let_go(self, holds: Iterable[Found]) -> None:
+        self._chain.release([found.slot for found in holds if found.slot is not None])
