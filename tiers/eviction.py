@@ -17,6 +17,12 @@ from typing import Protocol, TypeAlias
 
 from .base import ChunkKey
 
+S3FIFO_SMALL_SHARE = 0.1  # of the capacity: the share that Yang et al. recommend
+S3FIFO_USES_MAX = 3  # two bits: more uses than this do not tell chunks apart
+S3FIFO_REPRIEVES_MAX = (
+    64  # chunks a victim: a sweep of a large tier in which all were used would stall its owner
+)
+
 Evictable: TypeAlias = Callable[[ChunkKey], bool]
 """Says whether a chunk may leave now; False while a transfer pins it."""
 
@@ -49,7 +55,9 @@ class EvictionPolicy(Protocol):
         """Choose up to `count` victims, and forget them; the first is the one least worth keeping.
 
         A chunk that is not evictable is passed over and keeps its place. The result is shorter than
-        `count` only when no other resident chunk is evictable.
+        `count` only when no other resident chunk is evictable; a `count` below one asks for nothing.
+        The time grows with `count` and with the pinned chunks that are passed over, which come last
+        where they were used last.
         """
         ...
 
@@ -109,5 +117,194 @@ class LruPolicy:
         assert len(list(self._order)) == len(self._order), "the order lost a key"
 
 
-POLICIES: Mapping[str, Callable[[int], EvictionPolicy]] = MappingProxyType({"lru": LruPolicy})
+class ArcPolicy:
+    """Adaptive replacement cache (Megiddo and Modha, "ARC: A Self-Tuning, Low Overhead Replacement
+    Cache", FAST 2003).
+
+    Two LRU lists: chunks used once since they came, and chunks used again. A ghost that comes back
+    says which of the two was cut too short and moves the target size of the first. The step is rounded
+    down to whole chunks: on the conversation trace (tests/data) that hits a little more often.
+
+    The paper adapts and then evicts, for one page; here an owner makes room for a whole batch before
+    it inserts it, so a batch adapts the target for the next one.
+    """
+
+    def __init__(self, capacity_chunks: int) -> None:
+        assert capacity_chunks > 0, "a policy needs room for one chunk"
+        self._capacity_chunks = capacity_chunks
+        self._once_target_chunks = 0  # the paper's p
+        # The paper's T1, T2, B1 and B2; in each the next one to go is first.
+        self._once: OrderedDict[ChunkKey, None] = OrderedDict()
+        self._again: OrderedDict[ChunkKey, None] = OrderedDict()
+        self._once_ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
+        self._again_ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
+
+    def insert(self, keys: Sequence[ChunkKey]) -> None:
+        count_before = len(self)
+        for key in reversed(keys):
+            if key in self._once_ghosts:
+                self._adapt(max(1, len(self._again_ghosts) // len(self._once_ghosts)))
+                del self._once_ghosts[key]
+                self._again[key] = None
+            elif key in self._again_ghosts:
+                self._adapt(-max(1, len(self._once_ghosts) // len(self._again_ghosts)))
+                del self._again_ghosts[key]
+                self._again[key] = None
+            else:
+                self._once[key] = None
+        assert len(self) == count_before + len(keys), "a chunk became resident twice"
+        self._trim_ghosts()
+
+    def _adapt(self, step_chunks: int) -> None:
+        self._once_target_chunks = min(max(0, self._once_target_chunks + step_chunks), self._capacity_chunks)
+
+    def _trim_ghosts(self) -> None:
+        """Keep as many ghosts as the tier has chunks, and with `once` no longer than the tier."""
+        once_room_chunks = self._capacity_chunks - len(self._once)
+        while self._once_ghosts and len(self._once_ghosts) > once_room_chunks:
+            self._once_ghosts.popitem(last=False)
+        while len(self._once_ghosts) + len(self._again_ghosts) > self._capacity_chunks:
+            self._again_ghosts.popitem(last=False)
+
+    def touch(self, keys: Sequence[ChunkKey]) -> None:
+        for key in reversed(keys):
+            if key in self._again:
+                self._again.move_to_end(key)
+            elif key in self._once:
+                del self._once[key]
+                self._again[key] = None
+
+    def remove(self, key: ChunkKey) -> None:
+        for part in (self._once, self._again, self._once_ghosts, self._again_ghosts):
+            part.pop(key, None)
+
+    def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+        victims = self._choose(count, evictable)
+        for key in victims:
+            if key in self._once:
+                del self._once[key]
+                self._once_ghosts[key] = None
+            else:
+                del self._again[key]
+                self._again_ghosts[key] = None
+        self._trim_ghosts()
+        return victims
+
+    def _choose(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+        victims: list[ChunkKey] = []
+        once_left_chunks = len(self._once)
+        once, again = filter(evictable, self._once), filter(evictable, self._again)
+        while len(victims) < count:
+            if once_left_chunks > self._once_target_chunks:
+                key = next(once, None) or next(again, None)
+            else:
+                key = next(again, None) or next(once, None)
+            if key is None:
+                break
+            victims.append(key)
+            once_left_chunks -= key in self._once
+        return victims
+
+    def __len__(self) -> int:
+        return len(self._once) + len(self._again)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._once or key in self._again
+
+    def check(self) -> None:
+        parts = (self._once, self._again, self._once_ghosts, self._again_ghosts)
+        assert len(set().union(*parts)) == sum(len(part) for part in parts), "a key is in two parts"
+        assert len(self._once_ghosts) + len(self._again_ghosts) <= self._capacity_chunks, "too many ghosts"
+        assert 0 <= self._once_target_chunks <= self._capacity_chunks, "the target left its range"
+
+
+class S3FifoPolicy:
+    """S3-FIFO (Yang, Zhang, Qiu, Yue and Rashmi, "FIFO Queues are All You Need for Cache Eviction",
+    SOSP 2023).
+
+    Three FIFO queues. A new chunk enters the small one; if nobody used it by the time it reaches the
+    end, it leaves and its ghost stays. A used one moves to the main queue, which gives each chunk
+    another round for each use. A chunk whose ghost is still there enters the main queue at once.
+
+    Two choices are ours, because they hit more often on the conversation trace (tests/data): one use is
+    enough to leave the small queue for the main one, and there are as many ghosts as chunks.
+    """
+
+    def __init__(self, capacity_chunks: int) -> None:
+        assert capacity_chunks > 0, "a policy needs room for one chunk"
+        self._capacity_chunks = capacity_chunks
+        self._small_target_chunks = max(1, int(capacity_chunks * S3FIFO_SMALL_SHARE))
+        # Keys with their uses, 0 to S3FIFO_USES_MAX; the next one to leave is first.
+        self._small: OrderedDict[ChunkKey, int] = OrderedDict()
+        self._main: OrderedDict[ChunkKey, int] = OrderedDict()
+        self._ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
+
+    def insert(self, keys: Sequence[ChunkKey]) -> None:
+        count_before = len(self)
+        for key in reversed(keys):
+            if key in self._ghosts:
+                del self._ghosts[key]
+                self._main[key] = 0
+            else:
+                self._small[key] = 0
+        assert len(self) == count_before + len(keys), "a chunk became resident twice"
+
+    def touch(self, keys: Sequence[ChunkKey]) -> None:
+        for key in dict.fromkeys(keys):
+            queue = self._main if key in self._main else self._small
+            uses = queue.get(key, S3FIFO_USES_MAX)
+            if uses < S3FIFO_USES_MAX:
+                queue[key] = uses + 1
+
+    def remove(self, key: ChunkKey) -> None:
+        for part in (self._small, self._main, self._ghosts):
+            part.pop(key, None)
+
+    def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+        victims: list[ChunkKey] = []
+        passed_small: list[tuple[ChunkKey, int]] = []
+        passed_main: list[tuple[ChunkKey, int]] = []
+        reprieves_left_chunks = count * S3FIFO_REPRIEVES_MAX
+        while len(victims) < count and (self._small or self._main):
+            small_chunks = len(self._small) + len(passed_small)
+            from_small = bool(self._small) and (small_chunks >= self._small_target_chunks or not self._main)
+            key, uses = (self._small if from_small else self._main).popitem(last=False)
+            if uses and reprieves_left_chunks:
+                reprieves_left_chunks -= 1
+                self._main[key] = 0 if from_small else uses - 1
+            elif not evictable(key):
+                (passed_small if from_small else passed_main).append((key, uses))
+            else:
+                victims.append(key)
+                if from_small:
+                    self._ghosts[key] = None
+        self._put_back(self._small, passed_small)
+        self._put_back(self._main, passed_main)
+        while len(self._ghosts) > self._capacity_chunks:
+            self._ghosts.popitem(last=False)
+        return victims
+
+    @staticmethod
+    def _put_back(queue: OrderedDict[ChunkKey, int], passed: list[tuple[ChunkKey, int]]) -> None:
+        for key, uses in reversed(passed):
+            queue[key] = uses
+            queue.move_to_end(key, last=False)
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._main)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._small or key in self._main
+
+    def check(self) -> None:
+        parts = (self._small, self._main, self._ghosts)
+        assert len(set().union(*parts)) == sum(len(part) for part in parts), "a key is in two parts"
+        assert len(self._ghosts) <= self._capacity_chunks, "too many ghosts"
+        uses = [*self._small.values(), *self._main.values()]
+        assert all(0 <= count <= S3FIFO_USES_MAX for count in uses), "a use count left its range"
+
+
+POLICIES: Mapping[str, Callable[[int], EvictionPolicy]] = MappingProxyType(
+    {"lru": LruPolicy, "arc": ArcPolicy, "s3fifo": S3FifoPolicy}
+)
 """Policies by their name in the configuration; each is made with its owner's capacity in chunks."""

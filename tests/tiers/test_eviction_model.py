@@ -1,0 +1,222 @@
+"""Each policy against a slow model of itself: plain lists, one victim at a time."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kvtier.tiers.base import ChunkKey
+from kvtier.tiers.eviction import POLICIES, S3FIFO_USES_MAX, Evictable
+
+CAPACITY_CHUNKS = 8
+KEYS = [b"%d" % i for i in range(20)]  # so few that no sweep reaches its bound, which has a test of its own
+
+
+class Model(Protocol):
+    def insert(self, key: ChunkKey) -> None: ...
+    def touch(self, key: ChunkKey) -> None: ...
+    def remove(self, key: ChunkKey) -> None: ...
+    def victim(self, evictable: Evictable) -> ChunkKey | None: ...
+    def settle(self) -> None: ...
+    def resident(self) -> list[ChunkKey]: ...
+
+
+def forget(key: ChunkKey, *parts: list[ChunkKey]) -> None:
+    for part in parts:
+        if key in part:
+            part.remove(key)
+
+
+class LruModel:
+    def __init__(self) -> None:
+        self.order: list[ChunkKey] = []
+
+    def insert(self, key: ChunkKey) -> None:
+        self.order.append(key)
+
+    def touch(self, key: ChunkKey) -> None:
+        self.order.remove(key)
+        self.order.append(key)
+
+    def remove(self, key: ChunkKey) -> None:
+        forget(key, self.order)
+
+    def victim(self, evictable: Evictable) -> ChunkKey | None:
+        key = next(filter(evictable, self.order), None)
+        if key is not None:
+            self.order.remove(key)
+        return key
+
+    def settle(self) -> None:
+        pass
+
+    def resident(self) -> list[ChunkKey]:
+        return self.order
+
+
+class ArcModel:
+    def __init__(self) -> None:
+        self.p = 0
+        self.t1: list[ChunkKey] = []
+        self.t2: list[ChunkKey] = []
+        self.b1: list[ChunkKey] = []
+        self.b2: list[ChunkKey] = []
+
+    def insert(self, key: ChunkKey) -> None:
+        if key in self.b1:
+            self.p = min(CAPACITY_CHUNKS, self.p + max(1, len(self.b2) // len(self.b1)))
+        if key in self.b2:
+            self.p = max(0, self.p - max(1, len(self.b1) // len(self.b2)))
+        (self.t2 if key in self.b1 + self.b2 else self.t1).append(key)
+        forget(key, self.b1, self.b2)
+
+    def touch(self, key: ChunkKey) -> None:
+        forget(key, self.t1, self.t2)
+        self.t2.append(key)
+
+    def remove(self, key: ChunkKey) -> None:
+        forget(key, self.t1, self.t2, self.b1, self.b2)
+
+    def victim(self, evictable: Evictable) -> ChunkKey | None:
+        once = [(key, self.t1, self.b1) for key in self.t1 if evictable(key)]
+        again = [(key, self.t2, self.b2) for key in self.t2 if evictable(key)]
+        choices = once + again if len(self.t1) > self.p else again + once
+        if not choices:
+            return None
+        key, part, ghosts = choices[0]
+        part.remove(key)
+        ghosts.append(key)
+        return key
+
+    def settle(self) -> None:
+        while self.b1 and len(self.t1) + len(self.b1) > CAPACITY_CHUNKS:
+            self.b1.pop(0)
+        while len(self.b1) + len(self.b2) > CAPACITY_CHUNKS:
+            self.b2.pop(0)
+
+    def resident(self) -> list[ChunkKey]:
+        return self.t1 + self.t2
+
+
+class S3FifoModel:
+    def __init__(self) -> None:
+        self.small: list[ChunkKey] = []
+        self.main: list[ChunkKey] = []
+        self.ghosts: list[ChunkKey] = []
+        self.uses: dict[ChunkKey, int] = {}
+
+    def insert(self, key: ChunkKey) -> None:
+        (self.main if key in self.ghosts else self.small).append(key)
+        forget(key, self.ghosts)
+        self.uses[key] = 0
+
+    def touch(self, key: ChunkKey) -> None:
+        self.uses[key] = min(S3FIFO_USES_MAX, self.uses[key] + 1)
+
+    def remove(self, key: ChunkKey) -> None:
+        forget(key, self.small, self.main, self.ghosts)
+
+    def victim(self, evictable: Evictable) -> ChunkKey | None:
+        while True:
+            small = [key for key in self.small if self.uses[key] or evictable(key)]
+            main = [key for key in self.main if self.uses[key] or evictable(key)]
+            if not small and not main:
+                return None
+            small_is_full = len(self.small) >= max(1, CAPACITY_CHUNKS // 10)
+            if small and (small_is_full or not main):
+                key = small[0]
+                self.small.remove(key)
+                if not self.uses[key]:
+                    self.ghosts.append(key)
+                    return key
+                self.uses[key] = 0
+            else:
+                key = main[0]
+                self.main.remove(key)
+                if not self.uses[key]:
+                    return key
+                self.uses[key] -= 1
+            self.main.append(key)
+
+    def settle(self) -> None:
+        del self.ghosts[: max(0, len(self.ghosts) - CAPACITY_CHUNKS)]
+
+    def resident(self) -> list[ChunkKey]:
+        return self.small + self.main
+
+
+batches = st.lists(st.sampled_from(KEYS), max_size=8)
+
+
+class PolicyMachine(RuleBasedStateMachine):
+    name: ClassVar[str]
+    model_type: ClassVar[type[Model]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = POLICIES[self.name](CAPACITY_CHUNKS)
+        self.model = self.model_type()
+
+    @rule(keys=batches)
+    def insert(self, keys: list[ChunkKey]) -> None:
+        new = [key for key in dict.fromkeys(keys) if key not in self.model.resident()]
+        self.policy.insert(new)
+        for key in reversed(new):
+            self.model.insert(key)
+        self.model.settle()
+
+    @rule(keys=batches)
+    def touch(self, keys: list[ChunkKey]) -> None:
+        self.policy.touch(keys)
+        for key in reversed(dict.fromkeys(keys)):
+            if key in self.model.resident():
+                self.model.touch(key)
+
+    @rule(key=st.sampled_from(KEYS))
+    def remove(self, key: ChunkKey) -> None:
+        self.policy.remove(key)
+        self.model.remove(key)
+
+    @rule(count=st.integers(0, 10), pinned=st.sets(st.sampled_from(KEYS)))
+    def evict(self, count: int, pinned: set[ChunkKey]) -> None:
+        victims: list[ChunkKey] = []
+        while len(victims) < count:
+            key = self.model.victim(lambda key: key not in pinned)
+            if key is None:
+                break
+            victims.append(key)
+        self.model.settle()
+        assert self.policy.evict(count, lambda key: key not in pinned) == victims
+
+    @invariant()
+    def holds_what_the_model_holds(self) -> None:
+        resident = set(self.model.resident())
+        assert len(self.policy) == len(resident)
+        assert {key for key in KEYS if key in self.policy} == resident
+        self.policy.check()
+
+
+class LruMachine(PolicyMachine):
+    name = "lru"
+    model_type = LruModel
+
+
+class ArcMachine(PolicyMachine):
+    name = "arc"
+    model_type = ArcModel
+
+
+class S3FifoMachine(PolicyMachine):
+    name = "s3fifo"
+    model_type = S3FifoModel
+
+
+MACHINE_SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+TestLru = LruMachine.TestCase
+TestArc = ArcMachine.TestCase
+TestS3Fifo = S3FifoMachine.TestCase
+TestLru.settings = TestArc.settings = TestS3Fifo.settings = MACHINE_SETTINGS
