@@ -1,0 +1,81 @@
+"""What a package brings to add a tier: the model of its entry in the document, and how it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..tiers import Tier
+
+
+class TierConfig(BaseModel):
+    """One entry of the document's `tiers`; each type of tier has a subclass with its own fields.
+
+    A subclass narrows `type` to a Literal, gives each field a description and an example (messages
+    and the JSON Schema show both), and overrides `resolve` where a value depends on the machine.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    type: str = Field(description="The type of the tier.")
+    module_path: str | None = Field(
+        default=None,
+        description="The module of a tier from another package, whose factory class is named by `type`.",
+        examples=["my_package.my_tier"],
+    )
+
+    def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
+        """Return the entry as this machine makes it: percentages in bytes, paths probed.
+
+        Leaves nothing behind on the machine.
+
+        Raises:
+            ConfigError: what is written cannot work here; `json_path` names the entry.
+        """
+        return self
+
+    def summary(self) -> str:
+        """One line for people: the values that decide what this tier does."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TierContext:
+    """What a tier is told beside its own entry.
+
+    Attributes:
+        chunk_bytes: size of the largest chunk.
+        identity: what makes two chunks' bytes interchangeable, field by field.
+        json_path: where the entry stands in the document, for messages: `tiers[2]`.
+    """
+
+    chunk_bytes: int
+    identity: Mapping[str, str]
+    json_path: str
+
+
+@runtime_checkable
+class TierFactory(Protocol):
+    """Makes tiers of one type. A registered class is one itself: `open` is a static or class method."""
+
+    Config: type[TierConfig]
+
+    async def open(self, config: Any, context: TierContext) -> Tier:
+        """Open the tier that `config`, a resolved instance of `Config`, describes.
+
+        Raises:
+            TierUnavailable: it cannot start.
+        """
+        ...
+
+
+@runtime_checkable
+class Spec(Protocol):
+    """What every generation of the server's offloading specs can do."""
+
+    def get_manager(self) -> Any:
+        """Return the part that decides what lies where."""
+        ...

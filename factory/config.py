@@ -1,0 +1,260 @@
+"""The tier-config document: read, checked, resolved.
+
+`parse_config` looks at nothing but the document. `load_config` also reads it from a file.
+`resolve_config` looks at the machine: percentages become bytes, paths are probed. Each either
+succeeds or raises one `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from ..tiers import ConfigError
+from .base import TierConfig
+from .entries import GpuConfig, NvmeConfig, PinnedConfig
+from .registry import tier_factory, tier_types
+from .validation import validated
+from .wording import listed, nearest, shown
+
+BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
+    "gpu": GpuConfig,
+    "pinned": PinnedConfig,
+    "nvme": NvmeConfig,
+}
+
+VERSION = 1
+
+DOCUMENT_BYTES_MAX = 1 << 20  # a chain of tiers takes a few hundred bytes; whatever is larger is another file
+
+
+class KvtierConfig(BaseModel):
+    """A chain of tiers, from the device down."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1]
+    tiers: tuple[SerializeAsAny[TierConfig], ...]
+
+
+def _known_version(version: object) -> object:
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f"should be {VERSION}, the only version there is, not {shown(version)}")
+    return version
+
+
+class _Document(BaseModel):
+    """What the document is before each tier's own model has seen its entry."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[Literal[1], BeforeValidator(_known_version), Field(examples=[1])]
+    tiers: Annotated[list[Any], Field(examples=[[{"type": "gpu"}]])]
+    json_schema: Annotated[str | None, Field(alias="$schema")] = None
+
+
+def load_config(source: str | Path | Mapping[str, Any]) -> KvtierConfig:
+    """Read and check a document: the path of a file, or the document itself.
+
+    Raises:
+        ConfigError: the first thing wrong.
+    """
+    return parse_config(source if isinstance(source, Mapping) else read_document(Path(source)))
+
+
+def read_document(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        ConfigError: it cannot be read, or is not JSON; says where.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(DOCUMENT_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        _refuse_file(path, error)
+    if len(content) > DOCUMENT_BYTES_MAX:
+        raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, so not a tier config")
+    return parse_json(content, str(path))
+
+
+def _refuse_file(path: Path, error: Exception) -> NoReturn:
+    if str(path).lstrip().startswith("{"):
+        raise ConfigError(
+            "", "a string is the path of a file; parse a document in text form first"
+        ) from error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, FileNotFoundError) and (near := _nearest_file(path)) is not None:
+        reason += f"; did you mean {near}?"
+    raise ConfigError("", f"{path}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+def _nearest_file(path: Path) -> Path | None:
+    try:
+        near = nearest(path.name, os.listdir(path.parent))
+    except OSError:
+        return None
+    return None if near is None else path.with_name(near)
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """Parse JSON, strictly: no NaN, no key twice in one object. `name` stands for the text in messages.
+
+    Raises:
+        ConfigError: it is not JSON; says where.
+    """
+    try:
+        return json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_refuse_constant
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError("", f"{name}: {where}: {error.msg[:1].lower()}{error.msg[1:]}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("", f"{name}: not UTF-8 text at byte {error.start}") from error
+    except RecursionError as error:
+        raise ConfigError("", f"{name}: nested too deeply") from error
+    except ValueError as error:
+        raise ConfigError("", f"{name}: {error}") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown(twice)} stands twice in one object")
+    return fields
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse_config(document: Any) -> KvtierConfig:
+    """Check a document, without a look at the machine.
+
+    Raises:
+        ConfigError: the first thing wrong.
+    """
+    if not isinstance(document, Mapping):
+        raise ConfigError("", f'should be an object with "version" and "tiers", not {shown(document)}')
+    outline = validated(_Document, document, "")
+    places = [f"tiers[{i}]" for i in range(len(outline.tiers))]
+    models = [_entry_model(entry, place) for entry, place in zip(outline.tiers, places, strict=True)]
+    # Before the entries: a tier in the wrong place is often one under the wrong name.
+    _check_order([entry["type"] for entry in outline.tiers])
+    tiers = tuple(map(validated, models, outline.tiers, places))
+    _check_paths(tiers, os.path.normpath)
+    return KvtierConfig(version=outline.version, tiers=tiers)
+
+
+def _entry_model(entry: Any, json_path: str) -> type[TierConfig]:
+    example = f"for example {shown({'type': 'gpu'})}"
+    if not isinstance(entry, Mapping):
+        raise ConfigError(json_path, f"should be an object, not {shown(entry)}; {example}")
+    if "type" not in entry:
+        raise ConfigError(f"{json_path}.type", f"missing; choose from {listed(tier_types())}")
+    return _model_of_type(entry["type"], entry.get("module_path"), json_path)
+
+
+def _model_of_type(name: Any, module_path: Any, json_path: str) -> type[TierConfig]:
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{json_path}.type", f"should be a name, not {shown(name)}; choose from {listed(tier_types())}"
+        )
+    if name in BUILTIN_CONFIGS:
+        return BUILTIN_CONFIGS[name]
+    if name not in tier_types() and module_path is None:
+        near = nearest(name, tier_types())
+        meant = f"; did you mean {shown(near)}?" if near else "."
+        raise ConfigError(
+            f"{json_path}.type",
+            f"unknown tier type {shown(name)}{meant} Registered are {listed(tier_types())}; "
+            'a tier of another package needs its "module_path"',
+        )
+    return _imported_model(name, module_path, json_path)
+
+
+def _imported_model(name: str, module_path: Any, json_path: str) -> type[TierConfig]:
+    if name not in tier_types():
+        _import_named(module_path, f"{json_path}.module_path")
+    try:
+        model: type[TierConfig] = tier_factory(name, module_path).Config
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{json_path}.type", str(error)) from error
+    return model
+
+
+def _import_named(module_path: Any, json_path: str) -> None:
+    if not isinstance(module_path, str) or not all(part.isidentifier() for part in module_path.split(".")):
+        raise ConfigError(
+            json_path,
+            f'should be the name of a module, not {shown(module_path)}; for example "my_package.tier"',
+        )
+    try:
+        importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        # A module that exists and misses one of its own is its author's matter: that error stays as it is.
+        if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(json_path, f"there is no module {shown(error.name)}") from error
+
+
+def _check_order(types: Sequence[str]) -> None:
+    if not types:
+        raise ConfigError("tiers", f"should not be empty; it starts with {shown({'type': 'gpu'})}")
+    if types[0] != "gpu":
+        raise ConfigError(
+            "tiers[0].type", f'should be "gpu", the first of every chain, not {shown(types[0])}'
+        )
+    if len(types) == 1:
+        raise ConfigError("tiers", 'nothing below "gpu" to offload to; add a "pinned" tier')
+    for i, name in enumerate(types[1:], start=1):
+        _check_place(name, types[:i], f"tiers[{i}].type")
+
+
+def _check_place(name: str, above: Sequence[str], json_path: str) -> None:
+    if name == "gpu":
+        raise ConfigError(json_path, 'only the first tier is "gpu"')
+    if name == "pinned" and "pinned" in above:
+        first = f"tiers[{above.index('pinned')}]"
+        raise ConfigError(
+            json_path, f'at most one tier is "pinned", and {first} is; raise its capacity instead'
+        )
+    if name != "pinned" and "pinned" not in above:
+        raise ConfigError(json_path, f'{shown(name)} needs a "pinned" tier above it, for its transfers')
+
+
+def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) -> None:
+    taken: dict[str, int] = {}
+    for i, tier in enumerate(tiers):
+        if isinstance(tier, NvmeConfig):
+            first = taken.setdefault(canonical(tier.path), i)
+            if first != i:
+                raise ConfigError(
+                    f"tiers[{i}].path", f"{shown(str(tier.path))} is the directory of tiers[{first}] already"
+                )
+
+
+def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:
+    """Return the chain as this machine makes it: percentages in bytes, paths probed; changes nothing.
+
+    Args:
+        config: a checked document.
+        chunk_bytes: size of the largest chunk.
+
+    Raises:
+        ConfigError: the first thing that cannot work here.
+    """
+    _check_paths(config.tiers, os.path.realpath)
+    tiers = (
+        tier.resolve(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
+    )
+    return config.model_copy(update={"tiers": tuple(tiers)})

@@ -1,0 +1,176 @@
+"""The entries of the built-in tiers.
+
+They are known here, apart from the factories that open them, so that checking a document imports
+nothing that runs a tier.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from ..tiers import ConfigError
+from ..tiers.eviction import POLICIES
+from .base import TierConfig
+from .memory import memory_limit_bytes
+from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
+from .wording import shown, suggested
+
+WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
+
+
+def _known_policy(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {shown(name)}; {suggested(name, POLICIES)}")
+    return name
+
+
+def _absolute_path(path: object) -> Path:
+    if not isinstance(path, str | Path):
+        raise ValueError(f"should be a path, not {shown(path)}")
+    if not str(path).strip() or "\0" in str(path):
+        raise ValueError(f"{shown(str(path))} names no directory")
+    if not os.path.isabs(path):
+        meant = os.path.abspath(os.path.expanduser(path))
+        raise ValueError(f"{shown(str(path))} is not absolute; did you mean {shown(meant)}?")
+    return Path(path)
+
+
+class GpuConfig(TierConfig):
+    """The server's own KV tensors, in device memory or, without a device, in ordinary memory."""
+
+    type: Literal["gpu"] = Field(description="The server's own KV tensors; the first tier of every chain.")
+
+
+class PinnedConfig(TierConfig):
+    """A fixed arena in host memory, page-locked where there is a GPU."""
+
+    type: Literal["pinned"] = Field(description="A fixed arena of chunks in host memory.")
+    capacity: Capacity = Field(
+        description="Size of the arena; a percentage is of the memory that this process may use.",
+        examples=["64GiB"],
+    )
+    policy: Annotated[
+        str, AfterValidator(_known_policy), WithJsonSchema({"type": "string", "enum": sorted(POLICIES)})
+    ] = Field(default="lru", description="Which chunks leave first.", examples=["lru"])
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The size of the arena, once resolved."""
+        return _resolved(self.capacity)
+
+    def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
+        capacity_bytes = size_bytes(self.capacity, memory_limit_bytes())
+        _refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
+        return self.model_copy(update={"capacity": capacity_bytes})
+
+    def summary(self) -> str:
+        return f"{format_size(self.capacity_bytes)}, {self.policy}"
+
+
+class NvmeConfig(TierConfig):
+    """A directory on a local drive."""
+
+    type: Literal["nvme"] = Field(description="A directory on a local drive; survives restarts.")
+    path: Annotated[
+        Path, BeforeValidator(_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
+    ] = Field(
+        description="The directory, created where it does not exist; several servers may share it.",
+        examples=["/mnt/nvme0/kvtier"],
+    )
+    capacity: Capacity = Field(
+        description="What the directory may take at most; a percentage is of the file system's size.",
+        examples=["2TiB"],
+    )
+    reserve: Size = Field(
+        default_factory=lambda: parse_size("10%"),
+        description="Free space to leave on the file system, whoever fills it; a percentage is of its size.",
+        examples=["10%"],
+        json_schema_extra={"default": "10%"},
+    )
+    load_deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a load is abandoned and the request recomputes instead.",
+        examples=[10],
+    )
+    write_amplification: float = Field(
+        default=1.3,
+        ge=1,
+        allow_inf_nan=False,
+        description="Bytes written per byte stored, at most: room to keep what is read again; 1 keeps none.",
+        examples=[1.3],
+    )
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What the directory may take at most, once resolved."""
+        return _resolved(self.capacity)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Free space to leave on the file system, once resolved."""
+        return _resolved(self.reserve)
+
+    def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
+        whole_bytes = _file_system_bytes(self.path, f"{json_path}.path")
+        capacity_bytes = size_bytes(self.capacity, whole_bytes)
+        _refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
+        reserve_bytes = size_bytes(self.reserve, whole_bytes)
+        if whole_bytes - reserve_bytes < chunk_bytes:
+            raise ConfigError(
+                f"{json_path}.reserve",
+                f"{shown(str(self.reserve))} leaves no room for a chunk on a file system of "
+                f'{format_size(whole_bytes)}; for example "10%"',
+            )
+        return self.model_copy(update={"capacity": capacity_bytes, "reserve": reserve_bytes})
+
+    def summary(self) -> str:
+        sizes = f"{format_size(self.capacity_bytes)}, reserve {format_size(self.reserve_bytes)}"
+        return f"{self.path}: {sizes}"
+
+
+def _resolved(size: int | Percent) -> int:
+    assert isinstance(size, int), "a percentage becomes bytes in resolve(), which comes first"
+    return size
+
+
+def _refuse_below_one_chunk(
+    written: int | Percent, capacity_bytes: int, chunk_bytes: int, json_path: str
+) -> None:
+    if capacity_bytes < chunk_bytes:
+        share = "" if isinstance(written, int) else f"{shown(str(written))} is "
+        raise ConfigError(
+            json_path,
+            f"{share}{capacity_bytes} bytes: not one chunk; the least that holds one is {chunk_bytes}",
+        )
+
+
+def _probed(path: Path, json_path: str) -> Path:
+    """Return what exists of `path`, if it is or can become a directory that this user may write in."""
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(json_path, f"{shown(str(path))} is a link to nothing; create what it names")
+    found = path
+    while not found.exists() and found != found.parent:
+        found = found.parent
+    if not found.is_dir():
+        raise ConfigError(json_path, f"{_cannot(path, found)} is not a directory")
+    if not os.access(found, WRITABLE):
+        raise ConfigError(json_path, f"{_cannot(path, found)} is not writable by user {os.geteuid()}")
+    return found
+
+
+def _cannot(path: Path, found: Path) -> str:
+    subject = shown(str(found))
+    return subject if found == path else f"{shown(str(path))} cannot be created: {subject}"
+
+
+def _file_system_bytes(path: Path, json_path: str) -> int:
+    status = os.statvfs(_probed(path, json_path))
+    if status.f_blocks == 0:
+        raise ConfigError(json_path, f"{shown(str(path))} is on a file system that cannot hold files")
+    return status.f_blocks * status.f_frsize

@@ -1,0 +1,161 @@
+"""Names for classes that are imported when they are first asked for.
+
+Two registries: specs, which a server asks for by `spec_name`, and tiers, which a document asks for by
+`type`. Both are open: another package registers its own class, or is named by a module path and needs
+no registration. Registering is meant for start-up and is not guarded against other threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .base import Spec, TierConfig, TierContext, TierFactory
+
+__all__ = [
+    "Registry",
+    "Spec",
+    "TierConfig",
+    "TierContext",
+    "TierFactory",
+    "create_spec",
+    "register_spec",
+    "register_tier",
+    "tier_factory",
+    "tier_types",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SPEC_NAME = "CompositeOffloadingSpec"
+
+
+class Place(NamedTuple):
+    """Where a class is found."""
+
+    module_path: str
+    class_name: str
+
+
+class Registry:
+    """Classes by name, each imported at its first use.
+
+    Args:
+        noun: what the classes are, for messages.
+        accepts: whether a class is what the registry is for.
+    """
+
+    def __init__(self, noun: str, accepts: Callable[[type], bool], places: Mapping[str, Place]) -> None:
+        self._noun = noun
+        self._accepts = accepts
+        self._places = dict(places)
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names."""
+        return tuple(self._places)
+
+    def register(self, name: str, place: Place) -> None:
+        """Let `name` stand for the class at `place`, without importing it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._places:
+            raise ValueError(f"{self._noun.capitalize()} {name!r} is already registered.")
+        self._places[name] = place
+
+    def load(self, name: str, module_path: str | None = None) -> type:
+        """Return the class of a registered name, or else the one called `name` in `module_path`.
+
+        Raises:
+            ValueError: the name is not registered and there is no module path.
+            AttributeError: the module has no such name.
+            TypeError: what has that name is not a class of the expected kind.
+        """
+        place = self._places.get(name)
+        if place is None and module_path is None:
+            raise ValueError(f"Unsupported {self._noun} type: {name}")
+        return self._checked(place or Place(str(module_path), name))
+
+    def _checked(self, place: Place) -> type:
+        found = getattr(importlib.import_module(place.module_path), place.class_name)
+        if not isinstance(found, type) or not self._accepts(found):
+            raise TypeError(f"{place.module_path}.{place.class_name} is not a {self._noun} class")
+        return found
+
+
+def _is_spec(found: type) -> bool:
+    return issubclass(found, Spec)
+
+
+def _is_tier_factory(found: type) -> bool:
+    return isinstance(found, TierFactory) and issubclass(found.Config, TierConfig)
+
+
+SPECS = Registry("spec", _is_spec, {DEFAULT_SPEC_NAME: Place("kvtier.factory.vllm", DEFAULT_SPEC_NAME)})
+
+TIERS = Registry(
+    "tier",
+    _is_tier_factory,
+    {
+        "gpu": Place("kvtier.factory.builtin", "GpuFactory"),
+        "pinned": Place("kvtier.factory.builtin", "PinnedFactory"),
+        "nvme": Place("kvtier.factory.builtin", "NvmeFactory"),
+    },
+)
+
+
+def register_spec(name: str, module_path: str, class_name: str) -> None:
+    """Let `spec_name: name` stand for a class; the module is imported when the spec is first created.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    SPECS.register(name, Place(module_path, class_name))
+
+
+def create_spec(extra_config: Mapping[str, Any], *args: Any) -> Any:
+    """Create the spec that a server's `kv_connector_extra_config` names.
+
+    `spec_name` is looked up among the registered names, else in the module `spec_module_path`.
+
+    Args:
+        extra_config: the server's extra configuration.
+        args: what the server passes to the constructor of a spec.
+
+    Raises:
+        ValueError: an unknown name without a `spec_module_path`.
+        AttributeError: the module has no such name.
+        TypeError: what has that name is not a spec.
+    """
+    name = extra_config.get("spec_name", DEFAULT_SPEC_NAME)
+    spec_class = SPECS.load(name, extra_config.get("spec_module_path"))
+    logger.info("creating the offloading spec %s", name)
+    return spec_class(*args)
+
+
+def register_tier(type: str, module_path: str, class_name: str) -> None:
+    """Let `"type": type` stand for a `TierFactory`; its module is imported when a document first names it.
+
+    Raises:
+        ValueError: the type is taken.
+    """
+    TIERS.register(type, Place(module_path, class_name))
+
+
+def tier_types() -> tuple[str, ...]:
+    """The registered types of tiers."""
+    return TIERS.names()
+
+
+def tier_factory(type: str, module_path: str | None = None) -> Any:
+    """Return the `TierFactory` of a registered type, or else the class called `type` in `module_path`.
+
+    Raises:
+        ValueError: the type is not registered and there is no module path.
+        AttributeError: the module has no such name.
+        TypeError: what has that name is not a tier factory.
+    """
+    return TIERS.load(type, module_path)

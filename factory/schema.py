@@ -1,0 +1,62 @@
+"""The JSON Schema of the tier-config document, for editors and other validators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from .base import TierConfig
+from .config import BUILTIN_CONFIGS
+from .registry import tier_factory, tier_types
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+MODE: JsonSchemaMode = "validation"
+
+
+def config_schema() -> dict[str, Any]:
+    """The schema of a whole document, with every registered type of tier."""
+    models = {name: _model(name) for name in tier_types()}
+    references, definitions = models_json_schema([(model, MODE) for model in models.values()])
+    entries = [references[(model, MODE)] for model in models.values()]
+    return {
+        "$schema": DIALECT,
+        "title": "kvtier tier config",
+        "description": "A chain of tiers for the KV cache of an LLM server, from the device down.",
+        "type": "object",
+        "required": ["version", "tiers"],
+        "additionalProperties": False,
+        "properties": {
+            "$schema": {"type": "string", "description": "Where editors find this schema; not read."},
+            "version": {"const": 1, "description": "The format of this document."},
+            "tiers": {
+                "type": "array",
+                "minItems": 2,
+                "description": 'The chain in order: "gpu" first, then "pinned", then what lies below.',
+                "items": {"oneOf": [*entries, _foreign(list(models))]},
+            },
+        },
+        "$defs": definitions["$defs"],
+    }
+
+
+def _model(name: str) -> type[TierConfig]:
+    model: type[TierConfig] = BUILTIN_CONFIGS.get(name) or tier_factory(name).Config
+    return model
+
+
+def _foreign(known_types: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "A tier of another package.",
+        "required": ["type", "module_path"],
+        "properties": {
+            "type": {
+                "type": "string",
+                "not": {"enum": known_types},
+                "description": "The name of its factory class.",
+            },
+            "module_path": {"type": "string", "description": "The module of that class."},
+        },
+    }

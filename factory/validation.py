@@ -1,0 +1,66 @@
+"""One `ConfigError` out of pydantic's list of them: the one that tells most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..tiers import ConfigError
+from .wording import listed, nearest, shown
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], entry: Mapping[str, Any], json_path: str) -> Model:
+    """Make a `model` of one object of the document.
+
+    Raises:
+        ConfigError: with the path of the first thing wrong.
+    """
+    try:
+        return model.model_validate(dict(entry))
+    except ValidationError as error:
+        wrong = min(error.errors(include_url=False), key=_rank)
+        raise ConfigError(joined(json_path, wrong["loc"]), _message(model, entry, wrong)) from None
+
+
+def joined(json_path: str, steps: Sequence[int | str]) -> str:
+    """A JSON path, made longer: `tiers[2]` and `capacity` are `tiers[2].capacity`."""
+    for step in steps:
+        if isinstance(step, int):
+            json_path += f"[{step}]"
+        elif step.isidentifier():
+            json_path += f".{step}" if json_path else step
+        else:
+            json_path += f"[{shown(step)}]"
+    return json_path
+
+
+def _rank(wrong: ErrorDetails) -> int:
+    # A misspelled key is also a missing one: the misspelling is what the user can see.
+    return {"extra_forbidden": 0, "missing": 2}.get(wrong["type"], 1)
+
+
+def _message(model: type[BaseModel], entry: Mapping[str, Any], wrong: ErrorDetails) -> str:
+    if wrong["type"] == "extra_forbidden":
+        return f"unknown key; {_meant_key(str(wrong['loc'][-1]), model, entry)}"
+    if wrong["type"] == "missing":
+        return f"missing{_example(model, wrong)}"
+    if wrong["type"] == "value_error":
+        return str(wrong["ctx"]["error"])
+    sentence = wrong["msg"].removeprefix("Input ")
+    return f"{sentence[:1].lower()}{sentence[1:]}, not {shown(wrong['input'])}{_example(model, wrong)}"
+
+
+def _meant_key(key: str, model: type[BaseModel], entry: Mapping[str, Any]) -> str:
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    near = nearest(key, (name for name in names if name not in entry))
+    return f"known are {listed(names)}" if near is None else f"did you mean {shown(near)}?"
+
+
+def _example(model: type[BaseModel], wrong: ErrorDetails) -> str:
+    field = model.model_fields.get(str(wrong["loc"][0])) if wrong["loc"] else None
+    return f"; for example {shown(field.examples[0])}" if field and field.examples else ""

@@ -1,0 +1,40 @@
+"""How messages show values and suggest names."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+
+SHOWN_CHARS_MAX = 60  # a longer value would hide the sentence around it
+
+NEAR_RATIO_MIN = 0.6  # difflib's own default: one or two slips in a short word
+
+
+def shown(value: object) -> str:
+    """`value` as it would stand in the document, shortened."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names, quoted and sorted: `"a", "b" and "c"`."""
+    quoted = [shown(name) for name in sorted(names)]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` was probably meant to be; upper and lower case count as equal."""
+    by_lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lowered, n=1, cutoff=NEAR_RATIO_MIN)
+    return by_lowered[near[0]] if near else None
+
+
+def suggested(word: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest one, or all of them."""
+    names = tuple(names)
+    near = nearest(word, names)
+    return f"choose from {listed(names)}" if near is None else f"did you mean {shown(near)}?"
