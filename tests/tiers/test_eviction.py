@@ -115,6 +115,15 @@ def test_a_removed_chunk_is_forgotten_without_a_ghost(policy: EvictionPolicy) ->
     assert policy.evict(1, anything) == [keys[1]]
 
 
+def test_a_removed_ghost_comes_back_as_a_new_chunk(policy: EvictionPolicy) -> None:
+    policy.insert([b"ghost"])
+    policy.evict(1, anything)
+    policy.remove(b"ghost")
+    policy.insert([b"ghost"])
+    policy.insert([b"new"])
+    assert policy.evict(1, anything) == [b"ghost"]
+
+
 def test_unknown_keys_are_not_touched_into_residence(policy: EvictionPolicy) -> None:
     policy.touch(chunks("never inserted", 3))
     policy.check()
@@ -235,6 +244,18 @@ def test_s3fifo_counts_a_key_once_in_one_batch() -> None:
     s3fifo.touch([b"b"])
     s3fifo.touch([b"b"])
     assert s3fifo.evict(2, anything) == [b"a", b"b"]
+
+
+def test_s3fifo_forgets_the_uses_of_a_chunk_that_enters_its_main_queue() -> None:
+    s3fifo = S3FifoPolicy(10)
+    s3fifo.insert([b"main"])
+    s3fifo.evict(1, anything)
+    s3fifo.insert([b"used"])
+    s3fifo.touch([b"used"])
+    s3fifo.touch([b"used"])
+    assert s3fifo.evict(1, lambda key: key != b"used") == []
+    s3fifo.insert([b"main"])  # from its ghost: behind the chunk that came out of the small queue
+    assert s3fifo.evict(1, anything) == [b"used"]
 
 
 def test_s3fifo_bounds_the_sweep_when_every_chunk_was_used() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.eviction import POLICIES, S3FIFO_USES_MAX, Evictable
 
-CAPACITY_CHUNKS = 8
 KEYS = [b"%d" % i for i in range(20)]  # so few that no sweep reaches its bound, which has a test of its own
 
 
@@ -31,7 +31,7 @@ def forget(key: ChunkKey, *parts: list[ChunkKey]) -> None:
 
 
 class LruModel:
-    def __init__(self) -> None:
+    def __init__(self, capacity_chunks: int) -> None:
         self.order: list[ChunkKey] = []
 
     def insert(self, key: ChunkKey) -> None:
@@ -58,7 +58,8 @@ class LruModel:
 
 
 class ArcModel:
-    def __init__(self) -> None:
+    def __init__(self, capacity_chunks: int) -> None:
+        self.capacity_chunks = capacity_chunks
         self.p = 0
         self.t1: list[ChunkKey] = []
         self.t2: list[ChunkKey] = []
@@ -67,7 +68,7 @@ class ArcModel:
 
     def insert(self, key: ChunkKey) -> None:
         if key in self.b1:
-            self.p = min(CAPACITY_CHUNKS, self.p + max(1, len(self.b2) // len(self.b1)))
+            self.p = min(self.capacity_chunks, self.p + max(1, len(self.b2) // len(self.b1)))
         if key in self.b2:
             self.p = max(0, self.p - max(1, len(self.b1) // len(self.b2)))
         (self.t2 if key in self.b1 + self.b2 else self.t1).append(key)
@@ -92,9 +93,9 @@ class ArcModel:
         return key
 
     def settle(self) -> None:
-        while self.b1 and len(self.t1) + len(self.b1) > CAPACITY_CHUNKS:
+        while self.b1 and len(self.t1) + len(self.b1) > self.capacity_chunks:
             self.b1.pop(0)
-        while len(self.b1) + len(self.b2) > CAPACITY_CHUNKS:
+        while len(self.b1) + len(self.b2) > self.capacity_chunks:
             self.b2.pop(0)
 
     def resident(self) -> list[ChunkKey]:
@@ -102,7 +103,8 @@ class ArcModel:
 
 
 class S3FifoModel:
-    def __init__(self) -> None:
+    def __init__(self, capacity_chunks: int) -> None:
+        self.capacity_chunks = capacity_chunks
         self.small: list[ChunkKey] = []
         self.main: list[ChunkKey] = []
         self.ghosts: list[ChunkKey] = []
@@ -125,7 +127,7 @@ class S3FifoModel:
             main = [key for key in self.main if self.uses[key] or evictable(key)]
             if not small and not main:
                 return None
-            small_is_full = len(self.small) >= max(1, CAPACITY_CHUNKS // 10)
+            small_is_full = len(self.small) >= max(1, self.capacity_chunks // 10)
             if small and (small_is_full or not main):
                 key = small[0]
                 self.small.remove(key)
@@ -142,23 +144,24 @@ class S3FifoModel:
             self.main.append(key)
 
     def settle(self) -> None:
-        del self.ghosts[: max(0, len(self.ghosts) - CAPACITY_CHUNKS)]
+        del self.ghosts[: max(0, len(self.ghosts) - self.capacity_chunks)]
 
     def resident(self) -> list[ChunkKey]:
         return self.small + self.main
 
+
+MODELS: Mapping[str, Callable[[int], Model]] = {"lru": LruModel, "arc": ArcModel, "s3fifo": S3FifoModel}
 
 batches = st.lists(st.sampled_from(KEYS), max_size=8)
 
 
 class PolicyMachine(RuleBasedStateMachine):
     name: ClassVar[str]
-    model_type: ClassVar[type[Model]]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.policy = POLICIES[self.name](CAPACITY_CHUNKS)
-        self.model = self.model_type()
+    @initialize(capacity_chunks=st.sampled_from([3, 8, len(KEYS)]))
+    def start(self, capacity_chunks: int) -> None:
+        self.policy = POLICIES[self.name](capacity_chunks)
+        self.model = MODELS[self.name](capacity_chunks)
 
     @rule(keys=batches)
     def insert(self, keys: list[ChunkKey]) -> None:
@@ -201,20 +204,17 @@ class PolicyMachine(RuleBasedStateMachine):
 
 class LruMachine(PolicyMachine):
     name = "lru"
-    model_type = LruModel
 
 
 class ArcMachine(PolicyMachine):
     name = "arc"
-    model_type = ArcModel
 
 
 class S3FifoMachine(PolicyMachine):
     name = "s3fifo"
-    model_type = S3FifoModel
 
 
-MACHINE_SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
+MACHINE_SETTINGS = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 TestLru = LruMachine.TestCase
 TestArc = ArcMachine.TestCase
