@@ -5,9 +5,9 @@ what lies only below is promoted into a slot before anyone may load it. All plac
 in functions that never wait, so any thread may call them, a server's scheduler first of all. Everything that
 waits runs on the loop thread: `_pump` takes what was queued and starts one task a batch.
 
-    any thread                            loop thread
-    acquire(key) -- miss above, hit below -> queue -> _pump -> _promote: tier.load(...) -> READY, waiters woken
-    commit(slots) -- READY, dirty ---------> queue -> _pump -> _cascade: tier.store(...) -> clean, unpinned
+    any thread                     loop thread
+    acquire: a hit below, queued -> _pump -> _promote: tier.load(...) -> READY, waiters woken
+    commit: READY, dirty, queued -> _pump -> _cascade: tier.store(...) -> clean, unpinned
 
 A queued or running promotion or cascade holds a pin on its slots; that is all that keeps a slot in place.
 """
@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..tiers.base import Buffer, ChunkKey, Failure, Tier, TierStats
-from ..tiers.pinned import SlotTier
-from ..tiers.slots import Slot, SlotState
+from ..tiers.slots import Slot, SlotState, SlotTier
 from .loop import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -272,7 +271,9 @@ class Chain:
         ready = [slot for slot in pinned if slot.state is SlotState.READY]
         useless = [slot for slot in pinned if slot.state is not SlotState.READY]
         self.release(useless)
-        failed = {key: _WHY[presence] for key, (presence, slot, _) in zip(keys, found, strict=True) if not slot}
+        failed = {
+            key: _WHY[presence] for key, (presence, slot, _) in zip(keys, found, strict=True) if not slot
+        }
         late = {slot.key: Failure.TIMEOUT for slot in useless if slot.state is SlotState.FILLING}
         gone = {slot.key: Failure.MISSING for slot in useless if slot.state is SlotState.GONE}
         return ready, failed | late | gone

@@ -97,8 +97,8 @@ class OffloadEngine:
 
         Args:
             config: a tier-config document, as a path to a JSON file or as the document itself.
-            namespace: all that makes two chunks with one key interchangeable: model, revision, weights, dtype,
-                parallel layout. Chunks of one namespace are never served to another.
+            namespace: all that makes two chunks with one key interchangeable: model, revision, weights,
+                dtype, parallel layout. Chunks of one namespace are never served to another.
 
         Raises:
             ConfigError: the document is wrong; the message names the field and the fix.
@@ -235,15 +235,16 @@ class OffloadEngine:
     # --- on the caller's thread ---------------------------------------------------------------------
 
     def _start_job(
-        self,
-        direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
+        self, direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
     ) -> Job[Outcome]:
         self._ready_chain()
-        assert self._gpu is not None and self._mover is not None
+        gpu, mover = self._gpu, self._mover
+        assert gpu is not None, "a ready chain has its device tier"
+        assert mover is not None, "and its mover"
         _check_keys(keys)
         # Made on this thread: the window takes note of what the caller's stream has been told to do so far.
-        window = self._gpu.window(keys, block_ids)
-        move = self._mover.store if direction is Direction.STORE else self._mover.load
+        window = gpu.window(keys, block_ids)
+        move = mover.store if direction is Direction.STORE else mover.load
         with self._lock:
             shed = len(self._jobs) >= JOBS_IN_FLIGHT_MAX
             job = Job(self._loop.submit(_shed(keys) if shed else move(window, keys)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.pinned import SlotTier
-from ..tiers.slots import Slot
+from ..tiers.slots import Slot, SlotTier
 from .chain import BATCH_CHUNKS_MAX, Chain
 
 Failures = dict[ChunkKey, Failure]

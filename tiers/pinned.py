@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from .eviction import POLICIES
 from .slots import Slot, SlotState, SlotTable
-
-
-class SlotTier(Protocol):
-    """What a tier offers besides `Tier` when other tiers may read and write its memory in place."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def table(self) -> SlotTable:
-        """Which chunk lies where; not thread-safe."""
-        ...
-
-    @property
-    def slot_bytes(self) -> int: ...
-
-    def buffer(self, slot: Slot) -> Buffer:
-        """The slot's memory, writable, valid while the slot is pinned."""
-        ...
 
 
 class PinnedTier:

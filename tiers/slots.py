@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from .base import ChunkKey
+from .base import Buffer, ChunkKey
 from .eviction import EvictionPolicy
 
 
@@ -173,3 +174,22 @@ class SlotTable:
     def _advance(self, slot: Slot, state: SlotState) -> None:
         assert state in LEGAL[slot.state], f"{slot.state.name} -> {state.name} is not a legal step"
         slot.state = state
+
+
+class SlotTier(Protocol):
+    """What a tier offers besides `Tier` when other tiers may read and write its memory in place."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def table(self) -> SlotTable:
+        """Which chunk lies where; not thread-safe."""
+        ...
+
+    @property
+    def slot_bytes(self) -> int: ...
+
+    def buffer(self, slot: Slot) -> Buffer:
+        """The slot's memory, writable, valid while the slot is pinned."""
+        ...

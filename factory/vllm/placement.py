@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ...engine.chain import Chain, Found, Presence
-from ...tiers.arena import Arena
 from ...tiers.base import ChunkKey
 from ...tiers.slots import Slot
 
@@ -30,23 +30,35 @@ class StorePlan:
     evicted: list[ChunkKey]
 
 
+class TransferMarks(Protocol):
+    """What the workers leave in the arena for the scheduler to read."""
+
+    def store_failed(self, index: int) -> bool:
+        """Say whether the last store into a slot failed on some rank."""
+        ...
+
+    def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
+        """Say whether every rank has ended this many stores and loads of a slot, counted modulo 2**32."""
+        ...
+
+
 class ServerPlacement:
     """What each request holds, loads and stores. One thread: the scheduler's.
 
     Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing`, `_limbo`.
     """
 
-    def __init__(self, chain: Chain, arena: Arena) -> None:
+    def __init__(self, chain: Chain, marks: TransferMarks) -> None:
         self._chain = chain
-        self._arena = arena
+        self._marks = marks
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
         self._loading: dict[str, dict[ChunkKey, Slot]] = {}
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._limbo: list[Slot] = []
         self._stores_submitted = 0
-        self._stores_issued = np.zeros(arena.slot_count, np.uint32)
-        self._loads_issued = np.zeros(arena.slot_count, np.uint32)
+        self._stores_issued = np.zeros(chain.slots_count, np.uint32)
+        self._loads_issued = np.zeros(chain.slots_count, np.uint32)
 
     @property
     def in_limbo(self) -> int:
@@ -116,7 +128,7 @@ class ServerPlacement:
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
         """The workers have written the slots, or not; `keys` come in any order, the log wants theirs."""
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
-        bad = {slot for slot in slots if not success or self._arena.store_failed(slot.index)}
+        bad = {slot for slot in slots if not success or self._marks.store_failed(slot.index)}
         self._chain.abandon(list(bad))
         self._chain.commit([slot for slot in slots if slot not in bad])
 
@@ -148,7 +160,7 @@ class ServerPlacement:
 
     def _is_quiet(self, index: int) -> bool:
         issued = int(self._stores_issued[index]), int(self._loads_issued[index])
-        return self._arena.transfers_done(index, stores=issued[0], loads=issued[1])
+        return self._marks.transfers_done(index, stores=issued[0], loads=issued[1])
 
     def _let_go(self, holds: Iterable[Found]) -> None:
         self._chain.release([found.slot for found in holds if found.slot is not None])

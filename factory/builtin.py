@@ -1,0 +1,54 @@
+"""The factories of the built-in tiers."""
+
+from __future__ import annotations
+
+from ..tiers import Tier
+from ..tiers.arena import Arena
+from ..tiers.identity import Identity
+from ..tiers.nvme import NvmeTier
+from ..tiers.pinned import PinnedTier
+from .base import TierContext
+from .entries import GpuConfig, NvmeConfig, PinnedConfig
+
+
+class GpuFactory:
+    """The gpu tier is made where the server's tensors are; no factory opens it."""
+
+    Config = GpuConfig
+
+    @staticmethod
+    async def open(config: GpuConfig, context: TierContext) -> Tier:
+        raise AssertionError("the first tier of a chain is the server's own memory")
+
+
+class PinnedFactory:
+    Config = PinnedConfig
+
+    @staticmethod
+    async def open(config: PinnedConfig, context: TierContext) -> Tier:
+        return PinnedTier(open_arena(config, context), config.policy)
+
+
+class NvmeFactory:
+    Config = NvmeConfig
+
+    @staticmethod
+    async def open(config: NvmeConfig, context: TierContext) -> Tier:
+        return await NvmeTier.open(
+            config.path,
+            capacity_bytes=config.capacity_bytes,
+            reserve_bytes=config.reserve_bytes,
+            identity=Identity(context.identity),
+            chunk_bytes=context.chunk_bytes,
+        )
+
+
+def open_arena(config: PinnedConfig, context: TierContext) -> Arena:
+    """Make or map the arena of a pinned tier."""
+    slot_count = config.capacity_bytes // context.chunk_bytes
+    if context.place is None:
+        return Arena.private(slot_count, context.part_bytes, context.parts)
+    place = context.place
+    return Arena.shared(
+        place.name, slot_count, context.part_bytes, context.parts, mappers=place.mappers, ranks=place.ranks
+    )

@@ -1,0 +1,110 @@
+"""The composite spec: one config, one chain of tiers, built in order and taken down in reverse."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..tiers import Tier
+from ..tiers.arena import Arena
+from ..tiers.pinned import PinnedTier
+from .base import SharedPlace, TierContext
+from .builtin import open_arena
+from .config import KvtierConfig, load_config, resolve_config
+from .entries import PinnedConfig
+from .registry import tier_factory
+
+logger = logging.getLogger(__name__)
+
+NO_DEADLINE_S = 10.0  # chains without a disk: nothing there can be slow
+
+
+class CompositeSpec:
+    """Builds every tier below the device from one config.
+
+    The gpu entry stands for the server's own tensors, which are wherever the server put them: whoever
+    has them makes the gpu tier. `start` and `close` belong to one event loop.
+    """
+
+    def __init__(self, config: KvtierConfig) -> None:
+        self._config = config
+        self._tiers: list[Tier] = []
+
+    @classmethod
+    def from_config(cls, source: str | Path | Mapping[str, Any]) -> CompositeSpec:
+        """Read and check a document: the path of a file, or the document itself.
+
+        Raises:
+            ConfigError: the first thing wrong.
+        """
+        return cls(load_config(source))
+
+    @property
+    def load_deadline_s(self) -> float:
+        """The longest deadline of any tier: when a load counts as late."""
+        deadlines = [getattr(tier, "load_deadline_s", 0.0) for tier in self._config.tiers]
+        return max(deadlines) or NO_DEADLINE_S
+
+    @property
+    def pinned(self) -> PinnedTier:
+        """The chain's hub; there once `start` has returned."""
+        pinned = self._tiers[0]
+        assert isinstance(pinned, PinnedTier), "the config puts the pinned tier below the device"
+        return pinned
+
+    @property
+    def lower(self) -> Sequence[Tier]:
+        """The tiers below the pinned one, nearest first."""
+        return self._tiers[1:]
+
+    async def start(
+        self, *, part_bytes: int, parts: int, identity: Mapping[str, str], place: SharedPlace | None = None
+    ) -> None:
+        """Open every tier below the device, top down; if one fails, those before it are closed again.
+
+        Args:
+            part_bytes: one rank's bytes of one chunk.
+            parts: rank parts of a slot.
+            identity: what makes two chunks' bytes interchangeable, field by field.
+            place: where processes meet that share the arena; None for an arena of this process alone.
+
+        Raises:
+            ConfigError: the config does not fit this machine or these chunks.
+            TierUnavailable, IdentityMismatch: a tier cannot start.
+        """
+        assert not self._tiers, "a spec starts once"
+        context = TierContext(part_bytes=part_bytes, parts=parts, identity=identity, place=place)
+        config = resolve_config(self._config, chunk_bytes=context.chunk_bytes)
+        try:
+            for index, entry in enumerate(config.tiers[1:], start=1):
+                factory = tier_factory(entry.type, entry.module_path)
+                self._tiers.append(await factory.open(entry, context.at(f"tiers[{index}]")))
+        except BaseException:
+            await self.close()
+            raise
+
+    def open_arena(self, *, part_bytes: int, parts: int, place: SharedPlace) -> Arena:
+        """Map the pinned tier's arena in a process that only copies: a worker of the server.
+
+        Raises:
+            ConfigError, TierUnavailable: as for `start`.
+        """
+        context = TierContext(part_bytes=part_bytes, parts=parts, identity={}, place=place)
+        entry = self._config.tiers[1].resolve(chunk_bytes=context.chunk_bytes, json_path="tiers[1]")
+        assert isinstance(entry, PinnedConfig), "the config puts the pinned tier below the device"
+        return open_arena(entry, context)
+
+    async def close(self) -> None:
+        """Close the tiers, bottom up; one that fails to close does not keep the others open. Idempotent."""
+        while self._tiers:
+            tier = self._tiers.pop()
+            try:
+                await tier.close()
+            except Exception:
+                logger.exception("the %s tier did not close cleanly", tier.name)
+
+    def summary(self) -> str:
+        """One line for people: the tiers, in order."""
+        return " -> ".join(entry.type for entry in self._config.tiers)

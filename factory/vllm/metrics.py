@@ -1,0 +1,90 @@
+"""kvtier's numbers in vLLM's own metrics channel.
+
+The manager, in the scheduler process, hands over what changed since the last time; the front end adds it
+up under the definitions below. Counters get Prometheus' suffix ``_total`` there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...engine.chain import ChainStats
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.v1.kv_offload.base import OffloadingMetricMetadata
+
+INTERVAL_S = 0.25  # a scheduler steps a thousand times a second; nobody scrapes that often
+
+# Counter of the chain -> (name, what it counts), each by tier.
+COUNTERS = {
+    "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that supplied them."),
+    "loaded_bytes": (
+        "kvtier:load_bytes",
+        "Bytes read from the tier: onto the device from pinned, into pinned from below.",
+    ),
+    "stored_bytes": ("kvtier:store_bytes", "Bytes written to the tier."),
+    "stored_chunks": ("kvtier:store_chunks", "Chunks written to the tier."),
+    "dropped_chunks": ("kvtier:dropped_chunks", "Chunks not stored because the tier had no room or no time."),
+    "evicted_chunks": ("kvtier:evicted_chunks", "Chunks that left the tier for others."),
+    "late_loads": ("kvtier:late_loads", "Loads given up at their deadline."),
+    "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum, and were misses."),
+    "io_errors": ("kvtier:io_errors", "Reads and writes that the device refused."),
+}
+USED = ("kvtier:used_bytes", "Bytes taken in the tier.")
+CAPACITY = ("kvtier:capacity_bytes", "The tier's cap.")
+PENDING = ("kvtier:pending_stores", "Chunks in slots that wait for the tiers below.")
+PINNED = ("kvtier:pinned_slots", "Slots in use by transfers and waiting requests.")
+
+
+def definitions() -> dict[str, OffloadingMetricMetadata]:
+    """What vLLM's front end registers with Prometheus."""
+    from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata
+
+    metrics: dict[str, OffloadingMetricMetadata] = {}
+    for name, text in COUNTERS.values():
+        metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier",))
+    for name, text in (USED, CAPACITY):
+        metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
+    for name, text in (PENDING, PINNED):
+        metrics[name] = OffloadingGaugeMetadata(documentation=text)
+    return metrics
+
+
+class Reporter:
+    """Turns the chain's totals into what changed since the last report."""
+
+    def __init__(self, stats: Callable[[], ChainStats]) -> None:
+        self._stats = stats
+        self._reported: dict[tuple[str, str], int] = {}
+        self._due_at_s = 0.0
+
+    def report(self) -> OffloadingConnectorStats | None:
+        """Return the changes, or None when a report is not yet due."""
+        if time.monotonic() < self._due_at_s:
+            return None
+        self._due_at_s = time.monotonic() + INTERVAL_S
+        from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+
+        stats, report = self._stats(), OffloadingConnectorStats()
+        for (counter, tier), total in self._totals(stats).items():
+            change = total - self._reported.get((counter, tier), 0)
+            if counter in COUNTERS and change:
+                report.increase_counter(COUNTERS[counter][0], change, (tier,))
+                self._reported[counter, tier] = total
+        for tier, numbers in stats.tiers.items():
+            report.set_gauge(USED[0], numbers.used_bytes, (tier,))
+            report.set_gauge(CAPACITY[0], numbers.capacity_bytes, (tier,))
+        report.set_gauge(PENDING[0], stats.dirty_chunks)
+        report.set_gauge(PINNED[0], stats.pinned_slots)
+        return report
+
+    def _totals(self, stats: ChainStats) -> dict[tuple[str, str], int]:
+        of_tiers = {
+            (counter, tier): total
+            for tier, numbers in stats.tiers.items()
+            for counter, total in numbers.counters.items()
+        }
+        return of_tiers | dict(stats.counters)

@@ -1,0 +1,26 @@
+"""What a user writes into vLLM's `kv_connector_extra_config` for kvtier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...tiers.errors import ConfigError
+from ..composite import CompositeSpec
+
+KEY = "kvtier"
+
+
+def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
+    """Build the chain's spec from the document under `kvtier`, given inline or by path.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    document = extra_config.get(KEY)
+    if document is None:
+        raise ConfigError(
+            f"kv_connector_extra_config.{KEY}",
+            "is missing; put the tier-config document there, or the path of a JSON file that holds it",
+        )
+    return CompositeSpec.from_config(document)

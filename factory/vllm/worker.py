@@ -1,0 +1,87 @@
+"""The worker's side of the plugin: copies between the device and this rank's part of every slot."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ...tiers.arena import Arena
+from ...tiers.copyplan import Spans
+from ...tiers.gpu import CopyJob, GpuTier
+
+
+class Finished(NamedTuple):
+    """A transfer that has ended."""
+
+    job_id: int
+    succeeded: bool
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    job_id: int
+    copy: CopyJob
+    slots: np.ndarray
+    is_store: bool
+
+
+class CopyWorker:
+    """Transfers of one rank. One thread: the worker's.
+
+    A store whose copy fails is marked as such in the arena and reported as finished: the scheduler drops its
+    chunks, and the server, which ends at a failed job, goes on. A load has nowhere to fall back to.
+    """
+
+    def __init__(self, gpu: GpuTier, arena: Arena, *, rank: int, part: int) -> None:
+        self._gpu = gpu
+        self._arena = arena
+        self._rank = rank
+        self._part = part
+        self._stores: deque[_Transfer] = deque()
+        self._loads: deque[_Transfer] = deque()
+
+    def store(self, job_id: int, spans: Spans, slots: Sequence[int]) -> None:
+        """Copy device blocks into this rank's part of the slots."""
+        indexes = np.asarray(slots, np.int64)
+        copy = self._gpu.submit_store(spans, self._arena.part_address(indexes, self._part))
+        self._stores.append(_Transfer(job_id, copy, indexes, is_store=True))
+
+    def load(self, job_id: int, spans: Spans, slots: Sequence[int]) -> None:
+        """Copy this rank's part of the slots into device blocks."""
+        indexes = np.asarray(slots, np.int64)
+        copy = self._gpu.submit_load(spans, self._arena.part_address(indexes, self._part))
+        self._loads.append(_Transfer(job_id, copy, indexes, is_store=False))
+
+    def finished(self) -> Iterator[Finished]:
+        """Yield what has ended since the last call, each direction in the order of submission."""
+        for queue in (self._stores, self._loads):
+            while queue and queue[0].copy.done():
+                yield self._settle(queue.popleft())
+
+    def wait(self, job_ids: Set[int]) -> None:
+        """Return once these jobs have ended; `finished` still reports them."""
+        for transfer in (*self._stores, *self._loads):
+            if transfer.job_id in job_ids:
+                transfer.copy.wait(None)
+
+    def close(self) -> None:
+        """Wait for what is in flight, then release the device tier and the mapping."""
+        for transfer in (*self._stores, *self._loads):
+            transfer.copy.wait(None)
+        self._gpu.close_now()
+        self._arena.close()
+
+    def _settle(self, transfer: _Transfer) -> Finished:
+        copy, failed = transfer.copy, transfer.copy.error is not None
+        if transfer.is_store:
+            self._arena.store_ended(transfer.slots, self._rank, failed=failed)
+        else:
+            self._arena.load_ended(transfer.slots, self._rank)
+        succeeded = transfer.is_store or not failed
+        return Finished(transfer.job_id, succeeded, copy.size_bytes, copy.seconds)

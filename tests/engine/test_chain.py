@@ -1,0 +1,200 @@
+"""The chain over a memory tier: what is found, what moves, and what a slot is kept from."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+from chain_rig import SLOT_BYTES, Rig, rigged
+
+from kvtier.engine.chain import Presence
+from kvtier.tiers.base import Failure
+from kvtier.tiers.testing import pattern
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    yield from rigged(4)
+
+
+def test_a_committed_chunk_is_found_and_cascades_down(rig: Rig) -> None:
+    rig.put([b"a", b"b"])
+    assert rig.chain.lookup([b"a", b"b", b"c"]) == [True, True, False]
+    rig.drain()
+    assert rig.lower.chunks == {key: pattern(key, SLOT_BYTES) for key in (b"a", b"b")}
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_an_evicted_chunk_is_promoted_again(rig: Rig) -> None:
+    rig.put([b"a", b"b"])
+    rig.drain()
+    rig.put([b"c", b"d", b"e", b"f"])
+    rig.drain()
+    slots, failed = rig.fetch([b"a"]).result(5)
+    assert failed == {}
+    assert bytes(rig.pinned.buffer(slots[0])) == pattern(b"a", SLOT_BYTES)
+    rig.chain.release(slots)
+
+
+def test_a_hit_below_is_pending_in_the_same_call_and_its_promotion_starts_at_once(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    (found,) = rig.chain.acquire([b"x"])
+    assert found.presence is Presence.PENDING
+    assert found.source == "memory"
+    assert found.slot is not None
+    slots, _ = rig.fetch([b"x"]).result(5)  # nobody asked for it but acquire
+    assert rig.lower.log == [("load", (b"x",))]
+    assert rig.chain.state_of(found.slot) is Presence.READY
+    rig.chain.release([found.slot, *slots])
+
+
+def test_two_who_want_the_same_chunk_share_one_promotion(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.gate(opened=False)
+    first, second = rig.fetch([b"x"]), rig.fetch([b"x"])
+    rig.gate(opened=True)
+    slots = first.result(5)[0] + second.result(5)[0]
+    assert slots[0] is slots[1]
+    assert rig.lower.log == [("load", (b"x",))]
+    rig.chain.release(slots)
+
+
+def test_a_chunk_that_fails_to_load_is_a_miss_and_frees_its_slot(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.lower.broken.add(b"x")
+    slots, failed = rig.fetch([b"x"]).result(5)
+    assert slots == []
+    assert failed == {b"x": Failure.MISSING}
+    assert rig.chain.acquire([b"x"])[0].presence is Presence.MISS
+    assert rig.pinned.table.free_count == 4
+
+
+def test_a_promotion_past_its_deadline_is_late_and_keeps_its_slot_until_it_returns(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.gate(opened=False)
+    (found,) = rig.chain.acquire([b"x"])
+    assert found.slot is not None
+    rig.clock.now_s = 5.1
+    assert rig.chain.state_of(found.slot) is Presence.LATE
+    assert rig.chain.acquire([b"x"])[0].presence is Presence.LATE
+    rig.chain.release([found.slot])
+    assert rig.pinned.table.free_count == 3
+    rig.gate(opened=True)
+    slots, _ = rig.fetch([b"x"]).result(5)
+    assert slots == [found.slot]
+    rig.chain.release(slots)
+
+
+def test_a_wanted_chunk_without_a_slot_is_counted_as_full(rig: Rig) -> None:
+    rig.put([b"a", b"b", b"c", b"d"])
+    rig.drain()
+    held = [found.slot for found in rig.chain.acquire([b"a", b"b", b"c", b"d"]) if found.slot]
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    assert rig.chain.acquire([b"x"])[0].presence is Presence.FULL
+    rig.chain.release(held)
+    (found,) = rig.chain.acquire([b"x"])
+    assert found.slot is not None
+    rig.chain.release([found.slot])
+
+
+def test_what_waits_for_a_slow_disk_never_takes_more_than_half_of_the_slots(rig: Rig) -> None:
+    rig.gate(opened=False)
+    rig.put([b"a", b"b", b"c", b"d"])
+    stats = rig.chain.stats()
+    assert stats.dirty_chunks == 2
+    assert stats.counters["dropped_chunks", "memory"] == 2
+    assert len(rig.put([b"e", b"f"])) == 2
+    rig.gate(opened=True)
+    rig.drain()
+    assert set(rig.lower.chunks) == {b"a", b"b"}
+
+
+def test_an_abandoned_store_leaves_nothing(rig: Rig) -> None:
+    slots = rig.chain.reserve([b"a"]).slots
+    rig.chain.abandon(slots)
+    assert rig.chain.lookup([b"a"]) == [False]
+    assert rig.pinned.table.free_count == 4
+
+
+def test_a_busy_slot_is_named_and_can_be_waited_for(rig: Rig) -> None:
+    slots = rig.chain.reserve([b"a"]).slots
+    again = rig.chain.reserve([b"a", b"b"])
+    assert again.busy == [b"a"]
+    assert [slot.key for slot in again.slots] == [b"b"]
+    waiting = rig.loop.submit(rig.chain.settled([b"a"]))
+    assert not waiting.done()
+    rig.chain.commit(slots)
+    waiting.result(5)
+    rig.chain.commit(again.slots)
+
+
+def test_nothing_stored_before_an_invalidation_is_found_after_it(rig: Rig) -> None:
+    rig.put([b"a"])
+    rig.drain()
+    in_flight = rig.chain.reserve([b"b"]).slots
+    rig.gate(opened=False)
+    rig.put([b"c"])
+    assert set(rig.chain.invalidate()) == {b"a", b"c"}
+    assert rig.chain.lookup([b"a", b"b", b"c"]) == [False, False, False]
+    rig.chain.commit(in_flight)
+    assert rig.chain.lookup([b"b"]) == [False]
+    rig.gate(opened=True)
+    rig.put([b"d"])
+    rig.drain()
+    assert rig.chain.lookup([b"b", b"d"]) == [False, True]
+    assert rig.pinned.table.leaving_count == 0
+
+
+def test_a_cancelled_fetch_holds_nothing(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.gate(opened=False)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(rig.chain.fetch([b"x"]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    rig.loop.submit(cancelled()).result(5)
+    rig.gate(opened=True)
+    slots, _ = rig.fetch([b"x"]).result(5)
+    rig.chain.release(slots)
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_stop_gives_up_what_waits_and_frees_every_pin(rig: Rig) -> None:
+    rig.gate(opened=False)
+    rig.put([b"a", b"b"])
+    rig.loop.submit(rig.chain.stop()).result(5)
+    assert rig.chain.stats().dirty_chunks == 0
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_many_threads_may_use_a_chain_at_once() -> None:
+    for rig in rigged(16):
+        use_from_many_threads(rig)
+
+
+def use_from_many_threads(rig: Rig) -> None:
+    keys = [b"%d" % i for i in range(48)]
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for turn in range(60):
+                mine = [keys[(seed * 7 + turn * 3 + i) % len(keys)] for i in range(4)]
+                rig.put(mine)
+                slots, _ = rig.fetch(mine).result(10)
+                for slot in slots:
+                    assert bytes(rig.pinned.buffer(slot)) == pattern(slot.key, SLOT_BYTES)
+                rig.chain.release(slots)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    rig.drain()

@@ -1,0 +1,77 @@
+"""A chain of slots over a memory tier, with the clock and the tier's speed in the test's hand."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+from kvtier.engine.chain import Chain
+from kvtier.engine.loop import LoopThread
+from kvtier.tiers.base import Buffer, Failure
+from kvtier.tiers.eviction import POLICIES
+from kvtier.tiers.slots import Slot, SlotTable
+from kvtier.tiers.testing import MemoryTier, pattern
+
+SLOT_BYTES = 64
+
+
+class Slots:
+    """A pinned tier without an arena."""
+
+    name = "pinned"
+    slot_bytes = SLOT_BYTES
+
+    def __init__(self, slots_count: int) -> None:
+        self.table = SlotTable(slots_count, POLICIES["lru"](slots_count))
+        self.memory = [memoryview(bytearray(SLOT_BYTES)) for _ in range(slots_count)]
+
+    def buffer(self, slot: Slot) -> Buffer:
+        return self.memory[slot.index]
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Rig:
+    """A chain of `slots_count` slots over a memory tier."""
+
+    def __init__(self, slots_count: int) -> None:
+        self.loop = LoopThread()
+        self.pinned = Slots(slots_count)
+        self.lower = MemoryTier()
+        self.clock = Clock()
+        self.chain = Chain(self.pinned, [self.lower], self.loop, load_deadline_s=5.0, clock=self.clock)
+
+    def put(self, keys: Sequence[bytes]) -> list[Slot]:
+        """Store chunks as a server does."""
+        slots = self.chain.reserve(keys).slots
+        for slot in slots:
+            self.pinned.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
+        self.chain.commit(slots)
+        return slots
+
+    def drain(self) -> None:
+        self.loop.submit(self.chain.drain()).result(5)
+
+    def fetch(self, keys: Sequence[bytes]) -> Future[tuple[list[Slot], dict[bytes, Failure]]]:
+        return self.loop.submit(self.chain.fetch(keys))
+
+    def gate(self, opened: bool) -> None:
+        switch = self.lower.gate.set if opened else self.lower.gate.clear
+        self.loop.submit(_call(switch)).result(5)
+
+
+async def _call(function: object) -> None:
+    assert callable(function)
+    function()
+
+
+def rigged(slots_count: int) -> Iterator[Rig]:
+    rig = Rig(slots_count)
+    yield rig
+    rig.gate(opened=True)
+    rig.loop.submit(rig.chain.stop()).result(5)
+    rig.chain.check()
+    rig.loop.close()

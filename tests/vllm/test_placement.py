@@ -1,0 +1,189 @@
+"""The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
+
+from collections.abc import Iterator
+
+import pytest
+from chain_rig import SLOT_BYTES, Rig, rigged
+
+from kvtier.engine.chain import Presence
+from kvtier.factory.vllm.placement import ServerPlacement
+from kvtier.tiers.testing import pattern
+
+
+class Marks:
+    """Workers that have ended what the test says they have."""
+
+    def __init__(self) -> None:
+        self.failed: set[int] = set()
+        self.ended = True
+
+    def store_failed(self, index: int) -> bool:
+        return index in self.failed
+
+    def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
+        return self.ended
+
+
+class Server:
+    """A scheduler over a chain of `slots_count` slots."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.marks = Marks()
+        self.placement = ServerPlacement(rig.chain, self.marks)
+
+    def store(self, keys: list[bytes]) -> None:
+        plan = self.placement.prepare_store(keys)
+        for key, slot in zip(plan.keys, plan.slots, strict=True):
+            self.rig.pinned.memory[slot][:] = pattern(key, SLOT_BYTES)
+        self.placement.complete_store(set(plan.keys), success=True)
+
+    def only_below(self, keys: list[bytes]) -> None:
+        for key in keys:
+            self.rig.lower.chunks[key] = pattern(key, SLOT_BYTES)
+
+    def settle(self, keys: list[bytes]) -> None:
+        """Wait until what was asked for has arrived or failed."""
+        slots, _ = self.rig.fetch(keys).result(5)
+        self.rig.chain.release(slots)
+
+    def pins(self) -> int:
+        self.rig.drain()
+        return self.rig.chain.stats().pinned_slots
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    for rig in rigged(4):
+        yield Server(rig)
+
+
+def test_a_hit_is_held_until_it_is_loaded(server: Server) -> None:
+    server.store([b"a"])
+    assert server.placement.lookup("r1", b"a") is Presence.READY
+    server.store([b"b", b"c", b"d", b"e"])  # wants every slot, and gets three
+    server.rig.drain()
+    (slot,) = server.placement.prepare_load("r1", [b"a"])
+    assert bytes(server.rig.pinned.memory[slot]) == pattern(b"a", SLOT_BYTES)
+    server.placement.complete_load("r1", {b"a"})
+    assert server.pins() == 0
+
+
+def test_a_hit_below_is_pending_at_once_and_ready_later(server: Server) -> None:
+    server.only_below([b"x", b"y"])
+    assert server.placement.lookup("r1", b"x") is Presence.PENDING
+    assert server.placement.lookup("r1", b"y") is Presence.PENDING
+    assert server.placement.source("r1", b"x") == "memory"
+    server.settle([b"x", b"y"])
+    assert server.placement.lookup("r1", b"x") is Presence.READY
+    slots = server.placement.prepare_load("r1", [b"x", b"y"])
+    assert [bytes(server.rig.pinned.memory[slot]) for slot in slots] == [
+        pattern(key, SLOT_BYTES) for key in (b"x", b"y")
+    ]
+    server.placement.complete_load("r1", {b"y", b"x"})
+    assert server.rig.chain.stats().counters["hits", "memory"] == 2
+    assert server.pins() == 0
+
+
+def test_a_request_that_ends_lets_go_of_what_it_held(server: Server) -> None:
+    server.store([b"a"])
+    server.only_below([b"x"])
+    server.placement.lookup("r1", b"a")
+    server.placement.lookup("r1", b"x")
+    server.placement.finish("r1")
+    server.settle([b"x"])
+    assert server.pins() == 0
+
+
+def test_a_chunk_that_failed_is_a_miss_for_that_request_for_good(server: Server) -> None:
+    server.only_below([b"x"])
+    server.rig.lower.broken.add(b"x")
+    assert server.placement.lookup("r1", b"x") is Presence.PENDING
+    server.settle([b"x"])
+    server.only_below([b"x"])  # the tier goes on claiming that it has it, as a disk with read errors does
+    assert server.placement.lookup("r1", b"x") is Presence.MISS
+    assert server.placement.lookup("r1", b"x") is Presence.MISS
+    assert len(server.rig.lower.log) == 1
+    server.placement.finish("r1")
+
+
+def test_a_late_chunk_is_a_miss_for_that_request(server: Server) -> None:
+    server.only_below([b"x"])
+    server.rig.gate(opened=False)
+    assert server.placement.lookup("r1", b"x") is Presence.PENDING
+    server.rig.clock.now_s = 6.0
+    assert server.placement.lookup("r1", b"x") is Presence.LATE
+    server.rig.gate(opened=True)
+    server.settle([b"x"])
+    assert server.placement.lookup("r1", b"x") is Presence.MISS
+    assert server.placement.lookup("r2", b"x") is Presence.READY
+    server.placement.finish("r1")
+    server.placement.finish("r2")
+    assert server.pins() == 0
+
+
+def test_requests_cannot_take_each_others_promotions_in_turn(server: Server) -> None:
+    first, second = [b"a1", b"a2", b"a3"], [b"b1", b"b2", b"b3"]
+    server.only_below(first + second)
+    assert [server.placement.lookup("r1", key) for key in first] == [Presence.PENDING] * 3
+    assert [server.placement.lookup("r2", key) for key in second][1:] == [Presence.FULL] * 2
+    server.settle(first)
+    assert [server.placement.lookup("r1", key) for key in first] == [Presence.READY] * 3
+    server.placement.prepare_load("r1", first)
+    server.placement.complete_load("r1", set(first))
+    server.placement.finish("r2")
+
+
+def test_chunks_go_down_in_the_order_of_the_request_though_completion_has_none(server: Server) -> None:
+    plan = server.placement.prepare_store([b"1", b"2"])
+    server.rig.gate(opened=False)
+    server.placement.complete_store({b"2", b"1"}, success=True)
+    server.rig.gate(opened=True)
+    server.rig.drain()
+    assert plan.keys == [b"1", b"2"]
+    assert server.rig.lower.log[0] == ("store", (b"1", b"2"))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_failed_store_is_never_readable(server: Server, told: bool) -> None:
+    plan = server.placement.prepare_store([b"a", b"b"])
+    if not told:
+        server.marks.failed.add(plan.slots[0])
+    server.placement.complete_store({b"a", b"b"}, success=not told)
+    assert server.rig.chain.lookup([b"a"]) == [False]
+    assert server.rig.chain.lookup([b"b"]) == [not told]
+    server.rig.drain()
+    assert b"a" not in server.rig.lower.chunks
+
+
+def test_a_chunk_that_has_a_slot_is_not_stored_again(server: Server) -> None:
+    server.store([b"a"])
+    assert server.placement.prepare_store([b"a"]).keys == []
+
+
+def test_a_store_without_room_keeps_the_head_and_counts_the_rest(server: Server) -> None:
+    plan = server.placement.prepare_store([b"%d" % i for i in range(6)])
+    assert plan.keys == [b"0", b"1", b"2", b"3"]
+    assert server.rig.chain.stats().counters["dropped_chunks", "pinned"] == 2
+    server.placement.complete_store(plan.keys, success=True)
+
+
+def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_slots(server: Server) -> None:
+    server.store([b"a", b"b"])
+    server.rig.drain()
+    server.placement.lookup("r1", b"a")
+    server.placement.prepare_load("r1", [b"a"])
+    server.placement.prepare_store([b"c"])
+    server.placement.lookup("r2", b"b")
+    server.marks.ended = False
+    server.placement.reset()
+    assert [server.placement.lookup("r3", key) for key in (b"a", b"b", b"c")] == [Presence.MISS] * 3
+    assert server.placement.in_limbo == 2
+    server.placement.sweep()
+    plan = server.placement.prepare_store([b"%d" % i for i in range(4)])
+    assert len(plan.slots) == 2
+    server.placement.complete_store(plan.keys, success=True)
+    server.marks.ended = True
+    server.placement.sweep()
+    assert server.placement.in_limbo == 0
+    assert server.pins() == 0
