@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..tiers import Tier
+
+
+PART_ALIGNMENT_BYTES = 4096  # what direct reads and writes ask of memory and file offsets
 
 
 class TierConfig(BaseModel):
@@ -43,18 +46,46 @@ class TierConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPlace:
+    """Where the processes of one server meet that share the pinned tier's arena.
+
+    Attributes:
+        name: the server's own name, equal in all its processes and in no other server's.
+        mappers: processes that will map the arena.
+        ranks: those of them that copy between it and a device.
+    """
+
+    name: str
+    mappers: int
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True)
 class TierContext:
     """What a tier is told beside its own entry.
 
     Attributes:
-        chunk_bytes: size of the largest chunk.
+        part_bytes: one rank's bytes of one chunk, at most.
+        parts: rank parts of a chunk, side by side.
         identity: what makes two chunks' bytes interchangeable, field by field.
+        place: where processes meet that share the arena; None where one process holds all.
         json_path: where the entry stands in the document, for messages: `tiers[2]`.
     """
 
-    chunk_bytes: int
+    part_bytes: int
+    parts: int
     identity: Mapping[str, str]
-    json_path: str
+    place: SharedPlace | None = None
+    json_path: str = ""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The bytes of one chunk in host memory, where each part starts on a page of its own."""
+        return self.parts * -(-self.part_bytes // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
+
+    def at(self, json_path: str) -> TierContext:
+        """The same for the entry at `json_path`."""
+        return replace(self, json_path=json_path)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from .base import TierConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 from .registry import tier_factory, tier_types
 from .validation import validated
-from .wording import listed, nearest, shown
+from .wording import listed, nearest, quoted, shown
 
 BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
     "gpu": GpuConfig,
@@ -65,7 +65,7 @@ def load_config(source: str | Path | Mapping[str, Any]) -> KvtierConfig:
     Raises:
         ConfigError: the first thing wrong.
     """
-    return parse_config(source if isinstance(source, Mapping) else read_document(Path(source)))
+    return parse_config(read_document(Path(source)) if isinstance(source, str | Path) else source)
 
 
 def read_document(path: Path) -> Any:
@@ -204,7 +204,7 @@ def _import_named(module_path: Any, json_path: str) -> None:
         # A module that exists and misses one of its own is its author's matter: that error stays as it is.
         if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(json_path, f"there is no module {shown(error.name)}") from error
+        raise ConfigError(json_path, f"there is no module {quoted(error.name)}") from error
 
 
 def _check_order(types: Sequence[str]) -> None:
@@ -239,7 +239,7 @@ def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) 
             first = taken.setdefault(canonical(tier.path), i)
             if first != i:
                 raise ConfigError(
-                    f"tiers[{i}].path", f"{shown(str(tier.path))} is the directory of tiers[{first}] already"
+                    f"tiers[{i}].path", f"{quoted(tier.path)} is the directory of tiers[{first}] already"
                 )
 
 

@@ -17,7 +17,7 @@ from ..tiers.eviction import POLICIES
 from .base import TierConfig
 from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
-from .wording import shown, suggested
+from .wording import quoted, shown, suggested
 
 WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
 
@@ -35,7 +35,7 @@ def _absolute_path(path: object) -> Path:
         raise ValueError(f"{shown(str(path))} names no directory")
     if not os.path.isabs(path):
         meant = os.path.abspath(os.path.expanduser(path))
-        raise ValueError(f"{shown(str(path))} is not absolute; did you mean {shown(meant)}?")
+        raise ValueError(f"{shown(str(path))} is not absolute; did you mean {quoted(meant)}?")
     return Path(path)
 
 
@@ -153,7 +153,7 @@ def _refuse_below_one_chunk(
 def _probed(path: Path, json_path: str) -> Path:
     """Return what exists of `path`, if it is or can become a directory that this user may write in."""
     if path.is_symlink() and not path.exists():
-        raise ConfigError(json_path, f"{shown(str(path))} is a link to nothing; create what it names")
+        raise ConfigError(json_path, f"{quoted(path)} is a link to nothing; create what it names")
     found = path
     while not found.exists() and found != found.parent:
         found = found.parent
@@ -165,12 +165,12 @@ def _probed(path: Path, json_path: str) -> Path:
 
 
 def _cannot(path: Path, found: Path) -> str:
-    subject = shown(str(found))
-    return subject if found == path else f"{shown(str(path))} cannot be created: {subject}"
+    subject = quoted(found)
+    return subject if found == path else f"{quoted(path)} cannot be created: {subject}"
 
 
 def _file_system_bytes(path: Path, json_path: str) -> int:
     status = os.statvfs(_probed(path, json_path))
     if status.f_blocks == 0:
-        raise ConfigError(json_path, f"{shown(str(path))} is on a file system that cannot hold files")
+        raise ConfigError(json_path, f"{quoted(path)} is on a file system that cannot hold files")
     return status.f_blocks * status.f_frsize

@@ -12,10 +12,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .base import Spec, TierConfig, TierContext, TierFactory
+from .base import SharedPlace, Spec, TierConfig, TierContext, TierFactory
 
 __all__ = [
     "Registry",
+    "SharedPlace",
     "Spec",
     "TierConfig",
     "TierContext",
@@ -49,7 +50,7 @@ class Registry:
 
     def __init__(self, noun: str, accepts: Callable[[type], bool], places: Mapping[str, Place]) -> None:
         self._noun = noun
-        self._accepts = accepts
+        self.accepts = accepts
         self._places = dict(places)
 
     def names(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ class Registry:
 
     def _checked(self, place: Place) -> type:
         found = getattr(importlib.import_module(place.module_path), place.class_name)
-        if not isinstance(found, type) or not self._accepts(found):
+        if not isinstance(found, type) or not self.accepts(found):
             raise TypeError(f"{place.module_path}.{place.class_name} is not a {self._noun} class")
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN_CHARS_MAX = 60  # a longer value would hide the sentence around it
 
@@ -20,10 +21,15 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}…"
 
 
+def quoted(text: str | Path) -> str:
+    """A name or path in quotes, whole, however long it is: half of it would be of no use."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
 def listed(names: Iterable[str]) -> str:
     """The names, quoted and sorted: `"a", "b" and "c"`."""
-    quoted = [shown(name) for name in sorted(names)]
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+    *first, last = [quoted(name) for name in sorted(names)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
@@ -37,4 +43,4 @@ def suggested(word: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest one, or all of them."""
     names = tuple(names)
     near = nearest(word, names)
-    return f"choose from {listed(names)}" if near is None else f"did you mean {shown(near)}?"
+    return f"choose from {listed(names)}" if near is None else f"did you mean {quoted(near)}?"
