@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..tiers import Tier
 
-
 PART_ALIGNMENT_BYTES = 4096  # what direct reads and writes ask of memory and file offsets
 
 

@@ -49,13 +49,13 @@ class Registry:
     """
 
     def __init__(self, noun: str, accepts: Callable[[type], bool], places: Mapping[str, Place]) -> None:
-        self._noun = noun
+        self.noun = noun
         self.accepts = accepts
-        self._places = dict(places)
+        self.places = dict(places)
 
     def names(self) -> tuple[str, ...]:
         """The registered names."""
-        return tuple(self._places)
+        return tuple(self.places)
 
     def register(self, name: str, place: Place) -> None:
         """Let `name` stand for the class at `place`, without importing it.
@@ -63,9 +63,9 @@ class Registry:
         Raises:
             ValueError: the name is taken.
         """
-        if name in self._places:
-            raise ValueError(f"{self._noun.capitalize()} {name!r} is already registered.")
-        self._places[name] = place
+        if name in self.places:
+            raise ValueError(f"{self.noun.capitalize()} {name!r} is already registered.")
+        self.places[name] = place
 
     def load(self, name: str, module_path: str | None = None) -> type:
         """Return the class of a registered name, or else the one called `name` in `module_path`.
@@ -75,15 +75,15 @@ class Registry:
             AttributeError: the module has no such name.
             TypeError: what has that name is not a class of the expected kind.
         """
-        place = self._places.get(name)
+        place = self.places.get(name)
         if place is None and module_path is None:
-            raise ValueError(f"Unsupported {self._noun} type: {name}")
+            raise ValueError(f"Unsupported {self.noun} type: {name}")
         return self._checked(place or Place(str(module_path), name))
 
     def _checked(self, place: Place) -> type:
         found = getattr(importlib.import_module(place.module_path), place.class_name)
         if not isinstance(found, type) or not self.accepts(found):
-            raise TypeError(f"{place.module_path}.{place.class_name} is not a {self._noun} class")
+            raise TypeError(f"{place.module_path}.{place.class_name} is not a {self.noun} class")
         return found
 
 
