@@ -38,8 +38,9 @@ class EvictionPolicy(Protocol):
     def insert(self, keys: Sequence[ChunkKey]) -> None:
         """Chunks became resident: a prefix or the rest of one, head first, no key resident before.
 
-        An owner that adds the rest of a prefix inserts it before it touches the head, or the head
-        would be older than the rest and leave first.
+        Becoming resident is the first use, so an owner does not touch these chunks for the same
+        request: each would count as used again, and arc would be no more than lru. It touches the head
+        of their prefix after it inserts them, or the head would be older than the rest and leave first.
         """
         ...
 
