@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,6 +37,10 @@ class Job(Generic[T]):
     def cancel(self) -> None:
         """Stop the transfer as soon as nothing is in the middle of a copy."""
         self._future.cancel()
+
+    def settle(self) -> None:
+        """Wait until the job has ended, however it ends."""
+        wait([self._future])
 
     def when_done(self, callback: Callable[[Job[T]], None]) -> None:
         """Call `callback` with this job once it is done, on whichever thread ends it; at once if it is."""

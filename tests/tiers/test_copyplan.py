@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.tiers.copyplan import KVLayout, Pages, Spans
+
+CHUNK_STRIDE = 1 << 20  # far apart, so that no two chunks are neighbours in host memory
+
+
+def runs(plan):
+    return list(zip(plan.device.tolist(), plan.host.tolist(), plan.sizes.tolist(), strict=True))
+
+
+def copied_bytes(plan):
+    """Every single byte that the plan copies, as (device, host)."""
+    return sorted((d + i, h + i) for d, h, size in runs(plan) for i in range(size))
+
+
+def expected_bytes(groups, blocks_per_chunk, spans, chunks):
+    """The same by the definition, one byte at a time."""
+    pairs, first_block, first_chunk = [], 0, 0
+    for pages, count, index in zip(groups, spans.group_sizes, spans.block_indices, strict=True):
+        touched = 0
+        for j, block in enumerate(spans.block_ids[first_block : first_block + count].tolist()):
+            chunk = (index + j) // blocks_per_chunk - index // blocks_per_chunk
+            touched = chunk + 1
+            offset = chunks[first_chunk + chunk]
+            for page in pages:
+                within = ((index + j) % blocks_per_chunk) * page.page_bytes
+                for i in range(page.page_bytes):
+                    pairs.append((page.base + block * page.stride_bytes + i, int(offset) + within + i))
+                offset += page.page_bytes * blocks_per_chunk
+        first_block, first_chunk = first_block + count, first_chunk + touched
+    return sorted(pairs)
+
+
+@st.composite
+def transfers(draw):
+    blocks_per_chunk = draw(st.integers(1, 4))
+    groups, base = [], 1 << 40
+    for _ in range(draw(st.integers(1, 3))):
+        pages = []
+        for _ in range(draw(st.integers(1, 3))):
+            page_bytes = draw(st.integers(1, 6))
+            pages.append(Pages(base, page_bytes + draw(st.integers(0, 2)), page_bytes, 12))
+            base += 1 << 30
+        groups.append(pages)
+    ids, sizes, indices, chunk_count = [], [], [], 0
+    for _ in groups:
+        blocks = draw(st.lists(st.integers(0, 11), max_size=7, unique=True))
+        index = draw(st.integers(0, 9))
+        ids += blocks
+        sizes.append(len(blocks))
+        indices.append(index)
+        if blocks:
+            chunk_count += (index + len(blocks) - 1) // blocks_per_chunk - index // blocks_per_chunk + 1
+    spans = Spans(np.array(ids, np.int64), sizes, indices)
+    places = draw(st.permutations(range(chunk_count)))
+    return groups, blocks_per_chunk, spans, np.array(places, np.int64) * CHUNK_STRIDE + (1 << 50)
+
+
+@given(transfers())
+def test_a_plan_copies_every_byte_to_its_place_and_no_other(transfer):
+    groups, blocks_per_chunk, spans, chunks = transfer
+    plan = KVLayout(groups, blocks_per_chunk).plan(spans, chunks)
+    assert copied_bytes(plan) == expected_bytes(groups, blocks_per_chunk, spans, chunks)
+    assert plan.size_bytes == int(plan.sizes.sum())
+
+
+def test_neighbours_on_both_sides_are_one_run():
+    layout = KVLayout([[Pages(0, 100, 100, 50)]], blocks_per_chunk=4)
+    plan = layout.plan(Spans(np.array([7, 8, 9, 20]), [4], [0]), np.array([5000]))
+    assert runs(plan) == [(700, 5000, 300), (2000, 5300, 100)]
+
+
+def test_padded_rows_are_not_merged_over_the_padding():
+    layout = KVLayout([[Pages(0, 128, 100, 50)]], blocks_per_chunk=2)
+    plan = layout.plan(Spans(np.array([0, 1]), [2], [0]), np.array([5000]))
+    assert runs(plan) == [(0, 5000, 100), (128, 5100, 100)]
+
+
+def test_a_first_chunk_that_is_partly_covered_is_entered_in_the_middle():
+    layout = KVLayout([[Pages(0, 10, 10, 50)]], blocks_per_chunk=4)
+    plan = layout.plan(Spans(np.array([1, 3, 5]), [3], [6]), np.array([1000, 2000]))
+    assert runs(plan) == [(10, 1020, 10), (30, 1030, 10), (50, 2000, 10)]
+
+
+def test_no_blocks_are_no_runs():
+    plan = KVLayout([[Pages(0, 10, 10, 50)]], 1).plan(
+        Spans(np.empty(0, np.int64), [0], [0]), np.empty(0, np.int64)
+    )
+    assert (runs(plan), plan.size_bytes) == ([], 0)
+
+
+@pytest.mark.parametrize("block", [-1, 50])
+def test_a_block_that_the_device_does_not_have_is_refused(block):
+    layout = KVLayout([[Pages(0, 10, 10, 50)]], 1)
+    with pytest.raises(ValueError, match=rf"block {block} is not on the device, which has blocks 0 to 49"):
+        layout.plan(Spans(np.array([block]), [1], [0]), np.array([0]))
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_chunks_that_do_not_match_the_blocks_are_refused(chunks):
+    layout = KVLayout([[Pages(0, 10, 10, 50)]], 1)
+    with pytest.raises(ValueError, match="chunks"):
+        layout.plan(Spans(np.array([1, 2]), [2], [0]), np.zeros(chunks, np.int64))
+
+
+def test_the_largest_group_decides_what_a_slot_must_hold():
+    layout = KVLayout([[Pages(0, 10, 10, 50)], [Pages(0, 10, 7, 50), Pages(0, 10, 6, 50)]], 2)
+    assert layout.part_bytes == 26

@@ -1,0 +1,159 @@
+"""Which bytes go where when blocks move between a device and slots: pure arithmetic on addresses.
+
+In a slot, the chunk of one rank is laid out tensor after tensor, and within a tensor block after block:
+
+    | tensor 0: block 0, block 1, … | tensor 1: block 0, block 1, … | …
+
+so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Addresses = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """One tensor as one KV-cache group uses it: block b lies at `base + b * stride_bytes`.
+
+    Attributes:
+        page_bytes: what of a block's stride belongs to the group; the rest is padding.
+        blocks: how many blocks the tensor has.
+    """
+
+    base: int
+    stride_bytes: int
+    page_bytes: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The device blocks of one transfer: for each KV-cache group a run of logically consecutive blocks.
+
+    Attributes:
+        block_ids: the blocks of all groups, one group after the other.
+        group_sizes: how many of them belong to each group.
+        block_indices: each group's first block, counted in blocks from the start of its request; it
+            decides how far into its first chunk the group begins.
+    """
+
+    block_ids: Addresses
+    group_sizes: Sequence[int]
+    block_indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """Runs of bytes, each (device address, host address, size), in one array each.
+
+    Attributes:
+        size_bytes: their sum.
+    """
+
+    device: Addresses
+    host: Addresses
+    sizes: Addresses
+    size_bytes: int
+
+
+class _Group:
+    """One group's pages as columns, ready for broadcasting over blocks."""
+
+    def __init__(self, pages: Sequence[Pages], blocks_per_chunk: int) -> None:
+        column = [np.array([getattr(page, name) for page in pages], np.int64)[:, None] for name in _COLUMNS]
+        self.base, self.stride, self.page = column
+        extents = self.page[:, 0] * blocks_per_chunk
+        self.offset = (np.cumsum(extents) - extents)[:, None]  # where each tensor begins in a chunk
+        self.chunk_bytes = int(extents.sum())
+        self.block_bytes = int(self.page.sum())
+        self.blocks = min(page.blocks for page in pages)
+
+
+_COLUMNS = ("base", "stride_bytes", "page_bytes")
+
+
+class KVLayout:
+    """Where the blocks of every KV-cache group lie on the device, and where they go in a slot."""
+
+    def __init__(self, groups: Sequence[Sequence[Pages]], blocks_per_chunk: int) -> None:
+        assert groups, "a cache has at least one group"
+        assert all(groups), "a group has at least one tensor"
+        assert blocks_per_chunk > 0, "a chunk has at least one block"
+        self.blocks_per_chunk = blocks_per_chunk
+        self._groups = [_Group(pages, blocks_per_chunk) for pages in groups]
+
+    @property
+    def part_bytes(self) -> int:
+        """The bytes of the largest group's chunk: what a slot must have for one rank."""
+        return max(group.chunk_bytes for group in self._groups)
+
+    def plan(self, spans: Spans, chunk_addresses: Addresses) -> CopyPlan:
+        """Plan one transfer.
+
+        Args:
+            spans: the device blocks.
+            chunk_addresses: where in host memory each chunk begins that the spans touch, in their order.
+
+        Raises:
+            ValueError: a block id is not on the device, or the chunks do not match the blocks.
+        """
+        device, host, sizes = [], [], []
+        size_bytes = first_block = first_chunk = 0
+        for group, count, index in zip(self._groups, spans.group_sizes, spans.block_indices, strict=True):
+            if not count:
+                continue
+            ids = spans.block_ids[first_block : first_block + count]
+            _check_ids(ids, group.blocks)
+            logical = np.arange(index, index + count)
+            chunk = logical // self.blocks_per_chunk - index // self.blocks_per_chunk
+            first_block, used_from, first_chunk = (
+                first_block + count,
+                first_chunk,
+                first_chunk + chunk[-1] + 1,
+            )
+            if first_chunk > len(chunk_addresses):
+                raise ValueError(
+                    f"the blocks span {first_chunk} chunks or more, and {len(chunk_addresses)} were given"
+                )
+            within = group.page * (logical % self.blocks_per_chunk)
+            device.append((group.base + ids * group.stride).ravel())
+            host.append((chunk_addresses[used_from + chunk] + group.offset + within).ravel())
+            sizes.append(np.broadcast_to(group.page, (len(group.page), count)).ravel())
+            size_bytes += count * group.block_bytes
+        if first_block != len(spans.block_ids) or first_chunk != len(chunk_addresses):
+            raise ValueError(
+                f"the groups name {first_block} blocks in {first_chunk} chunks; "
+                f"given were {len(spans.block_ids)} block ids and {len(chunk_addresses)} chunks"
+            )
+        if not device:
+            return CopyPlan(_NOTHING, _NOTHING, _NOTHING, 0)
+        return CopyPlan(
+            *_merged(np.concatenate(device), np.concatenate(host), np.concatenate(sizes)), size_bytes
+        )
+
+
+_NOTHING = np.empty(0, np.int64)
+
+
+def _check_ids(ids: Addresses, blocks: int) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= blocks:
+        raise ValueError(
+            f"block {low if low < 0 else high} is not on the device, which has blocks 0 to {blocks - 1}"
+        )
+
+
+def _merged(device: Addresses, host: Addresses, sizes: Addresses) -> tuple[Addresses, Addresses, Addresses]:
+    """Join each run to the one before it where it follows on both sides."""
+    follows = (device[:-1] + sizes[:-1] == device[1:]) & (host[:-1] + sizes[:-1] == host[1:])
+    if not follows.any():
+        return device, host, sizes
+    starts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+    return device[starts], host[starts], np.add.reduceat(sizes, starts)
