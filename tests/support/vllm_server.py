@@ -1,0 +1,319 @@
+"""Lives of a real vLLM server, one at a time, that can be asked, killed and begun again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import psutil
+
+HERE = Path(__file__).parent
+
+SPEC_MODULE = "kvtier.factory.vllm"
+SPEC_NAME = "CompositeOffloadingSpec"
+
+LINE_WAIT_S = 240.0  # a start takes 20 s on two free cores, and there may be other work on them
+STOP_WAIT_S = 60.0  # the plugin alone gives its disk 10 s
+DRAIN_WAIT_S = 60.0
+QUIET_S = 1.0  # the plugin reports four times a second: four reports without a change
+STEP_S = 0.1  # between the requests that make an idle server step and report
+
+TINY_PROMPT = [1, 2, 3]  # less than a block: nothing to store
+
+OUTPUT_TOKENS = 16
+
+
+class Answer(NamedTuple):
+    """What a server made of one prompt.
+
+    Attributes:
+        tokens: what it generated.
+        cached_tokens: tokens of the prompt that it did not compute, from the device or below.
+        first_token_s: time to the first token.
+    """
+
+    tokens: tuple[int, ...]
+    cached_tokens: int
+    first_token_s: float
+
+
+class ServerFailed(Exception):
+    """The server ended, broke or went silent; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to start a server.
+
+    Attributes:
+        model: directory of the tiny model; made if it is missing.
+        tiers: the tier-config document; None runs without kvtier.
+        engine: further arguments of vLLM's `LLM`.
+        spec: module and class of the offloading spec.
+        extra: further keys beside the tier config.
+    """
+
+    model: Path
+    tiers: Mapping[str, Any] | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    spec: tuple[str, str] = (SPEC_MODULE, SPEC_NAME)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """What the child reads."""
+        module, name = self.spec
+        connector = {"spec_module_path": module, "spec_name": name, "kvtier": self.tiers, **self.extra}
+        return {
+            "model": str(self.model),
+            "engine": dict(self.engine),
+            "connector": None if self.tiers is None else connector,
+        }
+
+
+def tier_document(
+    *, pinned: int | str, nvme: Path | None = None, nvme_capacity: int | str = "1GiB"
+) -> dict[str, Any]:
+    """A tier config for tests: the device, a pinned tier and, with a path, an NVMe tier."""
+    tiers: list[dict[str, Any]] = [{"type": "gpu"}, {"type": "pinned", "capacity": pinned}]
+    if nvme is not None:
+        tiers.append({"type": "nvme", "path": str(nvme), "capacity": nvme_capacity, "reserve": "1GiB"})
+    return {"version": 1, "tiers": tiers}
+
+
+class Samples:
+    """Prometheus samples of a server, at one moment."""
+
+    def __init__(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        self._samples = samples
+
+    def total(self, name: str, **labels: str) -> float:
+        """Add up the samples of a name that carry these labels; a counter's name without its `_total`."""
+        return sum(
+            sample["value"]
+            for sample in self._samples
+            if sample["name"] in (name, f"{name}_total") and labels.items() <= sample["labels"].items()
+        )
+
+    def of_kvtier(self) -> dict[str, float]:
+        """kvtier's own samples by name and labels."""
+        return {
+            f"{sample['name']} {sorted(sample['labels'].items())}": sample["value"]
+            for sample in self._samples
+            if sample["name"].startswith("kvtier:") and not sample["name"].endswith("_created")
+        }
+
+
+def has_vllm() -> bool:
+    """Say whether a vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class Server:
+    """One life of a server: a child process and all that it starts, in a session of their own.
+
+    One thread uses it. Leaving the `with` block stops it in the orderly way, or kills it after a bound;
+    either way no process of it is left. What vLLM prints is appended to `log`.
+
+    Raises:
+        ServerFailed: from any method, and from entering the `with` block.
+    """
+
+    def __init__(self, settings: Settings, *, log: Path) -> None:
+        self._settings = settings
+        self._log = log
+        # Mutable state: the child while it lives, and what it said beyond the last whole line.
+        self._child: subprocess.Popen[bytes] | None = None
+        self._received = b""
+
+    def __enter__(self) -> Server:
+        self.begin()
+        try:
+            list(self._lines())
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self) -> None:
+        """Start the child, without waiting for it to be ready."""
+        with self._log.open("ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, str(HERE / "vllm_child.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._say(self._settings.document())
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, forget: bool = False, output_tokens: int = OUTPUT_TOKENS
+    ) -> list[Answer]:
+        """Answer prompts one after the other; `forget` clears the device's cache before each."""
+        return list(self.stream(prompts, forget=forget, output_tokens=output_tokens))
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, forget: bool = False, output_tokens: int = OUTPUT_TOKENS
+    ) -> Iterator[Answer]:
+        """The same, each answer as it comes; the caller takes all of them or kills the server."""
+        self._order(prompts, forget=forget, output_tokens=output_tokens, together=False)
+        return map(_answer, self._lines())
+
+    def generate_together(
+        self, prompts: Sequence[Sequence[int]], *, output_tokens: int = OUTPUT_TOKENS
+    ) -> list[Answer]:
+        """Answer prompts all at once."""
+        self._order(prompts, forget=False, output_tokens=output_tokens, together=True)
+        return list(map(_answer, self._lines()))
+
+    def forget(self) -> None:
+        """Forget which blocks the device holds; what the tiers below hold stays."""
+        self._say({"do": "forget"})
+        list(self._lines())
+
+    def samples(self) -> Samples:
+        """The server's metrics as of its last step."""
+        self._say({"do": "metrics"})
+        return Samples(list(self._lines()))
+
+    def drain(self) -> Samples:
+        """Let the server step until every store has reached the last tier; returns the metrics then."""
+        give_up_at_s = time.monotonic() + DRAIN_WAIT_S
+        seen, seen_at_s = self._step().of_kvtier(), time.monotonic()
+        while time.monotonic() < give_up_at_s:
+            time.sleep(STEP_S)
+            samples = self._step()
+            if samples.of_kvtier() != seen or samples.total("kvtier:pending_stores"):
+                seen, seen_at_s = samples.of_kvtier(), time.monotonic()
+            elif time.monotonic() - seen_at_s > QUIET_S:
+                return samples
+        raise ServerFailed(f"stores were still under way after {DRAIN_WAIT_S} s: {seen}")
+
+    def kill(self) -> None:
+        """End every process of the server with SIGKILL, at once."""
+        if self._child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._ended()
+
+    def close(self) -> None:
+        """Stop the server in the orderly way; one that does not stop within a bound is killed. Idempotent."""
+        if self._child is None:
+            return
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(STOP_WAIT_S)
+        self.kill()
+
+    def _step(self) -> Samples:
+        self.generate([TINY_PROMPT], output_tokens=2)
+        return self.samples()
+
+    def _order(
+        self, prompts: Sequence[Sequence[int]], *, forget: bool, output_tokens: int, together: bool
+    ) -> None:
+        self._say(
+            {
+                "do": "generate",
+                "prompts": [list(prompt) for prompt in prompts],
+                "output_tokens": output_tokens,
+                "together": together,
+                "forget": forget,
+            }
+        )
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        assert self._child is not None, "the server is running"
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(message).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure("the server has ended") from None
+
+    def _lines(self) -> Iterator[Any]:
+        """Yield an answer's lines, up to the one that ends it."""
+        while True:
+            message = json.loads(self._read_line())
+            if "error" in message:
+                raise self._failure(message["error"])
+            if "end" in message:
+                return
+            yield message["line"]
+
+    def _read_line(self) -> bytes:
+        assert self._child is not None, "the server is running"
+        assert self._child.stdout is not None
+        give_up_at_s = time.monotonic() + LINE_WAIT_S
+        while b"\n" not in self._received:
+            self._received += self._read_some(self._child.stdout, give_up_at_s - time.monotonic())
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _read_some(self, pipe: IO[bytes], wait_s: float) -> bytes:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            if not selector.select(max(0.0, wait_s)):
+                raise self._failure(f"the server said nothing for {LINE_WAIT_S} s")
+        received = os.read(pipe.fileno(), 1 << 20)
+        if not received:
+            raise self._failure("the server has ended")
+        return received
+
+    def _ended(self) -> None:
+        """Reap the child and wait for the rest of its session, whose parent is another."""
+        assert self._child is not None
+        child, self._child, self._received = self._child, None, b""
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        psutil.wait_procs(_session(child.pid), timeout=STOP_WAIT_S)
+
+    def _failure(self, what: str) -> ServerFailed:
+        tail = self._log.read_text(errors="replace").splitlines()[-40:]
+        return ServerFailed("\n".join([what, f"the end of {self._log}:", *tail]))
+
+
+def _answer(line: Mapping[str, Any]) -> Answer:
+    return Answer(tuple(line["tokens"]), line["cached_tokens"], line["first_token_s"])
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _session_of(process.pid) == leader]
+
+
+def _session_of(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        return os.getsid(pid)
+    return None
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    return os.environ | {
+        "PYTHONPATH": path,  # for the specs of tests
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; 1,024 blocks of the tiny model
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
