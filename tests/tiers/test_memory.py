@@ -3,7 +3,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvtier.factory.memory import memory_limit_bytes
+from kvtier.tiers.memory import memory_limit_bytes
 
 TOTAL_BYTES = psutil.virtual_memory().total
 
