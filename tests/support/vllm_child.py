@@ -16,6 +16,10 @@ from typing import IO, Any
 
 Line = dict[str, Any]
 
+FORGET_STEPS_MAX = 200  # requests of a few milliseconds; a store of one prompt takes one or two
+
+TINY_PROMPT = [1, 2, 3]  # less than a block: nothing to store
+
 
 class Life:
     """The engine, and what can be asked of it; each method yields the lines of its answer."""
@@ -52,9 +56,11 @@ class Life:
 
     def forget(self) -> Iterator[Line]:
         """Forget which blocks the device holds; the tiers below keep theirs."""
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("the server did not forget its device cache: blocks are still in use")
-        return iter(())
+        for _ in range(FORGET_STEPS_MAX):
+            if self._llm.reset_prefix_cache():
+                return iter(())
+            self._run([TINY_PROMPT], output_tokens=2)  # stores hold their blocks until later steps
+        raise RuntimeError("the server did not forget its device cache: blocks are still in use")
 
     def metrics(self) -> Iterator[Line]:
         """The server's Prometheus samples, and those of its plugins."""
@@ -74,7 +80,8 @@ class Life:
 
         sampling = SamplingParams(temperature=0, max_tokens=output_tokens, detokenize=False, ignore_eos=True)
         prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in batch]
-        return self._llm.generate(prompts, sampling, use_tqdm=False)
+        outputs: list[Any] = self._llm.generate(prompts, sampling, use_tqdm=False)
+        return outputs
 
     @staticmethod
     def _connector(extra: Mapping[str, Any] | None) -> object:

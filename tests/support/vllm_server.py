@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import psutil
+from vllm_child import TINY_PROMPT
 
 HERE = Path(__file__).parent
+SPECS = HERE.parent / "vllm"  # where `saboteurs` lies
 
 SPEC_MODULE = "kvtier.factory.vllm"
 SPEC_NAME = "CompositeOffloadingSpec"
@@ -28,8 +30,6 @@ STOP_WAIT_S = 60.0  # the plugin alone gives its disk 10 s
 DRAIN_WAIT_S = 60.0
 QUIET_S = 1.0  # the plugin reports four times a second: four reports without a change
 STEP_S = 0.1  # between the requests that make an idle server step and report
-
-TINY_PROMPT = [1, 2, 3]  # less than a block: nothing to store
 
 OUTPUT_TOKENS = 16
 
@@ -100,7 +100,7 @@ class Samples:
     def total(self, name: str, **labels: str) -> float:
         """Add up the samples of a name that carry these labels; a counter's name without its `_total`."""
         return sum(
-            sample["value"]
+            float(sample["value"])
             for sample in self._samples
             if sample["name"] in (name, f"{name}_total") and labels.items() <= sample["labels"].items()
         )
@@ -122,8 +122,8 @@ def has_vllm() -> bool:
 class Server:
     """One life of a server: a child process and all that it starts, in a session of their own.
 
-    One thread uses it. Leaving the `with` block stops it in the orderly way, or kills it after a bound;
-    either way no process of it is left. What vLLM prints is appended to `log`.
+    One thread uses it. Leaving the `with` block stops it in the orderly way, and kills it after a bound or
+    on an exception; either way no process of it is left. What vLLM prints is appended to `log`.
 
     Raises:
         ServerFailed: from any method, and from entering the `with` block.
@@ -145,8 +145,11 @@ class Server:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.kill()
 
     def begin(self) -> None:
         """Start the child, without waiting for it to be ready."""
@@ -287,7 +290,11 @@ class Server:
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-        psutil.wait_procs(_session(child.pid), timeout=STOP_WAIT_S)
+        give_up_at_s = time.monotonic() + STOP_WAIT_S
+        while living := _living(child.pid):
+            if time.monotonic() > give_up_at_s:
+                raise self._failure(f"processes outlived their server: {living}")
+            time.sleep(0.01)
 
     def _failure(self, what: str) -> ServerFailed:
         tail = self._log.read_text(errors="replace").splitlines()[-40:]
@@ -298,18 +305,19 @@ def _answer(line: Mapping[str, Any]) -> Answer:
     return Answer(tuple(line["tokens"]), line["cached_tokens"], line["first_token_s"])
 
 
-def _session(leader: int) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _session_of(process.pid) == leader]
+def _living(session: int) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _is_living(process, session)]
 
 
-def _session_of(pid: int) -> int | None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        return os.getsid(pid)
-    return None
+def _is_living(process: psutil.Process, session: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+        # A zombie has let go of all that it held; whoever inherited it may take its time to reap it.
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(SPECS), os.environ.get("PYTHONPATH")]))
     return os.environ | {
         "PYTHONPATH": path,  # for the specs of tests
         "HF_HUB_OFFLINE": "1",

@@ -1,0 +1,176 @@
+"""Offloading specs that watch kvtier's plugin, or spoil what it loads.
+
+`RecordingSpec` writes a digest of every chunk as it left the device and as it came back, a JSON line each, to
+the file named in the connector's `records`. `SaboteurSpec` does to each load what the file named in
+`sabotage` says at that moment: "none", "swap" or "zero".
+
+Both build on the shipped spec and stand where vLLM calls it, so everything below runs as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    GPULoadStoreSpec,
+    LoadStoreSpec,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    TransferResult,
+)
+
+from kvtier.factory.vllm.generation_g import CompositeOffloadingSpec, Manager, SlotsSpec, Worker
+
+Blocks = list[int]
+
+
+class DeviceBlocks:
+    """The device's KV blocks by index; for one KV-cache group and chunks of one block."""
+
+    def __init__(self, caches: CanonicalKVCaches) -> None:
+        (refs,) = caches.group_data_refs
+        self._rows = [
+            caches.tensors[ref.tensor_idx].tensor.view(torch.int8)[:, : ref.page_size_bytes] for ref in refs
+        ]
+
+    def digest(self, block: int) -> str:
+        """A digest of a block's bytes in all layers."""
+        digest = hashlib.blake2b(digest_size=16)
+        for rows in self._rows:
+            digest.update(rows[block].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def clear(self, block: int) -> None:
+        """Make a block all zeros in all layers."""
+        for rows in self._rows:
+            rows[block].zero_()
+
+
+class WatchedWorker(Worker):
+    """The plugin's worker, which shows what goes by: stores when submitted, loads when finished."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        stored: Callable[[LoadStoreSpec, Blocks], None],
+        loaded: Callable[[LoadStoreSpec, Blocks], None],
+    ) -> None:
+        super().__init__(worker._copies)
+        self._stored = stored
+        self._loaded = loaded
+        self._loads: dict[int, tuple[LoadStoreSpec, Blocks]] = {}
+
+    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
+        self._stored(dst_spec, src_spec.block_ids.tolist())
+        return super().submit_store(job_id, src_spec, dst_spec)
+
+    def submit_load(
+        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec, expedited: bool = False
+    ) -> bool:
+        self._loads[job_id] = (src_spec, dst_spec.block_ids.tolist())
+        return super().submit_load(job_id, src_spec, dst_spec, expedited)
+
+    def get_finished(self) -> list[TransferResult]:
+        finished = super().get_finished()
+        for result in finished:
+            if load := self._loads.pop(result.job_id, None):
+                self._loaded(*load)
+        return finished
+
+
+class NamedSlots(SlotsSpec):
+    """Slots together with the keys of what they hold; workers are told only the slots."""
+
+    def __init__(self, slots: SlotsSpec, keys: Collection[OffloadKey]) -> None:
+        super().__init__(slots.slots.tolist())
+        self.keys = [bytes(key).hex() for key in keys]
+
+
+class NamingManager(Manager):
+    """The plugin's manager, which tells the workers the keys as well."""
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        return _named(super().prepare_load(keys, req_context), keys)
+
+    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
+        output = super().prepare_store(keys, req_context)
+        output.store_spec = _named(output.store_spec, output.keys_to_store)
+        return output
+
+
+class Recorder:
+    """Appends what it is shown to a file; each line is whole, whoever else writes."""
+
+    def __init__(self, blocks: DeviceBlocks, file: Path) -> None:
+        self._blocks = blocks
+        self._file = file
+
+    def stored(self, slots: LoadStoreSpec, block_ids: Blocks) -> None:
+        """Record chunks that are about to leave the device."""
+        self._record("store", slots, block_ids)
+
+    def loaded(self, slots: LoadStoreSpec, block_ids: Blocks) -> None:
+        """Record chunks that have come back to it."""
+        self._record("load", slots, block_ids)
+
+    def _record(self, direction: str, slots: LoadStoreSpec, block_ids: Blocks) -> None:
+        assert isinstance(slots, NamedSlots)
+        with self._file.open("a") as file:
+            for key, block in zip(slots.keys, block_ids, strict=True):
+                line = {"direction": direction, "key": key, "digest": self._blocks.digest(block)}
+                file.write(json.dumps(line) + "\n")
+
+
+class RecordingSpec(CompositeOffloadingSpec):
+    """The shipped spec, with a record of every chunk's bytes on the device."""
+
+    def get_manager(self) -> Manager:
+        return NamingManager(super().get_manager()._side)
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
+        recorder = Recorder(DeviceBlocks(kv_caches), Path(self.extra_config["records"]))
+        return WatchedWorker(super().get_worker(kv_caches), recorder.stored, recorder.loaded)
+
+
+class SaboteurWorker(WatchedWorker):
+    """The plugin's worker, which spoils loads as the file `sabotage` says at that moment."""
+
+    def __init__(self, worker: Worker, blocks: DeviceBlocks, sabotage: Path) -> None:
+        super().__init__(worker, stored=_ignore, loaded=self._spoil)
+        self._blocks = blocks
+        self._sabotage = sabotage
+
+    def submit_load(
+        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec, expedited: bool = False
+    ) -> bool:
+        assert isinstance(src_spec, SlotsSpec)
+        if self._sabotage.read_text() == "swap":
+            src_spec.slots[[0, -1]] = src_spec.slots[[-1, 0]]
+        return super().submit_load(job_id, src_spec, dst_spec, expedited)
+
+    def _spoil(self, _: LoadStoreSpec, block_ids: Blocks) -> None:
+        if self._sabotage.read_text() == "zero":
+            for block in block_ids:
+                self._blocks.clear(block)
+
+
+class SaboteurSpec(CompositeOffloadingSpec):
+    """The shipped spec, whose loads bring wrong bytes on demand."""
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
+        sabotage = Path(self.extra_config["sabotage"])
+        return SaboteurWorker(super().get_worker(kv_caches), DeviceBlocks(kv_caches), sabotage)
+
+
+def _ignore(_slots: LoadStoreSpec, _blocks: Blocks) -> None: ...
+
+
+def _named(slots: LoadStoreSpec, keys: Collection[OffloadKey]) -> NamedSlots:
+    assert isinstance(slots, SlotsSpec)
+    return NamedSlots(slots, keys)
