@@ -220,6 +220,11 @@ class Chain:
         if wake:
             self._loop.call_soon(self._pump)
 
+    def forget(self, slots: Sequence[Slot]) -> None:
+        """No lookup finds the slots from now on; the caller keeps its pins until nothing touches them."""
+        with self._lock:
+            self._table.drop(slots)
+
     def invalidate(self) -> list[ChunkKey]:
         """Let no lookup find anything stored before now, in any tier; returns the keys that left their slots.
 

@@ -40,6 +40,7 @@ class NvmeFactory:
             reserve_bytes=config.reserve_bytes,
             identity=Identity(context.identity),
             chunk_bytes=context.chunk_bytes,
+            write_amplification=config.write_amplification,
         )
 
 

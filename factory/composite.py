@@ -9,6 +9,7 @@ from typing import Any
 
 from ..tiers import Tier
 from ..tiers.arena import Arena
+from ..tiers.breaker import Breaker
 from ..tiers.pinned import PinnedTier
 from .base import SharedPlace, TierContext
 from .builtin import open_arena
@@ -48,6 +49,11 @@ class CompositeSpec:
         return max(deadlines) or NO_DEADLINE_S
 
     @property
+    def keeps_on_reset(self) -> bool:
+        """Whether what is stored outlives a reset of the server's cache."""
+        return self._config.on_reset == "keep"
+
+    @property
     def pinned(self) -> PinnedTier:
         """The chain's hub; there once `start` has returned."""
         pinned = self._tiers[0]
@@ -75,12 +81,14 @@ class CompositeSpec:
             TierUnavailable, IdentityMismatch: a tier cannot start.
         """
         assert not self._tiers, "a spec starts once"
-        context = TierContext(part_bytes=part_bytes, parts=parts, identity=identity, place=place)
+        fields = {**identity, "weights_epoch": str(self._config.weights_epoch)}
+        context = TierContext(part_bytes=part_bytes, parts=parts, identity=fields, place=place)
         config = resolve_config(self._config, chunk_bytes=context.chunk_bytes)
         try:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)
-                self._tiers.append(await factory.open(entry, context.at(f"tiers[{index}]")))
+                tier = await factory.open(entry, context.at(f"tiers[{index}]"))
+                self._tiers.append(tier if index == 1 else Breaker(tier, slow_s=self.load_deadline_s))
         except BaseException:
             await self.close()
             raise

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -34,6 +34,9 @@ VERSION = 1
 DOCUMENT_BYTES_MAX = 1 << 20  # a chain of tiers takes a few hundred bytes; whatever is larger is another file
 
 
+OnReset: TypeAlias = Literal["invalidate", "keep"]
+
+
 class KvtierConfig(BaseModel):
     """A chain of tiers, from the device down."""
 
@@ -41,6 +44,8 @@ class KvtierConfig(BaseModel):
 
     version: Literal[1]
     tiers: tuple[SerializeAsAny[TierConfig], ...]
+    weights_epoch: int = 0
+    on_reset: OnReset = "invalidate"
 
 
 def _known_version(version: object) -> object:
@@ -56,6 +61,8 @@ class _Document(BaseModel):
 
     version: Annotated[Literal[1], BeforeValidator(_known_version), Field(examples=[1])]
     tiers: Annotated[list[Any], Field(examples=[[{"type": "gpu"}]])]
+    weights_epoch: Annotated[int, Field(strict=True, ge=0, examples=[1])] = 0
+    on_reset: Annotated[OnReset, Field(examples=["invalidate"])] = "invalidate"
     json_schema: Annotated[str | None, Field(alias="$schema")] = None
 
 
@@ -152,7 +159,12 @@ def parse_config(document: Any) -> KvtierConfig:
     _check_order([entry["type"] for entry in outline.tiers])
     tiers = tuple(map(validated, models, outline.tiers, places))
     _check_paths(tiers, os.path.normpath)
-    return KvtierConfig(version=outline.version, tiers=tiers)
+    return KvtierConfig(
+        version=outline.version,
+        tiers=tiers,
+        weights_epoch=outline.weights_epoch,
+        on_reset=outline.on_reset,
+    )
 
 
 def _entry_model(entry: Any, json_path: str) -> type[TierConfig]:

@@ -30,6 +30,19 @@ def config_schema() -> dict[str, Any]:
         "properties": {
             "$schema": {"type": "string", "description": "Where editors find this schema; not read."},
             "version": {"const": 1, "description": "The format of this document."},
+            "weights_epoch": {
+                "type": "integer",
+                "minimum": 0,
+                "default": 0,
+                "description": "Raise it when the weights changed under the same name: nothing stored "
+                "before is served again.",
+            },
+            "on_reset": {
+                "enum": ["invalidate", "keep"],
+                "default": "invalidate",
+                "description": "When the server resets its cache, as a weight update does: forget all "
+                "that was stored before, or keep it.",
+            },
             "tiers": {
                 "type": "array",
                 "minItems": 2,

@@ -68,12 +68,14 @@ class TierStats:
         used_bytes: bytes taken, in the unit that `capacity_bytes` caps.
         capacity_bytes: the cap; 0 where the tier has none of its own.
         counters: monotonic counts by name, names ending in their unit where it is not "times".
+        gauges: further numbers of this moment, by name.
     """
 
     chunks: int
     used_bytes: int
     capacity_bytes: int
     counters: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable

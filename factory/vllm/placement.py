@@ -48,9 +48,10 @@ class ServerPlacement:
     Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing`, `_limbo`.
     """
 
-    def __init__(self, chain: Chain, marks: TransferMarks) -> None:
+    def __init__(self, chain: Chain, marks: TransferMarks, *, keeps_on_reset: bool = False) -> None:
         self._chain = chain
         self._marks = marks
+        self._keeps_on_reset = keeps_on_reset
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
         self._loading: dict[str, dict[ChunkKey, Slot]] = {}
@@ -137,18 +138,23 @@ class ServerPlacement:
         self._let_go(self._holds.pop(request, {}).values())
 
     def reset(self) -> list[ChunkKey]:
-        """The weights may have changed: nothing stored until now is served again.
+        """The weights may have changed: nothing stored until now is served again, or all is kept.
 
-        The server forgets the transfers in flight and never completes them, while workers may still read and
-        write their slots. Those stay in limbo until the workers' own counters say that they are done.
+        Returns the keys that left their slots. The server forgets the transfers in flight and never
+        completes them, while workers may still read and write their slots. Those stay in limbo until the
+        workers' own counters say that they are done.
         """
         for request in list(self._holds):
             self.finish(request)
-        self._limbo += [slot for _, slot in self._storing.values()]
+        storing = [slot for _, slot in self._storing.values()]
+        self._limbo += storing
         self._limbo += [slot for slots in self._loading.values() for slot in slots.values()]
         self._storing.clear()
         self._loading.clear()
-        return self._chain.invalidate()
+        if not self._keeps_on_reset:
+            return self._chain.invalidate()
+        self._chain.forget(storing)
+        return []
 
     def sweep(self) -> None:
         """Free the slots in limbo that no worker touches any more."""

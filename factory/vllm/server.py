@@ -70,7 +70,7 @@ class SchedulerSide:
             raise
         pinned = composite.pinned
         self.chain = Chain(pinned, composite.lower, self._loop, load_deadline_s=composite.load_deadline_s)
-        self.placement = ServerPlacement(self.chain, pinned.arena)
+        self.placement = ServerPlacement(self.chain, pinned.arena, keeps_on_reset=composite.keeps_on_reset)
         logger.info("kvtier: %s", composite.summary())
 
     def close(self) -> None:

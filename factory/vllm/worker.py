@@ -39,6 +39,7 @@ class CopyWorker:
     """
 
     def __init__(self, gpu: GpuTier, arena: Arena, *, rank: int, part: int) -> None:
+        assert gpu.part_bytes <= arena.part_bytes, "the server's own figure covers all its tensors"
         self._gpu = gpu
         self._arena = arena
         self._rank = rank

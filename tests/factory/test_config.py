@@ -78,7 +78,17 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown top key",
         at_top(comment="mine"),
-        'comment: unknown key; known are "$schema", "tiers" and "version"',
+        'comment: unknown key; known are "$schema", "on_reset", "tiers", "version" and "weights_epoch"',
+    ),
+    (
+        "negative weights epoch",
+        at_top(weights_epoch=-1),
+        "weights_epoch: should be greater than or equal to 0, not -1; for example 1",
+    ),
+    (
+        "unknown reset behaviour",
+        at_top(on_reset="forget"),
+        """on_reset: should be 'invalidate' or 'keep', not "forget"; for example "invalidate\"""",
     ),
     (
         "tiers as an object",

@@ -187,3 +187,16 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
     server.placement.sweep()
     assert server.placement.in_limbo == 0
     assert server.pins() == 0
+
+
+def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cut_off(server: Server) -> None:
+    server.placement = ServerPlacement(server.rig.chain, server.marks, keeps_on_reset=True)
+    server.store([b"a"])
+    server.placement.prepare_store([b"c"])
+    server.placement.reset()
+    assert server.placement.lookup("r1", b"a") is Presence.READY
+    assert server.placement.lookup("r1", b"c") is Presence.MISS
+    server.placement.finish("r1")
+    server.placement.sweep()
+    assert server.placement.in_limbo == 0
+    assert server.pins() == 0

@@ -1,0 +1,161 @@
+import asyncio
+
+import pytest
+
+from kvtier.tiers.base import Failure, Outcome
+from kvtier.tiers.breaker import BAD_CALLS_MAX, PAUSE_MAX_S, PAUSE_S, Breaker, BreakerState
+from kvtier.tiers.testing import MemoryTier, TierContract
+
+SLOW_S = 1.0
+BUFFER = [memoryview(bytearray(8))]
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FaultyTier(MemoryTier):
+    """A memory tier whose device refuses while `refuses` is set."""
+
+    refuses = False
+
+    async def load(self, keys, buffers):
+        if self.refuses:
+            return Outcome(failed=dict.fromkeys(keys, Failure.IO_ERROR))
+        return await super().load(keys, buffers)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.tier = FaultyTier()
+        self.tier.chunks[b"a"] = bytes(8)
+        self.breaker = Breaker(self.tier, slow_s=SLOW_S, clock=self.clock)
+
+    async def load(self) -> Failure | None:
+        return (await self.breaker.load([b"a"], BUFFER)).failed.get(b"a")
+
+    async def trip(self) -> None:
+        self.tier.refuses = True
+        for _ in range(BAD_CALLS_MAX):
+            assert await self.load() is Failure.IO_ERROR
+        assert self.breaker.state is BreakerState.OPEN
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+class TestBreaker(TierContract):
+    @pytest.fixture
+    async def tier(self) -> Breaker:
+        return Breaker(MemoryTier(), slow_s=SLOW_S)
+
+
+async def test_errors_in_a_row_open_it_and_then_nothing_reaches_the_tier(rig: Rig) -> None:
+    await rig.trip()
+    rig.tier.refuses = False
+    reached = len(rig.tier.log)
+    assert list(rig.breaker.lookup([b"a"])) == [False]
+    assert await rig.load() is Failure.MISSING
+    stored = await rig.breaker.store([b"b"], BUFFER)
+    assert stored.failed == {b"b": Failure.DROPPED}
+    assert len(rig.tier.log) == reached
+    stats = rig.breaker.stats()
+    assert stats.gauges["breaker_state"] == BreakerState.OPEN
+    assert stats.counters["breaker_openings"] == 1
+    assert stats.counters["breaker_missed_chunks"] == 1
+    assert stats.counters["breaker_dropped_chunks"] == 1
+
+
+async def test_errors_with_a_success_between_them_leave_it_closed(rig: Rig) -> None:
+    for _ in range(3 * BAD_CALLS_MAX):
+        rig.tier.refuses = True
+        for _ in range(BAD_CALLS_MAX - 1):
+            await rig.load()
+        rig.tier.refuses = False
+        assert await rig.load() is None
+    assert rig.breaker.state is BreakerState.CLOSED
+
+
+async def test_a_miss_or_a_corrupt_chunk_is_no_fault_of_the_drive(rig: Rig) -> None:
+    for i in range(2 * BAD_CALLS_MAX):
+        await rig.breaker.load([b"absent"], BUFFER)
+        rig.tier.chunks[key := b"%d" % i] = bytes(8)
+        rig.tier.broken.add(key)
+        await rig.breaker.load([key], BUFFER)
+    assert rig.breaker.state is BreakerState.CLOSED
+
+
+async def test_a_call_that_hangs_opens_it_while_it_still_hangs(rig: Rig) -> None:
+    rig.tier.gate.clear()
+    hung = asyncio.ensure_future(rig.load())
+    await asyncio.sleep(0)
+    assert list(rig.breaker.lookup([b"a"])) == [True]
+    rig.clock.now_s += SLOW_S + 0.1
+    assert list(rig.breaker.lookup([b"a"])) == [False]
+    rig.clock.now_s += 10 * PAUSE_MAX_S
+    assert rig.breaker.state is BreakerState.OPEN, "no trial while a call still hangs"
+    rig.tier.gate.set()
+    assert await hung is None
+    assert rig.breaker.state is BreakerState.TRYING
+
+
+async def test_one_good_call_after_the_pause_closes_it(rig: Rig) -> None:
+    await rig.trip()
+    rig.tier.refuses = False
+    rig.clock.now_s += PAUSE_S
+    assert rig.breaker.state is BreakerState.TRYING
+    assert await rig.load() is None
+    assert rig.breaker.state is BreakerState.CLOSED
+    assert list(rig.breaker.lookup([b"a"])) == [True]
+
+
+async def test_only_one_call_at_a_time_tries(rig: Rig) -> None:
+    await rig.trip()
+    rig.tier.refuses = False
+    rig.clock.now_s += PAUSE_S
+    rig.tier.gate.clear()
+    trial = asyncio.ensure_future(rig.load())
+    await asyncio.sleep(0)
+    assert list(rig.breaker.lookup([b"a"])) == [False]
+    assert await rig.load() is Failure.MISSING
+    rig.tier.gate.set()
+    assert await trial is None
+    assert rig.breaker.state is BreakerState.CLOSED
+
+
+async def test_each_bad_trial_doubles_the_pause_up_to_a_bound(rig: Rig) -> None:
+    await rig.trip()
+    pause_s = PAUSE_S
+    for _ in range(8):
+        rig.clock.now_s += pause_s - 0.01
+        assert rig.breaker.state is BreakerState.OPEN
+        rig.clock.now_s += 0.01
+        assert await rig.load() is Failure.IO_ERROR
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)
+    assert rig.breaker.stats().counters["breaker_openings"] == 1
+
+
+async def test_a_cancelled_trial_says_nothing_and_the_next_call_tries(rig: Rig) -> None:
+    await rig.trip()
+    rig.tier.refuses = False
+    rig.clock.now_s += PAUSE_S
+    rig.tier.gate.clear()
+    trial = asyncio.ensure_future(rig.load())
+    await asyncio.sleep(0)
+    trial.cancel()
+    await asyncio.wait([trial])
+    rig.tier.gate.set()
+    assert await rig.load() is None
+    assert rig.breaker.state is BreakerState.CLOSED
+
+
+async def test_an_invalidation_reaches_the_tier_even_while_it_is_open(rig: Rig) -> None:
+    await rig.trip()
+    await rig.breaker.invalidate()
+    assert not rig.tier.chunks
