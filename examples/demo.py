@@ -1,0 +1,232 @@
+"""A real vLLM server with and without kvtier, side by side: `make demo`.
+
+A tiny model with random weights answers the same prompts four times: without kvtier, with it and nothing
+stored, from the pinned tier, and from NVMe in a server that was started anew. Each prompt meets a device that
+remembers nothing. The table says what each tier supplied and whether the generated tokens are the same; the
+exit status is 0 only if they all are and each tier supplied something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the tests drive the same server with the same prompts
+
+from prompts import BLOCK_TOKENS, flat, prompt_pairs  # noqa: E402  # found by the line above
+from vllm_server import (  # noqa: E402
+    Answer,
+    Samples,
+    Server,
+    ServerFailed,
+    Settings,
+    has_vllm,
+    tier_document,
+)
+
+CACHE = ROOT / ".cache" / "kvtier-demo"
+PINNED, NVME = "pinned", "nvme"
+TIERS = (PINNED, NVME)
+
+STATUS_INTERRUPTED = 130
+
+PROMPTS = flat(prompt_pairs())
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What the server answered in one state of the tiers, and what that moved.
+
+    Attributes:
+        supplier: the tier that has to supply something in this phase; None where none has to.
+    """
+
+    name: str
+    supplier: str | None
+    answers: list[Answer]
+    before: Samples
+    after: Samples
+
+    @property
+    def tokens(self) -> list[tuple[int, ...]]:
+        return [answer.tokens for answer in self.answers]
+
+    @property
+    def first_token_p50_s(self) -> float:
+        return statistics.median(answer.first_token_s for answer in self.answers)
+
+    def cached_tokens(self, tier: str) -> int:
+        """Tokens of the prompts that a tier supplied; here a chunk is one block."""
+        return int(self._change("kvtier:lookup_hits", tier)) * BLOCK_TOKENS
+
+    def stored_bytes(self, tier: str) -> int:
+        return int(self._change("kvtier:store_bytes", tier))
+
+    def loaded_bytes(self, tier: str) -> int:
+        return int(self._change("kvtier:load_bytes", tier))
+
+    def _change(self, counter: str, tier: str) -> float:
+        return self.after.total(counter, tier=tier) - self.before.total(counter, tier=tier)
+
+
+class Stage:
+    """Runs phases and shows how far they are: a line that moves on a terminal, else one line a step."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console = console
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def start(self, settings: Settings, name: str) -> Server:
+        self._show(f"starting {name}")
+        return Server(settings, log=CACHE / "vllm.log")
+
+    def run(self, server: Server, name: str, *, supplier: str | None = None) -> Phase:
+        self._show(f"{name}: waiting for stores")
+        before = server.drain()
+        answers: list[Answer] = []
+        for answer in server.stream(PROMPTS, forget=True):
+            answers.append(answer)
+            self._progress.update(self._task, description=f"{name}: {len(answers)} of {len(PROMPTS)} prompts")
+        self._show(f"{name}: waiting for stores")
+        return Phase(name, supplier, answers, before, server.drain())
+
+    def stop(self, server: Server) -> None:
+        self._show("stopping the server")
+        server.close()
+
+    def _show(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        if not self._console.is_terminal:
+            self._console.print(text)
+
+
+def run_phases(stage: Stage) -> list[Phase]:
+    """The four phases, in three lives of a server."""
+    model = CACHE / "model"
+    plain = Settings(model=model)
+    offloading = Settings(model=model, tiers=tier_document(pinned="256MiB", nvme=CACHE / "nvme"))
+    phases = []
+    with stage.start(plain, "a server without kvtier") as server:
+        phases.append(stage.run(server, "without kvtier"))
+        stage.stop(server)
+    with stage.start(offloading, "a server with kvtier") as server:
+        phases.append(stage.run(server, "cold"))
+        phases.append(stage.run(server, "warm from pinned", supplier=PINNED))
+        stage.stop(server)
+    with stage.start(offloading, "the server anew") as server:
+        phases.append(stage.run(server, "NVMe after a restart", supplier=NVME))
+        stage.stop(server)
+    return phases
+
+
+def failures(phases: Sequence[Phase]) -> list[str]:
+    """What did not turn out as it should, a sentence each."""
+    wrong = [f"{phase.name}: tokens differ" for phase in phases if phase.tokens != phases[0].tokens]
+    idle = [
+        f"{phase.name}: the {phase.supplier} tier supplied nothing"
+        for phase in phases
+        if phase.supplier and not phase.cached_tokens(phase.supplier)
+    ]
+    return wrong + idle
+
+
+def table(phases: Sequence[Phase]) -> Table:
+    """The phases, for people."""
+    prompt_tokens = sum(map(len, PROMPTS))
+    result = Table(title=f"{len(PROMPTS)} prompts, {prompt_tokens:,} tokens", title_justify="left")
+    result.add_column("phase")
+    for heading in ("from pinned\n(tokens)", "from NVMe\n(tokens)", "TTFT p50", "stored\npinned / NVMe"):
+        result.add_column(heading, justify="right")
+    result.add_column("loaded\npinned / NVMe", justify="right")
+    result.add_column("tokens\nidentical")
+    for phase in phases:
+        same = phase.tokens == phases[0].tokens
+        result.add_row(
+            phase.name,
+            *(f"{phase.cached_tokens(tier):,}" for tier in TIERS),
+            f"{phase.first_token_p50_s * 1000:.0f} ms",
+            " / ".join(_mib(phase.stored_bytes(tier)) for tier in TIERS),
+            " / ".join(_mib(phase.loaded_bytes(tier)) for tier in TIERS),
+            "-" if phase is phases[0] else "[green]yes" if same else "[bold red]NO",
+        )
+    return result
+
+
+def report(phases: Sequence[Phase]) -> dict[str, Any]:
+    """The phases, for programs."""
+    return {
+        "prompts": len(PROMPTS),
+        "prompt_tokens": sum(map(len, PROMPTS)),
+        "failures": failures(phases),
+        "phases": [
+            {
+                "name": phase.name,
+                "cached_tokens": {tier: phase.cached_tokens(tier) for tier in TIERS},
+                "stored_bytes": {tier: phase.stored_bytes(tier) for tier in TIERS},
+                "loaded_bytes": {tier: phase.loaded_bytes(tier) for tier in TIERS},
+                "first_token_s": [answer.first_token_s for answer in phase.answers],
+                "first_token_p50_s": phase.first_token_p50_s,
+                "tokens_identical": phase.tokens == phases[0].tokens,
+            }
+            for phase in phases
+        ],
+    }
+
+
+def demonstrate(console: Console, json_file: Path | None) -> int:
+    """Run it all; returns the exit status."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(CACHE / "nvme", ignore_errors=True)
+    (CACHE / "vllm.log").unlink(missing_ok=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        phases = run_phases(Stage(console, progress))
+    console.print(table(phases))
+    for failure in failures(phases):
+        console.print(f"[bold red]{failure}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(report(phases), indent=2) + "\n")
+    return 1 if failures(phases) else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A real vLLM server with and without kvtier, side by side.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    arguments = parser.parse_args()
+    console = Console()
+    if not has_vllm():
+        console.print("no vLLM is installed; `make install` installs one")
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the servers as Ctrl-C does
+    try:
+        status = demonstrate(console, arguments.json)
+    except ServerFailed as failure:
+        console.print(str(failure), markup=False, highlight=False)
+        status = 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the servers have ended")
+        status = STATUS_INTERRUPTED
+    console.print(f"vLLM's own messages: {CACHE / 'vllm.log'}", highlight=False, soft_wrap=True)
+    return status
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):,.0f} MiB" if size_bytes else "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
