@@ -35,7 +35,7 @@ class WritePiece:
         chunks: Sequence[tuple[ChunkKey, Buffer]],
     ) -> None:
         self._files, self._fd, self._checksum = files, fd, checksum
-        self._block, self._chunks = block, chunks
+        self._block, self.chunks = block, chunks
         # The result: entries when it went well, else the error; neither when it never ran.
         self.entries: list[Entry] = []
         self.error: OSError | None = None
@@ -43,8 +43,8 @@ class WritePiece:
     def __call__(self) -> None:
         stored_s, block, entries = int(time.time()), self._block, []
         parts: list[Buffer] = []
-        tails = _Tails(sum(1 for _, buffer in self._chunks if len(buffer) % BLOCK_BYTES))
-        for key, buffer in self._chunks:
+        tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
+        for key, buffer in self.chunks:
             entries.append(Entry(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
             parts += tails.written(buffer)
             block += blocks_of(len(buffer))
@@ -82,8 +82,12 @@ class Wanted(NamedTuple):
 class Source(Protocol):
     """Where a read piece gets its file from and what it asks afterwards; called on lane threads."""
 
-    def acquire(self, segment: int) -> int | None:
-        """An open file of the segment, held against overwriting; None where there is none any more."""
+    def acquire(self, segment: int, generation: int) -> int | None:
+        """An open file of this life of the segment, held against overwriting; None where it has ended.
+
+        Raises:
+            OSError: the file is gone or cannot be opened although the index has it.
+        """
         ...
 
     def release(self, segment: int) -> None: ...
@@ -107,26 +111,27 @@ class ReadPiece:
         self.ran = False
 
     def __call__(self) -> None:
-        segment = self.chunks[0].extent.segment
+        extent = self.chunks[0].extent
+        self.ran = True
         try:
-            fd = self._source.acquire(segment)
+            fd = self._source.acquire(extent.segment, extent.generation)
+        except FileNotFoundError:
+            self._fail_all(Failure.CORRUPT)  # the index promises what the log has lost
+            return
         except OSError as error:
-            self._fail_all(error)
+            self.errors.append(error)
+            self._fail_all(Failure.IO_ERROR)
             return
         if fd is None:
-            self.failed = dict.fromkeys(range(len(self.chunks)), Failure.MISSING)
-            self.ran = True
+            self._fail_all(Failure.MISSING)
             return
         try:
             self._read(fd, range(len(self.chunks)))
         finally:
-            self._source.release(segment)
-        self.ran = True
+            self._source.release(extent.segment)
 
-    def _fail_all(self, error: OSError) -> None:
-        self.errors.append(error)
-        self.failed = dict.fromkeys(range(len(self.chunks)), Failure.IO_ERROR)
-        self.ran = True
+    def _fail_all(self, failure: Failure) -> None:
+        self.failed = dict.fromkeys(range(len(self.chunks)), failure)
 
     def _read(self, fd: int, positions: range) -> None:
         chunks = self.chunks[positions.start : positions.stop]

@@ -207,10 +207,10 @@ def _table_blocks_of(data: Buffer) -> int:
 
 
 class Placement(NamedTuple):
-    """Where a batch of the leading `count` chunks goes."""
+    """Where a batch of some leading chunks goes."""
 
     block: int
-    count: int
+    chunks: int
     table_blocks: int
     data_blocks: int
 
@@ -344,6 +344,10 @@ class OpenSegment:
         self.batches_bytes += tables
         self.writers += 1
         return placement
+
+    def hold(self) -> None:
+        """Keep the segment from being sealed until it is settled once more."""
+        self.writers += 1
 
     def settle(self, table: bytes | None) -> None:
         """The batch of one placement is written and named by `table`, or was given up."""

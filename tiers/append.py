@@ -1,0 +1,342 @@
+"""Appending to the log: batches placed, written by lanes, committed together.
+
+The life of one append: every batch takes its place in the open segment; the lanes write the pieces of all
+batches, and whichever lane finishes a batch's last piece writes its table; then one transaction makes the
+extents visible. Whatever happens in between, each batch is settled once, so that its segment can be sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from .base import Buffer, ChunkKey, Failure
+from .checksum import ChunkChecksum
+from .errors import TierError
+from .files import Files, Lanes
+from .index import Extent, Index, IndexFull, Transaction
+from .ledger import Ledger
+from .log import Log, index_is_tight
+from .pieces import WritePiece, plan_writes
+from .segment import Batch, Entry, OpenSegment, Placement
+
+logger = logging.getLogger(__name__)
+
+RECLAIMS_PER_CLAIM_MAX = 4  # what we free may be taken by another process; then there is contention enough
+
+
+class Target(NamedTuple):
+    """Whose chunks they are."""
+
+    namespace: bytes
+    scope: int
+    checksum: ChunkChecksum
+
+
+Accept = Callable[[Ledger, Entry, Extent], Extent | None]
+"""Called in the committing transaction: the extent to put for an entry written to that place, or None."""
+
+
+class _Batch:
+    """One placed batch on its way to the disk. Pieces run on lane threads, the rest on the loop."""
+
+    def __init__(
+        self,
+        files: Files,
+        segment: OpenSegment,
+        placement: Placement,
+        target: Target,
+        order: int,
+        chunks: Sequence[tuple[ChunkKey, Buffer]],
+    ) -> None:
+        self.segment, self.placement, self.target, self.order = segment, placement, target, order
+        first_block = placement.block + placement.table_blocks
+        self.pieces: Sequence[WritePiece] = plan_writes(
+            files, segment.file.fd, target.checksum, first_block, chunks
+        )
+        self._lock = threading.Lock()
+        self._left = len(self.pieces)
+        # The result: the table as it was written, and what it names.
+        self.table: bytes | None = None
+        self.entries: tuple[Entry, ...] = ()
+        self.error: OSError | None = None
+
+    def calls(self) -> list[Callable[[], None]]:
+        return [partial(self._run, piece) for piece in self.pieces]
+
+    def _run(self, piece: WritePiece) -> None:
+        piece()
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:  # every chunk is written: now the table may say so
+            self.error = next((piece.error for piece in self.pieces if piece.error), None)
+            self.write_table(tuple(entry for piece in self.pieces for entry in piece.entries))
+
+    def write_table(self, entries: tuple[Entry, ...], *, removals: bool = False) -> None:
+        if not entries:
+            return
+        placement, target = self.placement, self.target
+        batch = Batch(
+            self.segment.name,
+            placement.block,
+            placement.data_blocks,
+            self.order,
+            target.scope,
+            target.namespace,
+            removals,
+            entries,
+        )
+        try:
+            self.segment.file.write_table(batch)
+        except OSError as error:
+            self.error = error
+        else:
+            self.table, self.entries = batch.encode(), entries
+
+
+class Appender:
+    """The open segment of this process, and everything that is appended to it.
+
+    One event loop. Cancellation: a cancelled append returns once no thread reads its buffers; what it had
+    written is either committed as a whole or nothing.
+    """
+
+    def __init__(
+        self, files: Files, lanes: Lanes, index: Index, log: Log, index_bytes: int, rolled: Callable[[], None]
+    ) -> None:
+        self._files, self._lanes, self._index, self._log = files, lanes, index, log
+        self._index_bytes = index_bytes
+        self._rolled = rolled  # told after each change of the open segment
+        # Mutable state, changed on the loop only.
+        self._current: OpenSegment | None = None
+        self._retired: set[OpenSegment] = set()
+        self._rolling: asyncio.Task[bool] | None = None
+        self._sealing: set[asyncio.Task[None]] = set()
+        self._order = 0
+        self.evicted_chunks = 0
+        self.io_errors = 0
+
+    async def append(
+        self, target: Target, chunks: Sequence[tuple[ChunkKey, Buffer]], accept: Accept
+    ) -> dict[ChunkKey, Failure]:
+        """Write the chunks and commit what `accept` takes; returns why the others failed."""
+        batches: list[_Batch] = []
+        failed: dict[ChunkKey, Failure] = {}
+        try:
+            placed = await self._place_all(target, chunks, batches)
+            failed.update((key, Failure.NO_SPACE) for key, _ in chunks[placed:])
+            await self._lanes.store([call for batch in batches for call in batch.calls()])
+            self._files.reached("data written")
+            if batches:
+                failed.update(await self._committed(target, batches, accept))
+        finally:
+            for batch in batches:
+                self._settle(batch.segment, batch.table)
+        return failed
+
+    async def append_removals(self, target: Target, keys: Sequence[ChunkKey]) -> None:
+        """Note in the log that these keys were forgotten, so that no rebuild brings them back."""
+        nothing = memoryview(b"")
+        batches: list[_Batch] = []
+        entries = {key: Entry(key, 0, 0, 0, int(time.time())) for key in keys}
+        try:
+            await self._place_all(target, [(key, nothing) for key in keys], batches, pieces=False)
+            start, calls = 0, []
+            for batch in batches:
+                part = tuple(entries[key] for key in keys[start : start + batch.placement.chunks])
+                calls.append(partial(batch.write_table, part, removals=True))
+                start += batch.placement.chunks
+            await self._lanes.store(calls)
+        finally:
+            for batch in batches:
+                self._settle(batch.segment, batch.table)
+
+    async def sync(self) -> None:
+        """Make everything that was appended so far durable.
+
+        Raises:
+            OSError: the device refused.
+        """
+        segments = [segment for segment in (self._current, *self._retired) if segment and segment.unsynced]
+        for segment in segments:
+            segment.hold()  # so that it is not sealed and closed under the sync
+            segment.unsynced = False
+            try:
+                await self._lanes.upkeep(partial(self._files.sync_data, segment.file.fd))
+            except BaseException:
+                segment.unsynced = True
+                raise
+            finally:
+                self._settle(segment, None)
+        if self._sealing:
+            await asyncio.wait(self._sealing)
+
+    async def close(self) -> None:
+        """Seal what is to be sealed, and leave the open segment to whoever comes next."""
+        if self._rolling is not None:
+            await asyncio.wait([self._rolling])
+        await self.sync()
+        if self._current is not None:
+            self._log.leave(self._current)
+            self._current = None
+
+    # The open segment.
+
+    async def _place_all(
+        self,
+        target: Target,
+        chunks: Sequence[tuple[ChunkKey, Buffer]],
+        batches: list[_Batch],
+        *,
+        pieces: bool = True,
+    ) -> int:
+        start = 0
+        while start < len(chunks):
+            segment, rest = self._current, chunks[start:]
+            lengths = [len(buffer) for _, buffer in rest]
+            placement = segment.place([key for key, _ in rest], lengths) if segment else None
+            if segment is None or placement is None:
+                if not await self._roll(segment):
+                    return start
+                continue
+            mine = rest[: placement.chunks] if pieces else ()
+            batches.append(_Batch(self._files, segment, placement, target, self._next_order(), mine))
+            start += placement.chunks
+        return start
+
+    def _next_order(self) -> int:
+        # The clock orders batches of all processes; within one process it never goes back.
+        self._order = max(self._order + 1, time.time_ns())
+        return self._order
+
+    async def _roll(self, full: OpenSegment | None) -> bool:
+        """Replace the open segment; False where there is no room for another."""
+        if self._current is not full:
+            return True  # somebody else has done it while we waited
+        if self._rolling is None:
+            # A task of its own: a cancelled append must not lose the segment that was claimed for all.
+            self._rolling = asyncio.create_task(self._claim(full))
+            self._rolling.add_done_callback(self._claimed)
+        return await asyncio.shield(self._rolling)
+
+    async def _claim(self, full: OpenSegment | None) -> bool:
+        fresh = None
+        try:
+            fresh = await self._lanes.upkeep(self._claim_or_reclaim)
+        except (OSError, TierError) as error:
+            self.io_errors += 1
+            logger.warning("nvme: no segment to write to: %s", error)
+        self._current = fresh
+        if full is not None:  # also without a fresh one: sealed, it can be reclaimed
+            self._retired.add(full)
+            self._seal_if_done(full)
+        self._rolled()
+        return fresh is not None
+
+    def _claimed(self, task: asyncio.Task[bool]) -> None:
+        self._rolling = None
+
+    def _claim_or_reclaim(self) -> OpenSegment | None:
+        for _ in range(RECLAIMS_PER_CLAIM_MAX):
+            segment = self._log.claim()
+            if segment is not None:
+                return segment
+            if self._log.excess_bytes() > 0 and self._log.shrink():
+                continue
+            victim = self._log.begin_reclaim()
+            if victim is None:
+                return None
+            self.evicted_chunks += self._log.finish_reclaim(victim)
+        return self._log.claim()
+
+    def _settle(self, segment: OpenSegment, table: bytes | None) -> None:
+        segment.settle(table)
+        self._seal_if_done(segment)
+
+    def _seal_if_done(self, segment: OpenSegment) -> None:
+        if segment in self._retired and not segment.writers:
+            self._retired.remove(segment)
+            task = asyncio.create_task(self._seal(segment))
+            self._sealing.add(task)
+            task.add_done_callback(self._sealing.discard)
+
+    async def _seal(self, segment: OpenSegment) -> None:
+        try:
+            await self._lanes.upkeep(partial(self._log.seal, segment))
+        except (OSError, TierError) as error:
+            self.io_errors += 1
+            logger.warning("nvme: segment %d could not be sealed: %s", segment.name.segment, error)
+
+    # Committing.
+
+    async def _committed(
+        self, target: Target, batches: Sequence[_Batch], accept: Accept
+    ) -> Mapping[ChunkKey, Failure]:
+        failed: dict[ChunkKey, Failure] = {}
+        for batch in batches:
+            if batch.error is not None:
+                self.io_errors += 1
+                failed.update((key, _failure(batch.error)) for key in _missing(batch))
+        written = [batch for batch in batches if batch.entries]
+        if not written:
+            return failed
+        try:
+            refused = await self._lanes.index(partial(self._commit, target, written, accept))
+        except IndexFull:
+            return failed | {entry.key: Failure.NO_SPACE for batch in written for entry in batch.entries}
+        except TierError as error:
+            self.io_errors += 1
+            logger.warning("%s", error)
+            return failed | {entry.key: Failure.IO_ERROR for batch in written for entry in batch.entries}
+        return failed | dict.fromkeys(refused, Failure.DROPPED)
+
+    def _commit(self, target: Target, batches: Sequence[_Batch], accept: Accept) -> list[ChunkKey]:
+        self._files.reached("before commit")
+        refused = self._index.write(lambda txn: self._put(txn, target, batches, accept))
+        self._files.reached("committed")
+        return refused
+
+    def _put(
+        self, txn: Transaction, target: Target, batches: Sequence[_Batch], accept: Accept
+    ) -> list[ChunkKey]:
+        if index_is_tight(txn, self._index_bytes):
+            raise IndexFull("nvme", "the index may not grow further")
+        ledger = Ledger(txn)
+        if not ledger.in_force(target.scope):
+            return [entry.key for batch in batches for entry in batch.entries]
+        for batch in batches:
+            name = batch.segment.name
+            for entry in batch.entries:
+                place = (name.segment, name.generation, entry.block, entry.length_bytes, entry.checksum)
+                extent = accept(ledger, entry, Extent(*place, entry.stored_s, 0, 0))
+                if extent is not None:
+                    ledger.put(target.scope, entry.key, extent)
+            _raise_end(ledger, batch)
+        ledger.close()
+        return []
+
+
+def _raise_end(ledger: Ledger, batch: _Batch) -> None:
+    number = batch.segment.name.segment
+    segment = ledger.segment(number)
+    assert segment is not None, "a claimed segment has a record"
+    placement = batch.placement
+    end = placement.block + placement.table_blocks + placement.data_blocks
+    ledger.set_segment(number, segment._replace(end_block=max(segment.end_block, end)))
+
+
+def _missing(batch: _Batch) -> set[ChunkKey]:
+    """Keys of the batch that did not get into its table."""
+    written = {entry.key for entry in batch.entries}
+    return {key for piece in batch.pieces for key, _ in piece.chunks} - written
+
+
+def _failure(error: OSError) -> Failure:
+    return Failure.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failure.IO_ERROR

@@ -1,0 +1,484 @@
+"""The NVMe tier: a bounded, checksummed log of chunks that survives its process.
+
+Theory of operation. Chunks of one job are appended side by side to the open segment of this process
+(`append`), several lanes writing at once (`pieces`, `files`), and become visible to every process in one
+transaction of the index (`index`, `ledger`). A load asks the index where its chunks lie, reads neighbours
+together and checks each one's checksum. When the cap is reached, the oldest segment is emptied and used
+again (`log`), and what was read from it moves to the open one (`carry`).
+
+What a request waits for is a few calls on lane threads and one on the index thread. The rest is upkeep, in
+one task: syncing at most a second after a write, counting reads, keeping a free segment ahead, giving room
+back when others fill the file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .append import Appender, Target
+from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
+from .budget import Budget
+from .carry import Allowance, Carrier
+from .checksum import ChunkChecksum
+from .errors import TierError
+from .files import Files, Lanes, allocated_bytes
+from .identity import Identity
+from .index import Extent, Transaction
+from .ledger import Ledger
+from .log import Log
+from .pieces import ReadPiece, Wanted, plan_reads
+from .quarantine import Quarantine
+from .readers import Readers
+from .segment import Entry
+from .store import Store, close_store, invalidate, open_store
+
+logger = logging.getLogger(__name__)
+
+UPKEEP_PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
+TOUCHES_MAX = 65536  # reads remembered until they are counted; more within a second are not
+LOG_PERIOD_S = 10.0  # between two lines about chunks that failed
+WRITE_AMPLIFICATION = 1.3
+
+_COUNTERS = (
+    "stored_chunks",
+    "stored_bytes",
+    "loaded_chunks",
+    "loaded_bytes",
+    "hits",
+    "misses",
+    "dropped_chunks",
+    "corrupt_chunks",
+    "io_errors",
+)
+
+
+class _Touch(NamedTuple):
+    scope: int
+    key: ChunkKey
+    extent: Extent
+
+
+class NvmeTier:
+    """Chunks in a directory on a local drive, shared with other processes.
+
+    Threads: `lookup` and `stats` from any thread; they read memory-mapped pages and never wait for writes.
+    Everything else on the event loop that opened the tier. Cancellation: a cancelled store or load returns
+    once no thread touches its buffers; the store's chunks are then there or not, each whole. Durability: a
+    stored chunk survives a killed process at once, a power loss after `flush` or about a second.
+    """
+
+    name = "nvme"
+
+    def __init__(
+        self,
+        files: Files,
+        lanes: Lanes,
+        store: Store,
+        identity: Identity,
+        *,
+        budget: Budget,
+        chunk_bytes: int,
+        write_amplification: float,
+    ) -> None:
+        self._lanes, self._store, self._identity = lanes, store, identity
+        self._directory, self._index = store.directory, store.index
+        self._chunk_bytes = chunk_bytes
+        self._budget = budget
+        self._namespace = identity.digest
+        self._checksum = ChunkChecksum(self._namespace)
+        self._log = Log(files, self._directory, self._index)
+        self._readers = Readers(files, self._directory, self._index, self._namespace)
+        self._quarantine = Quarantine(files, self._directory.quarantine_path, budget.quarantine_bytes)
+        self._allowance = Allowance(write_amplification)
+        self._appender = Appender(
+            files, lanes, self._index, self._log, self._directory.facts.index_bytes, self._room_changed
+        )
+        self._carrier = Carrier(
+            files, lanes, self._directory, self._index, self._log, self._appender, self._allowance
+        )
+        self._files = files
+        # Mutable state, changed on the loop only.
+        self._counters = dict.fromkeys(_COUNTERS, 0)
+        self._touches: dict[_Touch, int] = {}
+        self._used_bytes = 0
+        self._calls = 0  # stores, loads and the like under way
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wake = asyncio.Event()
+        self._look_at_room = True
+        self._logged_s = -LOG_PERIOD_S
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._last_chunks = 0
+        self._upkeep = asyncio.create_task(self._keep_up())
+
+    @staticmethod
+    async def open(
+        path: str | os.PathLike[str],
+        *,
+        capacity_bytes: int,
+        reserve_bytes: int,
+        identity: Identity,
+        chunk_bytes: int,
+        write_amplification: float = WRITE_AMPLIFICATION,
+        files: Files | None = None,
+    ) -> NvmeTier:
+        """Open or create the store at `path` for chunks of up to `chunk_bytes`.
+
+        The cap is that of the whole directory, and the last process to open it sets it for all.
+
+        Raises:
+            TierUnavailable: the store cannot be used; the message says why and what to do.
+            IdentityMismatch: the namespace on disk names other fields.
+        """
+        files = files or Files()
+        lanes = Lanes()
+        try:
+            store = await lanes.upkeep(
+                partial(
+                    open_store,
+                    files,
+                    Path(path),
+                    capacity_bytes=capacity_bytes,
+                    reserve_bytes=reserve_bytes,
+                    identity=identity,
+                    chunk_bytes=chunk_bytes,
+                )
+            )
+        except BaseException:
+            lanes.close()
+            raise
+        facts = store.directory.facts
+        return NvmeTier(
+            files,
+            lanes,
+            store,
+            identity,
+            budget=Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, facts.index_bytes),
+            chunk_bytes=chunk_bytes,
+            write_amplification=write_amplification,
+        )
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+        """Say for each key whether a load would find it now."""
+        if self._closed:
+            return [False] * len(keys)
+        try:
+            return self._index.has(self._namespace, keys)
+        except TierError:
+            return [False] * len(keys)
+
+    def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Coroutine[Any, Any, Outcome]:
+        """Keep each buffer's bytes under its key, in the epoch in force at this very call."""
+        # Not a coroutine function: its body would run later, perhaps in the next epoch.
+        return self._stored(0 if self._closed else self._scope(), keys, buffers)
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        """Fill each buffer with its key's bytes; a chunk of another length is a miss."""
+        with self._call() as allowed:
+            if not allowed:
+                return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+            failed: dict[ChunkKey, Failure] = {}
+            wanted, scope = self._wanted(keys, buffers, failed)
+            pieces = plan_reads(self._files, self._readers, self._checksum, wanted)
+            await self._lanes.load(pieces)
+            condemned = self._collect(pieces, scope, failed)
+            if condemned:
+                await self._condemn(scope, condemned)
+            return self._loaded(keys, buffers, failed)
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        """Forget the keys; those removed on request stay forgotten after a power loss too."""
+        with self._call() as allowed:
+            if not allowed or not keys:
+                return
+            scope, gone = await self._lanes.index(partial(self._index.write, partial(self._forget, keys)))
+            if gone and reason is RemoveReason.REQUESTED:
+                await self._appender.append_removals(Target(self._namespace, scope, self._checksum), gone)
+
+    async def flush(self) -> None:
+        """Return when everything stored so far would survive a power loss.
+
+        Raises:
+            TierError: the device refused; what was stored may be lost with the power.
+        """
+        with self._call() as allowed:
+            if allowed:
+                await self._sync()
+
+    async def invalidate(self) -> None:
+        """Raise the epoch: every older chunk of this namespace is a miss from now on, for every process."""
+        with self._call() as allowed:
+            if allowed:
+                await self._lanes.index(partial(invalidate, self._store, self._identity))
+
+    def stats(self) -> TierStats:
+        """Return the tier's numbers; chunks are this namespace's, bytes the whole directory's."""
+        counters = {
+            **self._counters,
+            "evicted_chunks": self._appender.evicted_chunks + self._carrier.evicted_chunks,
+            "carried_chunks": self._carrier.carried_chunks,
+            "carried_bytes": self._carrier.carried_bytes,
+        }
+        counters["io_errors"] += self._appender.io_errors
+        return TierStats(self._chunks_count(), self._used_bytes, self._budget.capacity_bytes, counters)
+
+    async def close(self) -> None:
+        """Finish what is under way and leave the store; idempotent."""
+        if self._closing is None:
+            self._last_chunks = self._chunks_count()
+            self._closed = True
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    # Storing.
+
+    async def _stored(self, scope: int, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        with self._call() as allowed:
+            if not allowed:
+                return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+            now, extents = self._find(keys)
+            if now != scope or not scope:
+                failed = dict.fromkeys(keys, Failure.DROPPED)
+            else:
+                new = {
+                    key: buffer
+                    for key, buffer, extent in zip(keys, buffers, extents, strict=True)
+                    if extent is None
+                }
+                failed = await self._append(scope, new)
+            self._counters["dropped_chunks"] += len(failed)
+            return Outcome.of(keys, failed)
+
+    async def _append(self, scope: int, new: dict[ChunkKey, Buffer]) -> dict[ChunkKey, Failure]:
+        if not new:
+            return {}
+        assert max(map(len, new.values())) <= self._chunk_bytes, "chunks are no longer than the tier was told"
+        target = Target(self._namespace, scope, self._checksum)
+        failed = await self._appender.append(target, list(new.items()), partial(_first, scope))
+        size_bytes = sum(len(buffer) for key, buffer in new.items() if key not in failed)
+        self._counters["stored_chunks"] += len(new) - len(failed)
+        self._counters["stored_bytes"] += size_bytes
+        self._allowance.stored(size_bytes)
+        if Failure.NO_SPACE in failed.values():
+            self._room_changed()
+        return failed
+
+    def _scope(self) -> int:
+        try:
+            return self._index.scope_of(self._namespace)
+        except TierError:
+            return 0
+
+    def _find(self, keys: Sequence[ChunkKey]) -> tuple[int, list[Extent | None]]:
+        try:
+            return self._index.find(self._namespace, keys)
+        except TierError as error:
+            self._failed(f"{error}")
+            return 0, [None] * len(keys)
+
+    # Loading.
+
+    def _wanted(
+        self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
+    ) -> tuple[list[Wanted], int]:
+        scope, extents = self._find(keys)
+        wanted = []
+        for key, buffer, extent in zip(keys, buffers, extents, strict=True):
+            if extent is None or extent.length_bytes != len(buffer):
+                failed[key] = Failure.MISSING
+            else:
+                wanted.append(Wanted(key, extent, buffer))
+        return wanted, scope
+
+    def _collect(
+        self, pieces: Sequence[ReadPiece], scope: int, failed: dict[ChunkKey, Failure]
+    ) -> list[Wanted]:
+        """Sort out what the pieces found; returns the chunks that are to be dropped."""
+        condemned = []
+        for piece in pieces:
+            self._counters["io_errors"] += len(piece.errors)
+            for position, wanted in enumerate(piece.chunks):
+                failure = piece.failed.get(position)
+                if failure is None:
+                    self._touch(_Touch(scope, wanted.key, wanted.extent))
+                else:
+                    failed[wanted.key] = failure
+                if failure is Failure.CORRUPT:
+                    condemned.append(wanted)
+        return condemned
+
+    def _touch(self, touch: _Touch) -> None:
+        if touch in self._touches or len(self._touches) < TOUCHES_MAX:
+            self._touches[touch] = self._touches.get(touch, 0) + 1
+
+    def _loaded(
+        self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
+    ) -> Outcome:
+        outcome = Outcome.of(keys, failed)
+        size_bytes = sum(len(buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in failed)
+        for name, count in (
+            ("loaded_chunks", len(outcome.succeeded)),
+            ("loaded_bytes", size_bytes),
+            ("hits", len(outcome.succeeded)),
+            ("misses", len(keys) - len(outcome.succeeded)),
+        ):
+            self._counters[name] += count
+        return outcome
+
+    async def _condemn(self, scope: int, condemned: Sequence[Wanted]) -> None:
+        """Drop chunks that failed their checksum and keep evidence, while the buffers still hold it."""
+        self._counters["corrupt_chunks"] += len(condemned)
+        first = condemned[0]
+        self._failed(f"chunk {first.key.hex()[:16]} in segment {first.extent.segment} failed its checksum")
+        try:
+            await self._lanes.index(
+                partial(self._index.write, partial(self._drop_with_evidence, scope, condemned))
+            )
+        except (OSError, TierError) as error:
+            self._failed(f"evidence of a bad chunk could not be kept: {error}")
+
+    def _drop_with_evidence(self, scope: int, condemned: Sequence[Wanted], txn: Transaction) -> None:
+        ledger = Ledger(txn)
+        for wanted in condemned:
+            extent = ledger.extent(scope, wanted.key)
+            if extent is not None and extent[:4] == wanted.extent[:4]:
+                ledger.forget(scope, wanted.key, extent)
+        ledger.close()
+        # Inside the transaction, so that one process at a time keeps the quarantine within its bound.
+        for wanted in condemned:
+            facts = {"namespace": self._namespace.hex(), "key": wanted.key.hex(), **wanted.extent._asdict()}
+            with contextlib.suppress(OSError):  # the chunk is dropped all the same
+                self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer)
+
+    def _forget(self, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey]]:
+        namespace = txn.namespace(self._namespace)
+        scope, gone = namespace.scope if namespace else 0, []
+        ledger = Ledger(txn)
+        for key in dict.fromkeys(keys):
+            extent = ledger.extent(scope, key)
+            if extent is not None:
+                ledger.forget(scope, key, extent)
+                gone.append(key)
+        ledger.close()
+        return scope, gone
+
+    # Upkeep.
+
+    async def _keep_up(self) -> None:
+        while not self._closed:
+            self._wake.clear()  # before the work, so that what changes during it is not missed
+            await self._keep_up_once()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UPKEEP_PERIOD_S):
+                    await self._wake.wait()  # also set by a close
+
+    async def _keep_up_once(self) -> None:
+        try:
+            await self._sync()
+            await self._count_touches()
+            await self._keep_room()
+        except (OSError, TierError) as error:
+            self._counters["io_errors"] += 1
+            self._failed(f"upkeep: {error}")
+
+    async def _sync(self) -> None:
+        try:
+            await self._appender.sync()
+        except OSError as error:
+            raise TierError(self.name, f"what was written could not be made durable: {error}") from error
+
+    async def _count_touches(self) -> None:
+        if self._touches:
+            touches, self._touches = self._touches, {}
+            await self._lanes.index(partial(self._index.write, partial(_count, touches)))
+
+    async def _keep_room(self) -> None:
+        """Give back what is above the cap, forget what the index cannot hold, free a segment ahead."""
+        short = await self._lanes.upkeep(self._log.free_is_short)
+        if not short and not self._look_at_room:
+            return
+        self._look_at_room = False
+        self._index.free_dead_readers()
+        while await self._lanes.upkeep(self._log.excess_bytes) > 0:
+            if not await self._lanes.upkeep(self._log.shrink) and not await self._carrier.reclaim(
+                carry=False
+            ):
+                break
+        while await self._lanes.upkeep(self._log.index_is_tight):
+            if not await self._carrier.reclaim(carry=False):
+                break
+        while not await self._lanes.upkeep(self._log.room_ahead):
+            if not await self._carrier.reclaim(carry=True):
+                break
+        self._used_bytes = await self._lanes.upkeep(partial(allocated_bytes, self._directory.root))
+
+    def _room_changed(self) -> None:
+        self._look_at_room = True
+        self._wake.set()
+
+    # Calls and their end.
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[bool]:
+        """Whether a call may go on; while it does, `close` waits for it."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield not self._closed
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _close(self) -> None:
+        self._wake.set()
+        await self._idle.wait()
+        await self._upkeep
+        try:
+            await self._appender.close()
+            await self._count_touches()
+        except (OSError, TierError) as error:
+            self._failed(f"close: {error}")
+        self._readers.close()
+        try:
+            await self._lanes.upkeep(partial(close_store, self._store))
+        except (OSError, TierError) as error:
+            self._failed(f"close: {error}")
+        self._lanes.close()
+
+    def _chunks_count(self) -> int:
+        if self._closed:
+            return self._last_chunks
+        try:
+            with self._index.read() as txn:
+                namespace = txn.namespace(self._namespace)
+        except TierError:
+            return 0
+        return namespace.chunks if namespace else 0
+
+    def _failed(self, message: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= LOG_PERIOD_S:
+            self._logged_s = now_s
+            logger.warning("%s: %s", self.name, message)
+
+
+def _first(scope: int, ledger: Ledger, entry: Entry, extent: Extent) -> Extent | None:
+    """The first to store a key wins; the other's bytes are dead weight until their segment is reclaimed."""
+    return extent if ledger.extent(scope, entry.key) is None else None
+
+
+def _count(touches: dict[_Touch, int], txn: Transaction) -> None:
+    ledger = Ledger(txn)
+    for (scope, key, extent), times in touches.items():
+        ledger.touch(scope, key, extent, times)
+    ledger.close()

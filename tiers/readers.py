@@ -1,0 +1,93 @@
+"""Segment files held open for reading, and held against overwriting while they are read."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from .files import Files
+from .index import Index, SegmentState
+from .pieces import Wanted
+from .segment import READERS_BYTE
+from .store_dir import StoreDirectory
+
+FILES_OPEN_MAX = 128  # idle ones are closed beyond this; each is one of the process's file descriptors
+
+
+class _Held:
+    __slots__ = ("fd", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+
+
+class Readers:
+    """A `pieces.Source` over the store's segments, for one namespace. Any thread."""
+
+    def __init__(self, files: Files, directory: StoreDirectory, index: Index, namespace: bytes) -> None:
+        self._files, self._directory, self._index = files, directory, index
+        self._namespace = namespace
+        self._lock = threading.Lock()
+        # Mutable state, under the lock; the least recently used first.
+        self._held: OrderedDict[int, _Held] = OrderedDict()
+
+    def acquire(self, segment: int, generation: int) -> int | None:
+        """An open file of this life of the segment, held against overwriting; None where it has ended.
+
+        Raises:
+            OSError: the file is gone or cannot be opened although the index has it.
+        """
+        fd = self._hold(segment)
+        # The lock first, then the question: had it been overwritten before, the index would say so now.
+        if fd is not None and self._is_current(segment, generation):
+            return fd
+        if fd is not None:
+            self.release(segment)
+        elif self._is_current(segment, generation):
+            raise FileNotFoundError(f"segment {segment} has no file")
+        return None
+
+    def release(self, segment: int) -> None:
+        with self._lock:
+            held = self._held[segment]
+            held.users -= 1
+            if not held.users:
+                self._files.unlock(held.fd, READERS_BYTE)
+                self._trim()
+
+    def in_force(self, wanted: Wanted) -> bool:
+        """Whether the index still says that the chunk lies there."""
+        _, (extent,) = self._index.find(self._namespace, [wanted.key])
+        return extent is not None and extent[:4] == wanted.extent[:4]
+
+    def close(self) -> None:
+        with self._lock:
+            for held in self._held.values():
+                self._files.close(held.fd)
+            self._held.clear()
+
+    def _hold(self, segment: int) -> int | None:
+        with self._lock:
+            held = self._held.get(segment)
+            if held is None:
+                try:
+                    held = _Held(self._files.open_data(self._directory.segment_path(segment)))
+                except FileNotFoundError:
+                    return None
+                self._held[segment] = held
+            self._held.move_to_end(segment)
+            if not held.users and not self._files.try_lock(held.fd, READERS_BYTE, exclusive=False):
+                return None  # it is being overwritten at this moment
+            held.users += 1
+            return held.fd
+
+    def _is_current(self, segment: int, generation: int) -> bool:
+        with self._index.read() as txn:
+            found = txn.segment(segment)
+        return found is not None and found.generation == generation and found.state is not SegmentState.FREE
+
+    def _trim(self) -> None:
+        idle = [number for number, held in self._held.items() if not held.users]
+        for number in idle[: max(0, len(self._held) - FILES_OPEN_MAX)]:
+            self._files.close(self._held.pop(number).fd)

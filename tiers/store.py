@@ -1,0 +1,222 @@
+"""Opening and closing a store: directory, index and namespace brought into agreement."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import ChunkKey
+from .budget import Budget, facts_for
+from .errors import TierUnavailable
+from .files import BLOCK_BYTES, Files, aligned, scratch
+from .identity import Identity
+from .index import Index, IndexDamaged, Namespace, Transaction
+from .rebuild import rebuild
+from .segment import CLAIM_BYTE, blocks_of, table_bytes
+from .store_dir import Facts, NamespaceFile, StoreDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An opened store."""
+
+    directory: StoreDirectory
+    index: Index
+
+
+def open_store(
+    files: Files,
+    root: Path,
+    *,
+    capacity_bytes: int,
+    reserve_bytes: int,
+    identity: Identity,
+    chunk_bytes: int,
+) -> Store:
+    """Open or create the store and the identity's namespace in it; others wait meanwhile.
+
+    Raises:
+        TierUnavailable: the store cannot be used; the message says why.
+        IdentityMismatch: the namespace on disk names other fields.
+    """
+    new = facts_for(capacity_bytes, chunk_bytes)
+    _refuse_small(Budget(capacity_bytes, reserve_bytes, new.segment_bytes, new.index_bytes))
+    directory = StoreDirectory.open(files, root, new)
+    with contextlib.ExitStack() as undo:
+        undo.callback(directory.close)
+        budget = Budget(capacity_bytes, reserve_bytes, *directory.facts[1:])
+        _refuse_small(budget)
+        _refuse_large(directory.facts, chunk_bytes)
+        files.reached("opening")
+        with mapped_os_errors(root):
+            _probe_direct(files, directory)
+            index = _open_index(directory)
+            undo.callback(index.close)
+            files.reached("index opened")
+            _open_namespace(directory, index, identity)
+            index.write(lambda txn: _set_cap(txn, budget))
+            index.write(lambda txn: _remove_orphans(txn, directory))
+            directory.ready()
+        undo.pop_all()
+    files.reached("opened")
+    return Store(directory, index)
+
+
+def close_store(store: Store) -> None:
+    """Leave the store; its last user leaves the index synced, so that the next open can trust it."""
+    directory, index = store.directory, store.index
+    try:
+        last = directory.last_user_leaving()
+        if last:
+            index.sync()
+        index.close()
+        if last:
+            directory.unmark()
+    finally:
+        index.close()
+        directory.close()
+
+
+def invalidate(store: Store, identity: Identity) -> None:
+    """Give the namespace a new scope: every older chunk is out of sight at once, in every process."""
+    namespace = store.index.write(lambda txn: _raise_epoch(txn, identity.digest))
+    store.directory.files.reached("epoch raised")
+    # The index first: `scope` in the file must never name a scope that the index could give away again.
+    file = NamespaceFile(identity, namespace.scope, namespace.epoch)
+    store.directory.write_namespace(identity.digest, file)
+
+
+@contextlib.contextmanager
+def mapped_os_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+
+
+def _refuse_small(budget: Budget) -> None:
+    if budget.capacity_bytes < budget.least_bytes:
+        raise TierUnavailable(
+            "nvme",
+            f"a capacity of {budget.capacity_bytes} bytes is too small for chunks of this size; "
+            f"the least that works is {budget.least_bytes}",
+        )
+
+
+def _refuse_large(facts: Facts, chunk_bytes: int) -> None:
+    longest_key = table_bytes([ChunkKey(256)])
+    overhead_blocks = 2 + 2 * blocks_of(longest_key)  # header, footer, table and its copy
+    if aligned(chunk_bytes) + overhead_blocks * BLOCK_BYTES > facts.segment_bytes:
+        raise TierUnavailable(
+            "nvme",
+            f"chunks of {chunk_bytes} bytes do not fit the segments of {facts.segment_bytes} bytes that this "
+            f"store was made with; give the tier another directory",
+        )
+
+
+def _probe_direct(files: Files, directory: StoreDirectory) -> None:
+    if not files.direct:
+        return
+    path = directory.root / "segments" / "probe"
+    try:
+        fd = files.open_data(path, create=True, write=True)
+        try:
+            files.pwritev(fd, [scratch(BLOCK_BYTES)], 0)
+        finally:
+            files.close(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        files.direct = False
+        logger.warning("nvme: %s has no direct I/O; going through the page cache", directory.root)
+    finally:
+        files.unlink(path)
+
+
+def _open_index(directory: StoreDirectory) -> Index:
+    try:
+        return _trusted_index(directory)
+    except IndexDamaged as error:
+        if not directory.alone:
+            raise TierUnavailable("nvme", f"{error}, and other processes use the store; stop them") from error
+        if directory.segment_files():
+            logger.warning("%s; rebuilding the index of %s", error, directory.root)
+    for path in directory.index_path.glob("*.mdb"):
+        directory.files.unlink(path)
+    index = Index.open(directory.index_path, directory.facts.index_bytes)
+    try:
+        rebuild(directory.files, directory, index)
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def _trusted_index(directory: StoreDirectory) -> Index:
+    if directory.alone and not directory.index_is_trusted():
+        raise IndexDamaged("nvme", "the index was in use when the machine stopped")
+    index = Index.open(directory.index_path, directory.facts.index_bytes)
+    try:
+        with index.read() as txn:
+            uuid = txn.store_uuid()
+        if uuid != directory.facts.store:
+            raise IndexDamaged("nvme", "the index is missing, unfinished or another store's")
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def _open_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
+    if directory.compared(identity) is None:
+        _tell_relatives(directory, identity)
+        directory.write_namespace(identity.digest, NamespaceFile(identity, 0, 0))
+        directory.files.reached("namespace written")
+    index.write(lambda txn: _ensure_scope(txn, identity.digest))
+
+
+def _tell_relatives(directory: StoreDirectory, identity: Identity) -> None:
+    for other in directory.namespaces().values():
+        if other.identity.label == identity.label:
+            differences = "; ".join(identity.differences(other.identity))
+            logger.info(
+                "nvme: %s starts empty: chunks of the same name differ: %s", identity.label, differences
+            )
+
+
+def _ensure_scope(txn: Transaction, digest: bytes) -> None:
+    if txn.namespace(digest) is None:
+        txn.put_namespace(digest, Namespace(txn.next_number("scope"), 0, 0, 0, 0, 0))
+
+
+def _raise_epoch(txn: Transaction, digest: bytes) -> Namespace:
+    before = txn.namespace(digest)
+    epoch = before.epoch + 1 if before else 1
+    namespace = Namespace(txn.next_number("scope"), epoch, 0, 0, 0, 0)
+    txn.put_namespace(digest, namespace)
+    return namespace
+
+
+def _set_cap(txn: Transaction, budget: Budget) -> None:
+    txn.set_number("capacity_bytes", budget.capacity_bytes)
+    txn.set_number("reserve_bytes", budget.reserve_bytes)
+
+
+def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:
+    """Files of segments that the index does not know: a process died between the two."""
+    known = txn.segments()
+    for number, path in directory.segment_files().items():
+        if number in known:
+            continue
+        fd = directory.files.open_data(path, write=True)
+        try:
+            if directory.files.try_lock(fd, CLAIM_BYTE, exclusive=True):
+                directory.files.unlink(path)
+        finally:
+            directory.files.close(fd)

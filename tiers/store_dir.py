@@ -1,0 +1,245 @@
+"""The directory of one NVMe store: who may use it, what it says about itself, who has it open.
+
+    kvtier.json     format version, store uuid, sizes fixed at creation
+    in-use          while somebody has the store open: the boot of the kernel on which that is
+    lock            two bytes, locked and never written; see below
+    namespaces/     one file per namespace: its identity field by field, its scope in force
+    index/          LMDB
+    segments/       the log
+    quarantine/     evidence of chunks that failed their checksum
+
+Theory of operation. OPENING_BYTE of `lock` is held alone by whoever opens or closes the store, so that
+only one process at a time looks at it as a whole. USERS_BYTE is shared by all who have it open; whoever
+gets it alone while opening knows that nobody else uses the store and may rebuild what is broken.
+
+The index is not synced at each commit. A killed process leaves it whole in the page cache; a power loss
+may tear it. So `in-use` names the boot, and an index that was in use on another boot is not trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import IdentityMismatch, TierUnavailable
+from .files import Files
+from .identity import Identity
+
+FORMAT = 1  # raised when an older kvtier could misread the directory
+
+OPENING_BYTE, USERS_BYTE = 0, 1
+OPENING_WAIT_S = 60.0  # far above the longest rebuild seen; then something else is wrong
+CLOSING_WAIT_S = 2.0  # a close that cannot look around leaves the mark, which costs nothing but a rebuild
+OPENING_POLL_S = 0.005  # how often a process looks whether the other one has finished opening
+
+_FACTS, _LOCK, _IN_USE = "kvtier.json", "lock", "in-use"
+_DIRECTORIES = ("namespaces", "segments", "quarantine")
+_EXPECTED = {_LOCK, _FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
+
+
+class Facts(NamedTuple):
+    """What is fixed for the life of a store."""
+
+    store: bytes
+    segment_bytes: int
+    index_bytes: int  # what the index may take at most
+
+
+class NamespaceFile(NamedTuple):
+    """A namespace as its file has it; `scope` may lag behind the index, never run ahead of it."""
+
+    identity: Identity
+    scope: int
+    epoch: int
+
+
+class StoreDirectory:
+    """An opened store directory. Blocking; methods may be called from any thread, one at a time."""
+
+    def __init__(self, files: Files, root: Path, lock_fd: int, facts: Facts, *, alone: bool) -> None:
+        self.files, self.root, self.facts = files, root, facts
+        self.alone = alone  # nobody else had the store open when we opened it
+        self._lock_fd = lock_fd
+        self._closed = False
+
+    @staticmethod
+    def open(files: Files, root: Path, new: Facts) -> StoreDirectory:
+        """Open `root`, creating it with the facts `new` where there is no store; others wait until `ready`.
+
+        Raises:
+            TierUnavailable: it cannot be used; the message says why and what to do.
+        """
+        try:
+            return _open(files, root, new)
+        except OSError as error:
+            raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def index_path(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def quarantine_path(self) -> Path:
+        return self.root / "quarantine"
+
+    def segment_path(self, segment: int) -> Path:
+        return self.root / "segments" / f"{segment:08d}.seg"
+
+    def segment_files(self) -> dict[int, Path]:
+        """The segment files that exist, by number."""
+        paths = (self.root / "segments").glob("*.seg")
+        return {int(path.stem): path for path in paths if path.stem.isdecimal()}
+
+    def index_is_trusted(self) -> bool:
+        """Whether the index was closed well, or was in use on this very boot."""
+        try:
+            return (self.root / _IN_USE).read_text().strip() == self.files.boot_id()
+        except FileNotFoundError:
+            return True
+
+    def ready(self) -> None:
+        """Opening is done: mark the store as in use and let others open it."""
+        marker, boot = self.root / _IN_USE, self.files.boot_id()
+        if not marker.exists() or marker.read_text().strip() != boot:
+            self.files.write_small(marker, boot.encode())
+        self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=False)
+        self.files.unlock(self._lock_fd, OPENING_BYTE)
+
+    def last_user_leaving(self) -> bool:
+        """Whether nobody else has the store open; keeps others from opening it until `close`."""
+        try:
+            _wait_for_opening(self.files, self._lock_fd, self.root, CLOSING_WAIT_S)
+        except TierUnavailable:
+            return False
+        return self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=True)
+
+    def unmark(self) -> None:
+        """The index is whole and synced, and nobody uses it any more."""
+        self.files.unlink(self.root / _IN_USE)
+        self.files.sync_directory(self.root)
+
+    def close(self) -> None:
+        """Give up every lock; idempotent."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._lock_fd)
+
+    def namespace_path(self, digest: bytes) -> Path:
+        return self.root / "namespaces" / f"{digest.hex()}.json"
+
+    def write_namespace(self, digest: bytes, namespace: NamespaceFile) -> None:
+        """Keep a namespace's identity and scope, durably."""
+        document = {**namespace.identity.to_json(), "scope": namespace.scope, "epoch": namespace.epoch}
+        self.files.write_small(self.namespace_path(digest), json.dumps(document, indent=1).encode())
+
+    def namespaces(self) -> dict[bytes, NamespaceFile]:
+        """Every namespace whose file can be read."""
+        found = {}
+        for path in sorted((self.root / "namespaces").glob("*.json")):
+            namespace = _namespace(path)
+            if namespace is not None:
+                found[bytes.fromhex(path.stem)] = namespace
+        return found
+
+    def compared(self, identity: Identity) -> NamespaceFile | None:
+        """What is on disk under this identity's digest, None where nothing is yet.
+
+        Raises:
+            IdentityMismatch: it names other fields.
+        """
+        path = self.namespace_path(identity.digest)
+        namespace = _namespace(path) if path.exists() else None
+        if namespace is None:
+            return None
+        differences = identity.differences(namespace.identity)
+        if differences or list(identity.fields) != list(namespace.identity.fields):
+            what = "; ".join(differences) or "the order of the fields differs"
+            raise IdentityMismatch("nvme", f"{path} was written for another identity: {what}")
+        return namespace
+
+
+def _open(files: Files, root: Path, new: Facts) -> StoreDirectory:
+    if root.exists():
+        _refuse_unsafe(root)
+        _read_facts(root)  # a newer format is refused before anything is touched
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock_fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _wait_for_opening(files, lock_fd, root, OPENING_WAIT_S)
+        facts = _read_facts(root) or _create(files, root, new)
+        for name in _DIRECTORIES:
+            (root / name).mkdir(mode=0o700, exist_ok=True)
+        alone = files.try_lock(lock_fd, USERS_BYTE, exclusive=True)
+        return StoreDirectory(files, root, lock_fd, facts, alone=alone)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+
+
+def _refuse_unsafe(root: Path) -> None:
+    state = root.stat()
+    if not stat.S_ISDIR(state.st_mode):
+        raise TierUnavailable("nvme", f"{root} is not a directory")
+    if state.st_uid != os.geteuid():
+        raise TierUnavailable(
+            "nvme", f"{root} belongs to user {state.st_uid}, not to us ({os.geteuid()}); chown it"
+        )
+    if stat.S_IMODE(state.st_mode) & 0o077:
+        mode = f"{stat.S_IMODE(state.st_mode):04o}"
+        raise TierUnavailable(
+            "nvme",
+            f"{root} is open to other users (mode {mode}): anyone could read prompts; chmod 0700 {root}",
+        )
+
+
+def _read_facts(root: Path) -> Facts | None:
+    path = root / _FACTS
+    try:
+        document = json.loads(path.read_text())
+        version = document["format"]
+        if version > FORMAT:
+            raise TierUnavailable(
+                "nvme",
+                f"{root} has format {version}, which is newer than this kvtier's {FORMAT}; upgrade kvtier",
+            )
+        return Facts(bytes.fromhex(document["store"]), document["segment_bytes"], document["index_bytes"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TierUnavailable("nvme", f"{path} cannot be understood ({error}); remove {root}") from error
+
+
+def _create(files: Files, root: Path, new: Facts) -> Facts:
+    if any((root / name).exists() for name in ("index", "segments")):
+        raise TierUnavailable("nvme", f"{root / _FACTS} is missing from a store; remove {root}")
+    others = sorted({path.name for path in root.iterdir()} - _EXPECTED)
+    if others:
+        raise TierUnavailable("nvme", f"{root} holds other files ({others[0]}); give kvtier one of its own")
+    files.reached("creating")
+    facts = new._replace(store=uuid.uuid4().bytes)
+    document = {"format": FORMAT, **facts._asdict(), "store": facts.store.hex()}
+    files.write_small(root / _FACTS, json.dumps(document, indent=1).encode())
+    files.sync_directory(root.parent)
+    return facts
+
+
+def _wait_for_opening(files: Files, lock_fd: int, root: Path, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    while not files.try_lock(lock_fd, OPENING_BYTE, exclusive=True):
+        if time.monotonic() > deadline_s:
+            raise TierUnavailable("nvme", f"{root} is being opened by another process for too long")
+        time.sleep(OPENING_POLL_S)
+
+
+def _namespace(path: Path) -> NamespaceFile | None:
+    try:
+        document = json.loads(path.read_text())
+        bytes.fromhex(path.stem)
+        return NamespaceFile(Identity.from_json(document), int(document["scope"]), int(document["epoch"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
