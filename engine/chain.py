@@ -131,6 +131,7 @@ class Chain:
         self._to_cascade: deque[Slot] = deque()
         self._dirty: set[Slot] = set()
         self._cascades_in_flight = 0
+        self._admitted = 0  # chunks that will be committed and have their place among the dirty ones
         self._pump_is_due = False
         self._stopped = False
         self._invalidations = 0  # under way; while there is one, nothing is asked of the tiers below
@@ -151,16 +152,24 @@ class Chain:
             found[index] = True
         return found
 
-    def acquire(self, keys: Sequence[ChunkKey]) -> list[Found]:
-        """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`."""
+    def lookup_below(self, key: ChunkKey) -> bool:
+        """Say whether some tier below the pinned one has the chunk."""
+        return bool(self._below([key], [False]))
+
+    def acquire(self, keys: Sequence[ChunkKey], *, below: bool = True) -> list[Found]:
+        """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`.
+
+        Args:
+            below: whether the tiers below are asked at all.
+        """
         with self._lock:
             found = [self._pin(key) for key in keys]
         misses = [key for key, (presence, *_) in zip(keys, found, strict=True) if presence is Presence.MISS]
-        if not misses:
+        if not misses or not below:
             return found
-        below = self._below(misses, [presence is not Presence.MISS for presence, *_ in found])
+        hits = self._below(misses, [presence is not Presence.MISS for presence, *_ in found])
         with self._lock:
-            for index, tier in below:
+            for index, tier in hits:
                 found[index] = self._promise(keys[index], tier)
             wake = bool(self._wishes) and self._wake_is_needed()
         if wake:
@@ -199,9 +208,16 @@ class Chain:
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
         return Reservation(slots, busy, new[len(slots) :], evicted)
 
-    def commit(self, slots: Sequence[Slot]) -> None:
-        """The slots are filled: readable from now on, and on their way down."""
+    def commit(self, slots: Sequence[Slot], *, admitted: int = 0) -> None:
+        """The slots are filled: readable from now on, and on their way down.
+
+        Where more wait for the tiers below than may, the trailing ones stay in their slots only.
+
+        Args:
+            admitted: chunks that `admit` let in and that end here, whether filled or not.
+        """
         with self._lock:
+            self._admitted -= admitted
             stored = [slot for slot in slots if slot.state is SlotState.FILLING]
             self._counters["stored_chunks", self._pinned.name] += len(stored)
             self._counters["stored_bytes", self._pinned.name] += len(stored) * self._pinned.slot_bytes
@@ -289,6 +305,23 @@ class Chain:
             return False
         await self._progress.wait()
         return True
+
+    async def admit(self, count: int) -> int:
+        """Wait for a place for `count` more chunks among those that go down, at most for the deadline.
+
+        A server's step never waits, and what finds no place stays in its slot. Who can wait asks here.
+
+        Returns:
+            What to hand to `commit`: `count`, or 0 where no place came free in time.
+        """
+        count = min(count, self._dirty_max)
+        try:
+            async with asyncio.timeout(self._load_deadline_s):
+                while not self._admits(count):
+                    await self._progress.wait()
+        except TimeoutError:
+            return 0
+        return count
 
     async def flush(self) -> None:
         """Return when everything committed so far is durable in the last tier."""
@@ -437,12 +470,18 @@ class Chain:
     def _soil(self, slots: Sequence[Slot]) -> None:
         if not self._lower or self._stopped:
             return
-        room = self._dirty_max - len(self._dirty)
+        room = self._dirty_max - len(self._dirty) - self._admitted
         accepted = slots[: max(0, room)]
         self._table.pin(accepted)
         self._dirty.update(accepted)
         self._to_cascade.extend(accepted)
         self._counters["dropped_chunks", self._lower[0].name] += len(slots) - len(accepted)
+
+    def _admits(self, count: int) -> bool:
+        with self._lock:
+            admits = len(self._dirty) + self._admitted + count <= self._dirty_max
+            self._admitted += count if admits else 0
+            return admits
 
     def _take_cascades(self) -> list[list[Slot]]:
         batches = []

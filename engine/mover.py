@@ -66,12 +66,14 @@ class Mover:
 
     async def _copy_out(self, device: Tier, slots: Sequence[Slot]) -> Failures:
         copied: frozenset[ChunkKey] = frozenset()
+        admitted = 0
         try:
+            admitted = await self._chain.admit(len(slots))
             outcome = await device.load([slot.key for slot in slots], self._buffers(slots))
             copied = frozenset(outcome.succeeded)
         finally:
             self._chain.abandon([slot for slot in slots if slot.key not in copied])
-            self._chain.commit([slot for slot in slots if slot.key in copied])
+            self._chain.commit([slot for slot in slots if slot.key in copied], admitted=admitted)
         return dict(outcome.failed)
 
     async def _copy_in(self, device: Tier, slots: Sequence[Slot]) -> Failures:

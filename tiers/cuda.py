@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from .copyplan import Addresses, CopyPlan
@@ -31,7 +30,9 @@ BATCH_SINCE = 12080  # the CUDA version whose signature of cuMemcpyBatchAsync we
 _SRC_ACCESS_ORDER_STREAM = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: sources are read in stream order
 _PREFER_OVERLAP = 1  # CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE: copy engines rather than SMs
 
-_Batch = Callable[[Addresses, Addresses, Addresses, int], None]
+_COPY_ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # target, source, bytes
+
+_Batch = Callable[[Addresses, Addresses, Addresses, int], None]  # targets, sources, sizes, stream
 
 
 class _Location(ctypes.Structure):  # CUmemLocation; "ignored when the pointers are not managed memory"
@@ -127,13 +128,12 @@ class MemcpyPerRun:
             # HIP Runtime API, Memory Management; kind 4: the pointers tell the direction.
             function = ctypes.CDLL("libamdhip64.so").hipMemcpyAsync
             kind: tuple[int, ...] = (4,)
-            types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+            function.argtypes = (*_COPY_ARGUMENTS, ctypes.c_int, ctypes.c_void_p)
         else:
             # 6.13, Memory Management: under unified addressing the pointers say where they lead.
             function = ctypes.CDLL("libcuda.so.1").cuMemcpyAsync
             kind = ()
-            types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-        function.argtypes = types
+            function.argtypes = (*_COPY_ARGUMENTS, ctypes.c_void_p)
         return MemcpyPerRun(function, *kind)
 
     def __call__(self, targets: Addresses, sources: Addresses, sizes: Addresses, stream: int) -> None:
@@ -243,9 +243,7 @@ class CudaCopies:
                 stream.wait_event(after)
                 start.record(stream)
                 try:
-                    self._batch(
-                        *map(np.ascontiguousarray, (targets, sources, plan.sizes)), stream.cuda_stream
-                    )
+                    self._batch(targets, sources, plan.sizes, stream.cuda_stream)
                 finally:
                     end.record(stream)  # also after a failure half way: what did start must end first
         except RuntimeError as error:

@@ -33,7 +33,7 @@ from ...tiers.gpu import GpuTier
 from . import metrics
 from .identity import identity_fields
 from .options import composite_spec
-from .placement import ServerPlacement
+from .placement import EVERY_TIER, ServerPlacement, Tiers
 from .server import Geometry, SchedulerSide, attach_arena
 from .worker import CopyWorker
 
@@ -109,7 +109,15 @@ class Manager(OffloadingManager):
         self._reporter = metrics.Reporter(side.chain.stats)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        return _RESULT[self._placement.lookup(req_context.req_id, key)]
+        tiers = _tiers_of(req_context)
+        return _RESULT[self._placement.lookup(req_context.req_id, key, tiers)]
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> Any:
+        # Asked from 0.32 on, where the module that names the sources is there.
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+        source = self._placement.source(req_context.req_id, key)
+        return CacheHitSource.HOST if source == "pinned" else CacheHitSource.DISK
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         return SlotsSpec(self._placement.prepare_load(req_context.req_id, keys))
@@ -171,7 +179,7 @@ class Worker(OffloadingWorker):
         self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec, expedited: bool = False
     ) -> bool:
         assert isinstance(src_spec, SlotsSpec)
-        self._copies.load(job_id, _spans(dst_spec), src_spec.slots)
+        self._copies.load(job_id, _spans(dst_spec), src_spec.slots, expedited=expedited)
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -182,6 +190,19 @@ class Worker(OffloadingWorker):
 
     def shutdown(self) -> None:
         self._copies.close()
+
+
+def _tiers_of(req_context: ReqContext) -> Tiers:
+    """Which tiers the request's own filter lets it load from; releases before the filter have none."""
+    tier_filter = getattr(req_context, "load_tier_filter", None)
+    if tier_filter is None or tier_filter is type(tier_filter).ALL:
+        return EVERY_TIER
+    from vllm.v1.kv_offload.base import Locality, Medium
+
+    return Tiers(
+        pinned=tier_filter.allows(Medium.CPU, Locality.LOCAL),
+        below=tier_filter.allows(Medium.STORAGE, Locality.LOCAL),
+    )
 
 
 def _spans(spec: GPULoadStoreSpec) -> Spans:

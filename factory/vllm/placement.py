@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,16 @@ class StorePlan:
     keys: list[ChunkKey]
     slots: list[int]
     evicted: list[ChunkKey]
+
+
+class Tiers(NamedTuple):
+    """Which tiers a request wants to load from. A slot may carry what only comes from below."""
+
+    pinned: bool
+    below: bool
+
+
+EVERY_TIER = Tiers(pinned=True, below=True)
 
 
 class TransferMarks(Protocol):
@@ -66,12 +76,14 @@ class ServerPlacement:
         """Slots whose transfers the server has forgotten but the workers may not have finished."""
         return len(self._limbo)
 
-    def lookup(self, request: str, key: ChunkKey) -> Presence:
+    def lookup(self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER) -> Presence:
         """Find a chunk for a request, hold it, and start its promotion if it lies below."""
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
-            (found,) = self._chain.acquire([key])
+            if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
+                return Presence.MISS
+            (found,) = self._chain.acquire([key], below=tiers.below)
             if found.slot is not None:
                 holds[key] = found
             return found.presence

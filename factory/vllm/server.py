@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from ...engine.chain import Chain
 from ...engine.loop import LoopThread
 from ...tiers.arena import Arena
-from ..composite import CompositeSpec, SharedPlace
+from ..base import SharedPlace
+from ..composite import CompositeSpec
 from .placement import ServerPlacement
 
 logger = logging.getLogger(__name__)

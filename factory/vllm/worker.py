@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...tiers.arena import Arena
 from ...tiers.copyplan import Spans
-from ...tiers.gpu import CopyJob, GpuTier
+from ...tiers.gpu import CopyJob, GpuTier, Lane
+
+Indexes = Sequence[int] | NDArray[np.int32]
 
 
 class Finished(NamedTuple):
@@ -27,7 +31,7 @@ class Finished(NamedTuple):
 class _Transfer:
     job_id: int
     copy: CopyJob
-    slots: np.ndarray
+    slots: NDArray[np.int64]
     is_store: bool
 
 
@@ -44,39 +48,43 @@ class CopyWorker:
         self._arena = arena
         self._rank = rank
         self._part = part
-        self._stores: deque[_Transfer] = deque()
-        self._loads: deque[_Transfer] = deque()
+        self._lanes: dict[Lane, deque[_Transfer]] = {lane: deque() for lane in Lane}
 
-    def store(self, job_id: int, spans: Spans, slots: Sequence[int]) -> None:
+    def store(self, job_id: int, spans: Spans, slots: Indexes) -> None:
         """Copy device blocks into this rank's part of the slots."""
         indexes = np.asarray(slots, np.int64)
         copy = self._gpu.submit_store(spans, self._arena.part_address(indexes, self._part))
-        self._stores.append(_Transfer(job_id, copy, indexes, is_store=True))
+        self._lanes[Lane.STORE].append(_Transfer(job_id, copy, indexes, is_store=True))
 
-    def load(self, job_id: int, spans: Spans, slots: Sequence[int]) -> None:
-        """Copy this rank's part of the slots into device blocks."""
+    def load(self, job_id: int, spans: Spans, slots: Indexes, *, expedited: bool = False) -> None:
+        """Copy this rank's part of the slots into device blocks; expedited, past the loads that wait."""
         indexes = np.asarray(slots, np.int64)
-        copy = self._gpu.submit_load(spans, self._arena.part_address(indexes, self._part))
-        self._loads.append(_Transfer(job_id, copy, indexes, is_store=False))
+        addresses = self._arena.part_address(indexes, self._part)
+        copy = self._gpu.submit_load(spans, addresses, expedited=expedited)
+        lane = Lane.EXPEDITED if expedited else Lane.LOAD
+        self._lanes[lane].append(_Transfer(job_id, copy, indexes, is_store=False))
 
     def finished(self) -> Iterator[Finished]:
-        """Yield what has ended since the last call, each direction in the order of submission."""
-        for queue in (self._stores, self._loads):
+        """Yield what has ended since the last call, each lane in the order of submission."""
+        for queue in self._lanes.values():
             while queue and queue[0].copy.done():
                 yield self._settle(queue.popleft())
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
-        for transfer in (*self._stores, *self._loads):
+        for transfer in self._under_way():
             if transfer.job_id in job_ids:
                 transfer.copy.wait(None)
 
     def close(self) -> None:
         """Wait for what is in flight, then release the device tier and the mapping."""
-        for transfer in (*self._stores, *self._loads):
+        for transfer in self._under_way():
             transfer.copy.wait(None)
         self._gpu.close_now()
         self._arena.close()
+
+    def _under_way(self) -> Iterator[_Transfer]:
+        return itertools.chain(*self._lanes.values())
 
     def _settle(self, transfer: _Transfer) -> Finished:
         copy, failed = transfer.copy, transfer.copy.error is not None

@@ -198,3 +198,28 @@ def use_from_many_threads(rig: Rig) -> None:
         thread.join()
     assert errors == []
     rig.drain()
+
+
+def test_who_can_wait_gets_a_place_among_those_that_go_down_and_none_is_dropped(rig: Rig) -> None:
+    rig.gate(opened=False)
+    rig.put([b"a", b"b"])  # half of the slots: all that may wait for the tier below
+    admitted = rig.loop.submit(rig.chain.admit(2))
+    rig.put([b"c"])
+    assert not admitted.done()
+    rig.gate(opened=True)
+    assert admitted.result(5) == 2
+    slots = rig.chain.reserve([b"d", b"e"]).slots
+    rig.chain.commit(slots, admitted=2)
+    rig.drain()
+    assert set(rig.lower.chunks) == {b"a", b"b", b"d", b"e"}
+    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 1
+
+
+def test_a_place_that_is_not_used_is_given_back(rig: Rig) -> None:
+    assert rig.loop.submit(rig.chain.admit(2)).result(5) == 2
+    waiting = rig.loop.submit(rig.chain.admit(1))
+    slots = rig.chain.reserve([b"a", b"b"]).slots
+    rig.chain.abandon(slots)
+    rig.chain.commit([], admitted=2)
+    assert waiting.result(5) == 1
+    rig.chain.commit([], admitted=1)

@@ -82,4 +82,4 @@ def test_without_the_batched_call_each_run_is_one_memcpy():
 def test_a_failing_run_is_named():
     results = iter([0, 1])
     with pytest.raises(RuntimeError, match="error 1 at run 1"):
-        MemcpyPerRun(lambda *_: next(results))(*[np.array([1, 2])] * 3, STREAM)
+        MemcpyPerRun(lambda *_: next(results))(np.array([1, 2]), np.array([1, 2]), np.array([1, 2]), STREAM)

@@ -6,7 +6,7 @@ import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
 
 from kvtier.engine.chain import Presence
-from kvtier.factory.vllm.placement import ServerPlacement
+from kvtier.factory.vllm.placement import ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
 
 
@@ -199,4 +199,28 @@ def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cu
     server.placement.finish("r1")
     server.placement.sweep()
     assert server.placement.in_limbo == 0
+    assert server.pins() == 0
+
+
+def test_a_request_may_leave_out_the_tiers_below(server: Server) -> None:
+    server.store([b"a"])
+    server.only_below([b"b"])
+    no_disk = Tiers(pinned=True, below=False)
+    assert server.placement.lookup("r1", b"a", no_disk) is Presence.READY
+    assert server.placement.lookup("r1", b"b", no_disk) is Presence.MISS
+    server.placement.finish("r1")
+    assert server.pins() == 0
+
+
+def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
+    plan = server.placement.prepare_store([b"a"])
+    server.rig.gate(opened=False)
+    server.placement.complete_store(plan.keys, success=True)
+    only_disk = Tiers(pinned=False, below=True)
+    assert server.placement.lookup("r1", b"a", only_disk) is Presence.MISS
+    server.rig.gate(opened=True)
+    server.rig.drain()
+    assert server.placement.lookup("r1", b"a", only_disk) is Presence.READY
+    assert server.placement.lookup("r1", b"b", Tiers(pinned=False, below=False)) is Presence.MISS
+    server.placement.finish("r1")
     assert server.pins() == 0
