@@ -117,7 +117,7 @@ class NvmeTier:
         self._logged_s = -LOG_PERIOD_S
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._last_chunks = 0
+        self._last_chunks: int | None = None  # once the store is closed
         self._upkeep = asyncio.create_task(self._keep_up())
 
     @staticmethod
@@ -234,7 +234,6 @@ class NvmeTier:
     async def close(self) -> None:
         """Finish what is under way and leave the store; idempotent."""
         if self._closing is None:
-            self._last_chunks = self._chunks_count()
             self._closed = True
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
@@ -449,6 +448,7 @@ class NvmeTier:
         except (OSError, TierError) as error:
             self._failed(f"close: {error}")
         self._readers.close()
+        self._last_chunks = self._chunks_count()
         try:
             await self._lanes.upkeep(partial(close_store, self._store))
         except (OSError, TierError) as error:
@@ -456,7 +456,7 @@ class NvmeTier:
         self._lanes.close()
 
     def _chunks_count(self) -> int:
-        if self._closed:
+        if self._last_chunks is not None:
             return self._last_chunks
         try:
             with self._index.read() as txn:

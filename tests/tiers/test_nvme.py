@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nvme_rig import KIB, MIB, filled, keys_of, made, names, opened, right, stored
+from nvme_rig import CHUNK_BYTES, KIB, MIB, filled, keys_of, made, names, opened, right, stored
 
 from kvtier.tiers.base import Failure, RemoveReason
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
@@ -48,19 +48,24 @@ async def test_chunks_are_there_after_a_restart(path: Path) -> None:
 
 
 async def test_the_cap_holds_over_ten_times_its_bytes(path: Path) -> None:
-    capacity_bytes = 8 * MIB
+    capacity_bytes, keys = 8 * MIB, keys_of(0, 5 * 1024)
     tier = await opened(path, capacity_bytes=capacity_bytes)
     try:
-        for start in range(0, 5 * 1024, 32):
-            await tier.store(keys_of(start, 32), filled(keys_of(start, 32)))
+        for start in range(0, len(keys), 32):
+            await stored(tier, keys[start : start + 32])
             assert allocated_bytes(path) <= capacity_bytes
-        assert tier.stats().counters["stored_chunks"] == 5 * 1024
-        kept = await right(tier, keys_of(0, 5 * 1024))
-        assert len(kept) == tier.stats().chunks
-        assert len(kept) > 4 * MIB // (16 * KIB)
-        assert tier.stats().counters["evicted_chunks"] == 5 * 1024 - len(kept)
     finally:
         await tier.close()
+    written = tier.stats()
+    tier = await opened(path, capacity_bytes=capacity_bytes)
+    try:
+        kept = await right(tier, keys)
+        assert kept == keys[-len(kept) :]
+        assert len(kept) > 4 * MIB // CHUNK_BYTES
+    finally:
+        await tier.close()
+    assert len(kept) == written.chunks
+    assert written.counters["evicted_chunks"] == len(keys) - len(kept)
 
 
 async def test_a_chunk_that_is_read_again_and_again_outlives_the_others(path: Path) -> None:
