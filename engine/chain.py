@@ -253,6 +253,11 @@ class Chain:
         self._loop.submit(self._invalidate_lower())
         return gone
 
+    def count_loaded(self, chunks: int) -> None:
+        """Chunks were copied out of their slots, onto the device."""
+        self.count("loaded_chunks", self._pinned.name, chunks)
+        self.count("loaded_bytes", self._pinned.name, chunks * self._pinned.slot_bytes)
+
     def count(self, name: str, tier: str, amount: int) -> None:
         """Add to a counter that the chain's user keeps, so that all are read in one place."""
         with self._lock:

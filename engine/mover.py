@@ -82,6 +82,7 @@ class Mover:
         finally:
             self._chain.release(slots)
         self._chain.touch([slot.key for slot in slots])
+        self._chain.count_loaded(len(outcome.succeeded))
         return dict(outcome.failed)
 
     def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:

@@ -116,6 +116,7 @@ class ServerPlacement:
         self._let_go(holds.values())
         self._loading.setdefault(request, {}).update(taken)
         self._chain.touch(list(keys))
+        self._chain.count_loaded(len(taken))
         indexes = [slot.index for slot in taken.values()]
         np.add.at(self._loads_issued, indexes, 1)
         return indexes
