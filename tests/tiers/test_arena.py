@@ -85,7 +85,7 @@ def test_counts_wrap_with_those_of_the_scheduler(arena: Arena) -> None:
     for rank in (0, 1):
         arena.store_ended(slots(0), rank, failed=False)
         arena.load_ended(slots(0), rank)
-    assert arena.transfers_done(0, stores=0, loads=2**32)
+    assert arena.transfers_done(0, stores=2**32, loads=2**32)
 
 
 def test_a_store_that_failed_on_any_rank_has_failed_until_that_rank_succeeds(arena: Arena) -> None:
