@@ -10,6 +10,7 @@ the count sees the failure.
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,10 @@ import numpy.typing as npt
 from .arenafile import SHARED_MEMORY, ArenaFile, ArenaLayout, sweep_stale
 from .errors import TierUnavailable
 from .memory import memory_room
+from .numa import prefer_node
 from .pinning import Piece, Pinning
+
+logger = logging.getLogger(__name__)
 
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
@@ -59,8 +63,10 @@ class Arena:
         self._views: _Views | None = _views(layout, mapping)  # none once closed
 
     @classmethod
-    def private(cls, slot_count: int, part_bytes: int, parts: int = 1) -> Self:
-        """Make an arena of this process alone.
+    def private(
+        cls, slot_count: int, part_bytes: int, parts: int = 1, *, numa_node: int | None = None
+    ) -> Self:
+        """Make an arena of this process alone, from a memory node where one is named.
 
         Raises:
             TierUnavailable: it does not fit into memory.
@@ -70,19 +76,32 @@ class Arena:
         with _unavailable("memory cannot be mapped"):
             mapping = mmap.mmap(-1, layout.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         mapping.madvise(mmap.MADV_DONTFORK)  # a child's copy-on-write would take pages from under a device
-        return cls(layout, mapping, None)
+        arena = cls(layout, mapping, None)
+        arena._prefer(numa_node)
+        return arena
 
     @classmethod
     def shared(
-        cls, name: str, slot_count: int, part_bytes: int, parts: int, *, mappers: int, ranks: int
+        cls,
+        name: str,
+        slot_count: int,
+        part_bytes: int,
+        parts: int,
+        *,
+        mappers: int,
+        ranks: int,
+        numa_node: int | None = None,
     ) -> Self:
         """Map the arena of a server, which the first of its processes makes; remove what dead servers left.
 
         Args:
-            slot_count: slots, the same in all processes, like all that follows.
             name: the server's own, and no other's on this host.
+            slot_count: slots; the same in all processes, like the sizes and counts that follow.
+            part_bytes: one rank's bytes of one slot.
+            parts: rank parts of a slot.
             mappers: processes that will map it.
             ranks: those of them that leave marks in it.
+            numa_node: where its memory should come from: the device's node. The last to name one is heard.
 
         Raises:
             TierUnavailable: it does not fit into the machine, or the processes disagree about its layout.
@@ -92,10 +111,12 @@ class Arena:
             sweep_stale()
             file = ArenaFile.attach(name, layout)
             try:
-                return cls(layout, mmap.mmap(file.fd, layout.size_bytes), file)
+                arena = cls(layout, mmap.mmap(file.fd, layout.size_bytes), file)
             except BaseException:
                 file.leave()
                 raise
+        arena._prefer(numa_node)
+        return arena
 
     @property
     def pinning(self) -> Pinning:
@@ -156,6 +177,14 @@ class Arena:
             self._file.leave()
         with suppress(BufferError):  # a buffer is out: the mapping ends with it
             self._mapping.close()
+
+    def _prefer(self, numa_node: int | None) -> None:
+        if numa_node is None:
+            return
+        try:
+            prefer_node(self._address, self.slot_count * self.slot_bytes, numa_node)
+        except OSError as error:
+            logger.warning("pinned: memory comes from any node, transfers may be slower: %s", error)
 
     def _open(self) -> _Views:
         assert self._views is not None, "the arena is open"
