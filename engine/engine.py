@@ -128,6 +128,7 @@ class OffloadEngine:
         except BaseException:
             gpu.close_now()
             raise
+        gpu.prepare(self._spec.pinned.arena)
         self._chain = Chain(
             self._spec.pinned, self._spec.lower, self._loop, load_deadline_s=self._spec.load_deadline_s
         )

@@ -4,7 +4,8 @@ In a slot, the chunk of one rank is laid out tensor after tensor, and within a t
 
     | tensor 0: block 0, block 1, … | tensor 1: block 0, block 1, … | …
 
-so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run.
+so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run. No run goes
+beyond its chunk: a device refuses one that crosses from one page-locked piece of memory into the next.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class KVLayout:
         Raises:
             ValueError: a block id is not on the device, or the chunks do not match the blocks.
         """
-        device, host, sizes = [], [], []
+        device, host, sizes, begins = [], [], [], []
         size_bytes = first_block = first_chunk = 0
         for group, count, index in zip(self._groups, spans.group_sizes, spans.block_indices, strict=True):
             if not count:
@@ -125,7 +126,9 @@ class KVLayout:
             within = group.page * (logical % self.blocks_per_chunk)
             device.append((group.base + ids * group.stride).ravel())
             host.append((chunk_addresses[used_from + chunk] + group.offset + within).ravel())
-            sizes.append(np.broadcast_to(group.page, (len(group.page), count)).ravel())
+            shape = len(group.page), count
+            sizes.append(np.broadcast_to(group.page, shape).ravel())
+            begins.append(np.broadcast_to(logical % self.blocks_per_chunk == 0, shape).ravel())
             size_bytes += count * group.block_bytes
         if first_block != len(spans.block_ids) or first_chunk != len(chunk_addresses):
             raise ValueError(
@@ -134,9 +137,8 @@ class KVLayout:
             )
         if not device:
             return CopyPlan(_NOTHING, _NOTHING, _NOTHING, 0)
-        return CopyPlan(
-            *_merged(np.concatenate(device), np.concatenate(host), np.concatenate(sizes)), size_bytes
-        )
+        runs = _merged(*map(np.concatenate, (device, host, sizes, begins)))
+        return CopyPlan(*runs, size_bytes)
 
 
 _NOTHING = np.empty(0, np.int64)
@@ -150,9 +152,11 @@ def _check_ids(ids: Addresses, blocks: int) -> None:
         )
 
 
-def _merged(device: Addresses, host: Addresses, sizes: Addresses) -> tuple[Addresses, Addresses, Addresses]:
-    """Join each run to the one before it where it follows on both sides."""
-    follows = (device[:-1] + sizes[:-1] == device[1:]) & (host[:-1] + sizes[:-1] == host[1:])
+def _merged(
+    device: Addresses, host: Addresses, sizes: Addresses, begins: NDArray[np.bool_]
+) -> tuple[Addresses, Addresses, Addresses]:
+    """Join each run to the one before it where it follows on both sides and does not begin a chunk."""
+    follows = (device[:-1] + sizes[:-1] == device[1:]) & (host[:-1] + sizes[:-1] == host[1:]) & ~begins[1:]
     if not follows.any():
         return device, host, sizes
     starts = np.concatenate(([0], np.flatnonzero(~follows) + 1))

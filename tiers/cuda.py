@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -228,6 +229,9 @@ class CudaCopies:
         self._lock = threading.Lock()  # one submit at a time, so that jobs of a lane keep their order
         self._closed = False
 
+    def device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device)
+
     def mark(self) -> Mark:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
@@ -239,7 +243,7 @@ class CudaCopies:
         targets, sources = (plan.host, plan.device) if lane is Lane.STORE else (plan.device, plan.host)
         start, end = self._events.take(), self._events.take()
         try:
-            with self._lock, torch.cuda.device(self._device):
+            with self._lock, self.device():
                 stream.wait_event(after)
                 start.record(stream)
                 try:

@@ -21,11 +21,13 @@ import enum
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
+from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from .copyplan import Addresses, CopyPlan, KVLayout, Pages, Spans
 from .files import settled
@@ -83,6 +85,10 @@ class CopyJob(Protocol):
 
 class Copies(Protocol):
     """Carries out copy plans on one kind of device."""
+
+    def device(self) -> AbstractContextManager[object]:
+        """Make the device the calling thread's current one for a while."""
+        ...
 
     def mark(self) -> Mark:
         """Note what the calling thread's stream has been told to do so far."""
@@ -180,6 +186,11 @@ class GpuTier:
         return GpuWindow(
             self, dict(zip(keys, ids.reshape(len(keys), per_chunk), strict=True)), self._copies.mark()
         )
+
+    def prepare(self, arena: Arena) -> None:
+        """Make an arena's pages ready for this device's copies, in the background."""
+        with self._copies.device():
+            arena.pin_in_background()
 
     def close_now(self) -> None:
         """Wait for the copies under way, then let go of the tensors; idempotent."""
@@ -296,6 +307,9 @@ class CpuCopies:
 
     def __init__(self) -> None:
         self._threads = {lane: ThreadPoolExecutor(1, f"kvtier-copy-{lane.value}") for lane in Lane}
+
+    def device(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def mark(self) -> Mark:
         """Nothing to note: what the caller wrote is written."""

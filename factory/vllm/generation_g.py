@@ -95,6 +95,7 @@ class CompositeOffloadingSpec(OffloadingSpec):
             ],
         )
         arena = attach_arena(self._composite, self._geometry)
+        gpu.prepare(arena)
         rank = self.config.parallel.rank
         part = 0 if self.replicated_layout else rank
         return Worker(CopyWorker(gpu, arena, rank=rank, part=part))

@@ -74,6 +74,12 @@ def test_neighbours_on_both_sides_are_one_run():
     assert runs(plan) == [(700, 5000, 300), (2000, 5300, 100)]
 
 
+def test_no_run_goes_beyond_its_chunk_even_where_the_next_one_follows() -> None:
+    layout = KVLayout([[Pages(0, 100, 100, 50)]], blocks_per_chunk=2)
+    plan = layout.plan(Spans(np.array([4, 5, 6, 7]), [4], [0]), np.array([5000, 5200]))
+    assert runs(plan) == [(400, 5000, 200), (600, 5200, 200)]
+
+
 def test_padded_rows_are_not_merged_over_the_padding():
     layout = KVLayout([[Pages(0, 128, 100, 50)]], blocks_per_chunk=2)
     plan = layout.plan(Spans(np.array([0, 1]), [2], [0]), np.array([5000]))
