@@ -392,12 +392,12 @@ class Chain:
             self._signal()
 
     async def _cascade(self, slots: Sequence[Slot]) -> None:
-        # A chunk that was invalidated while it waited must not reach a tier that starts over.
-        valid = [slot for slot in slots if slot.state is SlotState.READY]
-        keys, buffers = [slot.key for slot in valid], self._buffers(valid)
         try:
             for tier in self._lower:
-                outcome = await tier.store(keys, buffers)
+                # Asked anew for each tier, right before the call: a chunk that was invalidated while it
+                # waited must not reach a tier that starts over.
+                valid = [slot for slot in slots if slot.state is SlotState.READY]
+                outcome = await tier.store([slot.key for slot in valid], self._buffers(valid))
                 self.count("dropped_chunks", tier.name, len(outcome.failed))
                 self.count("stored_chunks", tier.name, len(outcome.succeeded))
                 self.count("stored_bytes", tier.name, len(outcome.succeeded) * self._pinned.slot_bytes)

@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from chain_rig import SLOT_BYTES, Rig, rigged
+from chain_rig import SLOT_BYTES, Rig, Slots, rigged
 
-from kvtier.engine.chain import Presence
+from kvtier.engine.chain import Chain, Presence
+from kvtier.engine.loop import LoopThread
 from kvtier.tiers.base import Failure
-from kvtier.tiers.testing import pattern
+from kvtier.tiers.testing import MemoryTier, pattern
 
 
 @pytest.fixture
@@ -223,3 +224,28 @@ def test_a_place_that_is_not_used_is_given_back(rig: Rig) -> None:
     rig.chain.commit([], admitted=2)
     assert waiting.result(5) == 1
     rig.chain.commit([], admitted=1)
+
+
+def test_a_chunk_invalidated_between_two_tiers_does_not_reach_the_second() -> None:
+    loop, pinned = LoopThread(), Slots(4)
+    first, second = MemoryTier("first"), MemoryTier("second")
+    chain = Chain(pinned, [first, second], loop, load_deadline_s=5.0)
+    loop.submit(_call(first.gate.clear)).result(5)
+    chain.commit(chain.reserve([b"old"]).slots)
+    loop.submit(_until(lambda: bool(first.log))).result(5)
+    chain.invalidate()
+    loop.submit(_call(first.gate.set)).result(5)
+    loop.submit(chain.drain()).result(5)
+    assert b"old" not in second.chunks
+    loop.submit(chain.stop()).result(5)
+    chain.check()
+    loop.close()
+
+
+async def _call(function: Callable[[], object]) -> None:
+    function()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
