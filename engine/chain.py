@@ -22,10 +22,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..tiers.base import Buffer, ChunkKey, Failure, Tier, TierStats
+from ..tiers.base import Buffer, ChunkKey, Failure, RemoveReason, Tier, TierStats
 from ..tiers.slots import Slot, SlotState, SlotTier
+from .events import EventLog, TellsRemovals
 from .loop import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -115,12 +117,14 @@ class Chain:
         loop: LoopThread,
         *,
         load_deadline_s: float,
+        events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pinned = pinned
         self._lower = tuple(lower)
         self._loop = loop
         self._load_deadline_s = load_deadline_s
+        self._events = events
         self._clock = clock
         self._dirty_max = max(1, int(pinned.table.slots_count * DIRTY_FRACTION_MAX))
         self._lock = threading.Lock()
@@ -136,6 +140,10 @@ class Chain:
         self._stopped = False
         self._invalidations = 0  # under way; while there is one, nothing is asked of the tiers below
         self._counters: Counter[tuple[str, str]] = Counter()
+        if events is not None:
+            for tier in lower:
+                if isinstance(tier, TellsRemovals):
+                    tier.watch(partial(events.removed, tier.name))
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()  # set and replaced whenever a promotion or cascade ends
@@ -165,12 +173,16 @@ class Chain:
         with self._lock:
             found = [self._pin(key) for key in keys]
         misses = [key for key, (presence, *_) in zip(keys, found, strict=True) if presence is Presence.MISS]
-        if not misses or not below:
+        if not misses:
+            return found
+        if not below:
+            self.count("misses", self._pinned.name, len(misses))
             return found
         hits = self._below(misses, [presence is not Presence.MISS for presence, *_ in found])
         with self._lock:
             for index, tier in hits:
                 found[index] = self._promise(keys[index], tier)
+            self._counters["misses", self._pinned.name] += len(misses) - len(hits)
             wake = bool(self._wishes) and self._wake_is_needed()
         if wake:
             self._loop.call_soon(self._pump)
@@ -204,7 +216,7 @@ class Chain:
             held = {key: slot for key in keys if (slot := self._table.get(key)) is not None}
             new = [key for key in keys if key not in held]
             slots, evicted = self._table.reserve(new)
-            self._counters["evicted_chunks", self._pinned.name] += len(evicted)
+            self._note_evicted(evicted)
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
         return Reservation(slots, busy, new[len(slots) :], evicted)
 
@@ -223,6 +235,7 @@ class Chain:
             self._counters["stored_bytes", self._pinned.name] += len(stored) * self._pinned.slot_bytes
             self._soil(stored)
             self._table.commit(slots)
+            self._note_stored(self._pinned.name, [slot.key for slot in stored])
             wake = self._wake_is_needed()
         if wake:
             self._loop.call_soon(self._pump)
@@ -250,6 +263,8 @@ class Chain:
         with self._lock:
             gone = self._table.drop_all()
             self._invalidations += 1
+            if self._events is not None:
+                self._events.removed(self._pinned.name, gone, RemoveReason.INVALIDATED)
         self._loop.submit(self._invalidate_lower())
         return gone
 
@@ -375,20 +390,26 @@ class Chain:
 
     async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
         filled: frozenset[ChunkKey] = frozenset()
+        began_s = time.monotonic()
         try:
             outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
             filled = frozenset(outcome.succeeded)
+            if self._events is not None:
+                bad_keys = [key for key, reason in outcome.failed.items() if reason is Failure.CORRUPT]
+                self._events.removed(tier.name, bad_keys, RemoveReason.CORRUPT)
         finally:
             with self._lock:
                 for slot in slots:
                     del self._since[slot]
                 good = [slot for slot in slots if slot.key in filled]
                 bad = [slot for slot in slots if slot.key not in filled]
+                self._note_stored(self._pinned.name, [s.key for s in good if s.state is SlotState.FILLING])
                 self._table.commit(good)
                 self._table.drop(bad)
                 self._table.unpin(bad)
                 self._counters["loaded_chunks", tier.name] += len(good)
                 self._counters["loaded_bytes", tier.name] += len(good) * self._pinned.slot_bytes
+                self._counters["loaded_us", tier.name] += _us_since(began_s)
             self._signal()
 
     async def _cascade(self, slots: Sequence[Slot]) -> None:
@@ -397,7 +418,10 @@ class Chain:
                 # Asked anew for each tier, right before the call: a chunk that was invalidated while it
                 # waited must not reach a tier that starts over.
                 valid = [slot for slot in slots if slot.state is SlotState.READY]
+                began_s = time.monotonic()
                 outcome = await tier.store([slot.key for slot in valid], self._buffers(valid))
+                self._note_stored(tier.name, outcome.succeeded)
+                self.count("stored_us", tier.name, _us_since(began_s))
                 self.count("dropped_chunks", tier.name, len(outcome.failed))
                 self.count("stored_chunks", tier.name, len(outcome.succeeded))
                 self.count("stored_bytes", tier.name, len(outcome.succeeded) * self._pinned.slot_bytes)
@@ -463,7 +487,7 @@ class Chain:
         if self._table.get(key) is not None:
             return self._pin(key)
         slots, evicted = self._table.reserve([key])
-        self._counters["evicted_chunks", self._pinned.name] += len(evicted)
+        self._note_evicted(evicted)
         if not slots:
             return Found(Presence.FULL)
         (slot,) = slots
@@ -500,6 +524,15 @@ class Chain:
         needed, self._pump_is_due = not self._pump_is_due, True
         return needed
 
+    def _note_evicted(self, keys: Sequence[ChunkKey]) -> None:
+        self._counters["evicted_chunks", self._pinned.name] += len(keys)
+        if self._events is not None:
+            self._events.removed(self._pinned.name, keys, RemoveReason.EVICTED)
+
+    def _note_stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
+        if self._events is not None:
+            self._events.stored(tier, keys)
+
     def _stats_of_pinned(self) -> TierStats:
         table, slot_bytes = self._table, self._pinned.slot_bytes
         used = (table.slots_count - table.free_count) * slot_bytes
@@ -526,6 +559,10 @@ class Chain:
 
     def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
         return [self._pinned.buffer(slot) for slot in slots]
+
+
+def _us_since(began_s: float) -> int:
+    return int((time.monotonic() - began_s) * 1_000_000)
 
 
 _WHY = {Presence.MISS: Failure.MISSING, Presence.LATE: Failure.TIMEOUT, Presence.FULL: Failure.NO_SPACE}

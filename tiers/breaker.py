@@ -163,6 +163,12 @@ class Breaker:
         if invalidate is not None:
             await invalidate()
 
+    def watch(self, told: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
+        """Have a tier that removes chunks on its own say so."""
+        watch = getattr(self._tier, "watch", None)
+        if watch is not None:
+            watch(told)
+
     def stats(self) -> TierStats:
         stats = self._tier.stats()
         own = {"breaker_openings": self._switch.openings, **self._counters}

@@ -6,7 +6,7 @@ first. The arena is what they share: whoever comes first creates it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from ...engine.chain import Presence
+from ...engine.events import EventLog
 from ...tiers.copyplan import Spans
 from ...tiers.gpu import GpuTier
 from . import metrics
+from .events import offloading_events
 from .identity import identity_fields
 from .options import composite_spec
 from .placement import EVERY_TIER, ServerPlacement, Tiers
@@ -83,8 +85,9 @@ class CompositeOffloadingSpec(OffloadingSpec):
         return metrics.definitions()
 
     def get_manager(self) -> Manager:
-        side = SchedulerSide(self._composite, self._geometry, identity_fields(self.config))
-        return Manager(side)
+        events = EventLog() if self.config.enable_kv_cache_events else None
+        side = SchedulerSide(self._composite, self._geometry, identity_fields(self.config), events=events)
+        return Manager(side, events)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
         gpu = GpuTier.of_tensors(
@@ -104,8 +107,9 @@ class CompositeOffloadingSpec(OffloadingSpec):
 class Manager(OffloadingManager):
     """Runs in the scheduler; no call waits for a disk or a device, and none raises for the world's faults."""
 
-    def __init__(self, side: SchedulerSide) -> None:
+    def __init__(self, side: SchedulerSide, events: EventLog | None) -> None:
         self._side = side
+        self._events = events
         self._placement: ServerPlacement = side.placement
         self._reporter = metrics.Reporter(side.chain.stats)
 
@@ -157,6 +161,9 @@ class Manager(OffloadingManager):
 
     def reset_cache(self) -> None:
         self._placement.reset()
+
+    def take_events(self) -> Iterable[Any]:
+        return offloading_events(self._events.take()) if self._events is not None else ()
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._reporter.report()

@@ -21,20 +21,31 @@ INTERVAL_S = 0.25  # a scheduler steps a thousand times a second; nobody scrapes
 # Counter of the chain -> (name, what it counts), each by tier.
 COUNTERS = {
     "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that supplied them."),
+    "misses": ("kvtier:lookup_misses", "Lookups of chunks that no tier could supply."),
     "loaded_bytes": (
         "kvtier:load_bytes",
         "Bytes read from the tier: onto the device from pinned, into pinned from below.",
     ),
     "stored_bytes": ("kvtier:store_bytes", "Bytes written to the tier."),
     "stored_chunks": ("kvtier:store_chunks", "Chunks written to the tier."),
+    "loaded_us": ("kvtier:load_time_us", "Microseconds that loads from the tier took, added up."),
+    "stored_us": ("kvtier:store_time_us", "Microseconds that stores to the tier took, added up."),
     "dropped_chunks": ("kvtier:dropped_chunks", "Chunks not stored because the tier had no room or no time."),
     "evicted_chunks": ("kvtier:evicted_chunks", "Chunks that left the tier for others."),
     "late_loads": ("kvtier:late_loads", "Loads given up at their deadline."),
     "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum, and were misses."),
+    "carried_bytes": ("kvtier:carried_bytes", "Bytes written again to keep what is read, as room is made."),
+    "breaker_openings": ("kvtier:breaker_openings", "Times that the tier was given up for a while."),
+    "breaker_missed_chunks": ("kvtier:breaker_missed", "Lookups answered as misses meanwhile."),
+    "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored meanwhile."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that the device refused."),
 }
 USED = ("kvtier:used_bytes", "Bytes taken in the tier.")
 CAPACITY = ("kvtier:capacity_bytes", "The tier's cap.")
+GAUGES = {
+    "useful_bytes": ("kvtier:useful_bytes", "Bytes in the tier that were ever read back."),
+    "breaker_state": ("kvtier:breaker_state", "0: in use. 1: being tried again. 2: given up for a while."),
+}
 PENDING = ("kvtier:pending_stores", "Chunks in slots that wait for the tiers below.")
 PINNED = ("kvtier:pinned_slots", "Slots in use by transfers and waiting requests.")
 
@@ -46,7 +57,7 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     metrics: dict[str, OffloadingMetricMetadata] = {}
     for name, text in COUNTERS.values():
         metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier",))
-    for name, text in (USED, CAPACITY):
+    for name, text in (USED, CAPACITY, *GAUGES.values()):
         metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
     for name, text in (PENDING, PINNED):
         metrics[name] = OffloadingGaugeMetadata(documentation=text)
@@ -77,6 +88,9 @@ class Reporter:
         for tier, numbers in stats.tiers.items():
             report.set_gauge(USED[0], numbers.used_bytes, (tier,))
             report.set_gauge(CAPACITY[0], numbers.capacity_bytes, (tier,))
+            for gauge, value in numbers.gauges.items():
+                if gauge in GAUGES:
+                    report.set_gauge(GAUGES[gauge][0], value, (tier,))
         report.set_gauge(PENDING[0], stats.dirty_chunks)
         report.set_gauge(PINNED[0], stats.pinned_slots)
         return report

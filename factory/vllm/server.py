@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...engine.chain import Chain
+from ...engine.events import EventLog
 from ...engine.loop import LoopThread
 from ...tiers.arena import Arena
 from ..base import SharedPlace
@@ -54,7 +55,14 @@ class SchedulerSide:
         TierUnavailable, IdentityMismatch, ConfigError: a tier cannot start; nothing is left running.
     """
 
-    def __init__(self, composite: CompositeSpec, geometry: Geometry, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        composite: CompositeSpec,
+        geometry: Geometry,
+        identity: Mapping[str, str],
+        *,
+        events: EventLog | None = None,
+    ) -> None:
         self._composite = composite
         self._loop = LoopThread()
         self._closed = False
@@ -70,7 +78,13 @@ class SchedulerSide:
             self._loop.close()
             raise
         pinned = composite.pinned
-        self.chain = Chain(pinned, composite.lower, self._loop, load_deadline_s=composite.load_deadline_s)
+        self.chain = Chain(
+            pinned,
+            composite.lower,
+            self._loop,
+            load_deadline_s=composite.load_deadline_s,
+            events=events,
+        )
         self.placement = ServerPlacement(self.chain, pinned.arena, keeps_on_reset=composite.keeps_on_reset)
         logger.info("kvtier: %s", composite.summary())
 

@@ -247,5 +247,5 @@ async def _call(function: Callable[[], object]) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - other threads and tasks bring it about
         await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 from kvtier.engine.chain import Chain
+from kvtier.engine.events import EventLog
 from kvtier.engine.loop import LoopThread
 from kvtier.tiers.base import Buffer, Failure
 from kvtier.tiers.eviction import POLICIES
@@ -42,7 +43,15 @@ class Rig:
         self.pinned = Slots(slots_count)
         self.lower = MemoryTier()
         self.clock = Clock()
-        self.chain = Chain(self.pinned, [self.lower], self.loop, load_deadline_s=5.0, clock=self.clock)
+        self.events = EventLog()
+        self.chain = Chain(
+            self.pinned,
+            [self.lower],
+            self.loop,
+            load_deadline_s=5.0,
+            events=self.events,
+            clock=self.clock,
+        )
 
     def put(self, keys: Sequence[bytes]) -> list[Slot]:
         """Store chunks as a server does."""
