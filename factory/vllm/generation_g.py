@@ -107,7 +107,7 @@ class CompositeOffloadingSpec(OffloadingSpec):
 class Manager(OffloadingManager):
     """Runs in the scheduler; no call waits for a disk or a device, and none raises for the world's faults."""
 
-    def __init__(self, side: SchedulerSide, events: EventLog | None) -> None:
+    def __init__(self, side: SchedulerSide, events: EventLog | None = None) -> None:
         self._side = side
         self._events = events
         self._placement: ServerPlacement = side.placement
