@@ -26,6 +26,7 @@ import enum
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,7 +41,11 @@ T = TypeVar("T")
 PAGE_BYTES = 4096
 READERS_MAX = 512  # reader slots over all processes: threads that look up at the same moment
 SPARE_READS = 16  # read transactions kept for reuse: loads, lookups and upkeep of one process at once
-MAP_BYTES_MIN = 1024 * 1024
+READER_BYTES = 64  # of one slot in the lock file
+MAP_BYTES_MIN = 1024 * 1024  # room for a few thousand chunks, and for a change of them all
+
+FULL_WAIT_S = 0.005  # one switch interval of an interpreter: then a reader that was held up is done
+FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until it goes on or dies
 
 _SCOPE = struct.Struct(">I")
 _EXTENT = struct.Struct("<IIIIIIBB")
@@ -55,6 +60,10 @@ class IndexDamaged(TierError):
 
 class IndexFull(TierError):
     """The index may not grow further; its store has to forget chunks first."""
+
+
+class _MapFull(IndexFull):
+    """LMDB found no free page: for good, or because some reader still sees the free ones."""
 
 
 class SegmentState(enum.IntEnum):
@@ -253,10 +262,21 @@ class Index:
     def write(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a write transaction, alone among all processes, and commit; undo all if it raises.
 
+        Where pages are lacking that others still read, it waits a little and runs `change` again.
+
         Raises:
             IndexFull: the map is full; nothing was changed.
             IndexDamaged: LMDB found the file damaged.
         """
+        for _ in range(FULL_WAITS):
+            try:
+                return self._write_once(change)
+            except _MapFull:
+                self.free_dead_readers()
+                time.sleep(FULL_WAIT_S)
+        return self._write_once(change)
+
+    def _write_once(self, change: Callable[[Transaction], T]) -> T:
         with _mapped(), self._env.begin(write=True) as txn:
             return change(Transaction(txn, self._tables))
 
@@ -389,6 +409,6 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except lmdb.MapFullError as error:
-        raise IndexFull("nvme", "the index has no room left") from error
+        raise _MapFull("nvme", "the index has no room left") from error
     except lmdb.Error as error:
         raise IndexDamaged("nvme", f"the index cannot be used: {error}") from error

@@ -98,6 +98,7 @@ class Log:
             raise
 
     def _take(self, txn: Transaction, undo: contextlib.ExitStack) -> _Claim | None:
+        undo.close()  # of an attempt that could not commit
         by_age = sorted(txn.segments().items(), key=lambda item: item[1].opened)
         for number, segment in by_age:
             if segment.state is SegmentState.OPEN:
@@ -219,6 +220,7 @@ class Log:
             return Victim(number, segment, file, ())
 
     def _choose(self, txn: Transaction, undo: contextlib.ExitStack) -> _Claim | None:
+        undo.close()  # of an attempt that could not commit
         by_age = sorted(txn.segments().items(), key=lambda item: item[1].opened)
         for state in (SegmentState.RECLAIMING, None):
             for number, segment in by_age:
