@@ -1,17 +1,20 @@
 """Which bytes go where when blocks move between a device and slots: pure arithmetic on addresses.
 
-In a slot, the chunk of one rank is laid out tensor after tensor, and within a tensor block after block:
+In a slot, one rank's chunk is laid out tensor after tensor, and within a tensor block after block:
 
     | tensor 0: block 0, block 1, … | tensor 1: block 0, block 1, … | …
 
-so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run. No run goes
-beyond its chunk: a device refuses one that crosses from one page-locked piece of memory into the next.
+so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run. A KV-cache group
+that uses some of the tensors, or some bytes of each row, leaves the rest of its chunk as it is. This is the
+layout of vLLM's own CPU tier, so both can read each other's chunks. No run goes beyond its chunk: a device
+refuses one that crosses from one page-locked piece of memory into the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +23,25 @@ Addresses = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
-    """One tensor as one KV-cache group uses it: block b lies at `base + b * stride_bytes`.
+class Rows:
+    """One tensor: block b is the row at `base + b * stride_bytes`.
 
     Attributes:
-        page_bytes: what of a block's stride belongs to the group; the rest is padding.
-        blocks: how many blocks the tensor has.
+        row_bytes: what a row takes in a slot; its stride may be longer.
+        count: how many rows, and so blocks, there are.
     """
 
     base: int
     stride_bytes: int
+    row_bytes: int
+    count: int
+
+
+class Page(NamedTuple):
+    """What one KV-cache group uses of a tensor: the leading bytes of each row."""
+
+    tensor: int
     page_bytes: int
-    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +77,34 @@ class CopyPlan:
 class _Group:
     """One group's pages as columns, ready for broadcasting over blocks."""
 
-    def __init__(self, pages: Sequence[Pages], blocks_per_chunk: int) -> None:
-        column = [np.array([getattr(page, name) for page in pages], np.int64)[:, None] for name in _COLUMNS]
-        self.base, self.stride, self.page = column
-        extents = self.page[:, 0] * blocks_per_chunk
-        self.offset = (np.cumsum(extents) - extents)[:, None]  # where each tensor begins in a chunk
-        self.chunk_bytes = int(extents.sum())
+    def __init__(self, tensors: Sequence[Rows], pages: Sequence[Page], offsets: Addresses) -> None:
+        rows = [tensors[page.tensor] for page in pages]
+        self.base = _column([row.base for row in rows])
+        self.stride = _column([row.stride_bytes for row in rows])
+        self.row = _column([row.row_bytes for row in rows])
+        self.page = _column([page.page_bytes for page in pages])
+        self.offset = _column([offsets[page.tensor] for page in pages])  # where the tensor begins in a chunk
         self.block_bytes = int(self.page.sum())
-        self.blocks = min(page.blocks for page in pages)
+        self.blocks = min(row.count for row in rows)
 
 
-_COLUMNS = ("base", "stride_bytes", "page_bytes")
+def _column(values: Sequence[int]) -> Addresses:
+    return np.array(values, np.int64)[:, None]
 
 
 class KVLayout:
     """Where the blocks of every KV-cache group lie on the device, and where they go in a slot."""
 
-    def __init__(self, groups: Sequence[Sequence[Pages]], blocks_per_chunk: int) -> None:
+    def __init__(
+        self, tensors: Sequence[Rows], groups: Sequence[Sequence[Page]], blocks_per_chunk: int
+    ) -> None:
         assert groups, "a cache has at least one group"
         assert all(groups), "a group has at least one tensor"
         assert blocks_per_chunk > 0, "a chunk has at least one block"
         self.blocks_per_chunk = blocks_per_chunk
-        self._groups = [_Group(pages, blocks_per_chunk) for pages in groups]
-
-    @property
-    def part_bytes(self) -> int:
-        """The bytes of the largest group's chunk: what a slot must have for one rank."""
-        return max(group.chunk_bytes for group in self._groups)
+        extents = np.array([rows.row_bytes * blocks_per_chunk for rows in tensors], np.int64)
+        self.part_bytes = int(extents.sum())  # what a slot must have for one rank
+        self._groups = [_Group(tensors, pages, np.cumsum(extents) - extents) for pages in groups]
 
     def plan(self, spans: Spans, chunk_addresses: Addresses) -> CopyPlan:
         """Plan one transfer.
@@ -123,7 +134,7 @@ class KVLayout:
                 raise ValueError(
                     f"the blocks span {first_chunk} chunks or more, and {len(chunk_addresses)} were given"
                 )
-            within = group.page * (logical % self.blocks_per_chunk)
+            within = group.row * (logical % self.blocks_per_chunk)
             device.append((group.base + ids * group.stride).ravel())
             host.append((chunk_addresses[used_from + chunk] + group.offset + within).ravel())
             shape = len(group.page), count

@@ -29,7 +29,7 @@ import torch
 
 from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
-from .copyplan import Addresses, CopyPlan, KVLayout, Pages, Spans
+from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
 from .files import settled
 
 Tensor: TypeAlias = torch.Tensor
@@ -145,12 +145,13 @@ class GpuTier:
             _check_tensor(index, tensor, tensors[0])
         if groups is None:
             groups = [[(index, tensor[0].nbytes) for index, tensor in enumerate(tensors)]]
-        pages = [[_pages(index, tensors[index], size) for index, size in group] for group in groups]
-        return cls(KVLayout(pages, blocks_per_chunk), _copies_for(tensors[0].device), tensors)
+        rows = [_rows(tensor) for tensor in tensors]
+        pages = [[_page(rows, index, page_bytes) for index, page_bytes in group] for group in groups]
+        return cls(KVLayout(rows, pages, blocks_per_chunk), _copies_for(tensors[0].device), tensors)
 
     @property
     def part_bytes(self) -> int:
-        """This device's bytes of the largest chunk."""
+        """This device's bytes of one chunk."""
         return self._layout.part_bytes
 
     def submit_store(self, spans: Spans, host_addresses: Addresses, after: Mark = None) -> CopyJob:
@@ -358,9 +359,13 @@ def _check_tensor(index: int, tensor: Tensor, first: Tensor) -> None:
         raise ValueError(f"tensor {index}: its blocks overlap, with strides {tensor.stride()}")
 
 
-def _pages(index: int, tensor: Tensor, page_bytes: int) -> Pages:
+def _rows(tensor: Tensor) -> Rows:
     stride_bytes = tensor.stride(0) * tensor.element_size()
-    row_bytes = tensor[0].nbytes
-    if not 0 < page_bytes <= row_bytes:
+    return Rows(tensor.data_ptr(), stride_bytes, tensor[0].nbytes, tensor.shape[0])
+
+
+def _page(rows: Sequence[Rows], index: int, page_bytes: int) -> Page:
+    if not 0 < page_bytes <= rows[index].row_bytes:
+        row_bytes = rows[index].row_bytes
         raise ValueError(f"tensor {index}: a page of {page_bytes} bytes does not fit a row of {row_bytes}")
-    return Pages(tensor.data_ptr(), stride_bytes, page_bytes, tensor.shape[0])
+    return Page(index, page_bytes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvtier.tiers.base import Failure, RemoveReason
-from kvtier.tiers.copyplan import KVLayout, Pages, Spans
+from kvtier.tiers.copyplan import KVLayout, Page, Rows, Spans
 from kvtier.tiers.gpu import CpuCopies, GpuTier, Lane
 from kvtier.tiers.testing import TierContract, aligned_buffers
 
@@ -65,11 +65,9 @@ class BrokenCopies(CpuCopies):
 
 
 def over(tensors, copies):
-    pages = [
-        Pages(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor[0].nbytes, len(tensor))
-        for tensor in tensors
-    ]
-    return GpuTier(KVLayout([pages], 1), copies, tensors)
+    rows = [Rows(t.data_ptr(), t.stride(0) * t.element_size(), t[0].nbytes, len(t)) for t in tensors]
+    pages = [Page(index, row.row_bytes) for index, row in enumerate(rows)]
+    return GpuTier(KVLayout(rows, [pages], 1), copies, tensors)
 
 
 @pytest.mark.parametrize(
