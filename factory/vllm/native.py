@@ -1,0 +1,205 @@
+"""kvtier's NVMe tier below vLLM's own CPU tier: an entry of `secondary_tiers` of its `TieringOffloadingSpec`.
+
+    {"type": "KvtierNvmeTier", "module_path": "kvtier.factory.vllm",
+     "path": "/mnt/nvme0/kvtier", "capacity": "2TiB"}
+
+The entry's other keys are those of an `nvme` tier in a tier-config document. The rows of vLLM's CPU tier have
+the layout of kvtier's slots, so a directory can serve servers of both kinds. What the interface does not
+give: there is no call when the server resets its cache, so nothing is invalidated then (raise
+`weights_epoch`); and a load cannot be given up at a deadline, as vLLM would reuse its row at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    Medium,
+    OffloadKey,
+    ReqContext,
+    RequestOffloadingContext,
+)
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
+
+from ...engine.chain import ChainStats
+from ...engine.loop import LoopThread
+from ...tiers.base import Buffer, ChunkKey, Outcome
+from ...tiers.breaker import Breaker
+from ..base import PART_ALIGNMENT_BYTES, TierContext
+from ..builtin import NvmeFactory
+from ..entries import NvmeConfig
+from ..validation import validated
+from . import metrics
+from .identity import identity_fields
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.v1.kv_offload.base import OffloadingMetricMetadata, OffloadingSpec
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 10.0  # what a clean shutdown gives the stores under way
+FORGET_FAILED_S = (
+    30.0  # a chunk that failed to load is a miss for so long: its request would ask again at once
+)
+FAILED_MAX = 65536  # such chunks remembered; with more, the drive is what fails, and the breaker is open
+
+_Call = Callable[[Sequence[ChunkKey], Sequence[Buffer]], Coroutine[Any, Any, Outcome]]
+
+
+class KvtierNvmeTier(SecondaryTierManager):
+    """Runs in the scheduler; no call but `drain_jobs` and `shutdown` waits for a disk.
+
+    Raises:
+        ConfigError: the entry is wrong; the message names the key and the fix.
+        TierUnavailable, IdentityMismatch: the directory cannot be used.
+    """
+
+    medium: ClassVar[Medium] = Medium.STORAGE
+
+    def __init__(
+        self,
+        offloading_spec: OffloadingSpec,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        weights_epoch: int = 0,
+        **entry: Any,
+    ) -> None:
+        detector = {} if backpressure_detector is None else {"backpressure_detector": backpressure_detector}
+        super().__init__(
+            offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **detector
+        )
+        self._row_bytes = self._block_size_bytes
+        self._rows = primary_kv_view.cast("B")
+        config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
+        config = config.resolve(chunk_bytes=self._row_bytes, json_path=tier_type)
+        fields = {**_identity(offloading_spec.config), "weights_epoch": str(weights_epoch)}
+        context = TierContext(part_bytes=self._row_bytes, parts=1, identity=fields, json_path=tier_type)
+        self._loop = LoopThread()
+        try:
+            tier = self._loop.submit(NvmeFactory.open(config, context)).result()
+        except BaseException:
+            self._loop.close()
+            raise
+        self._tier = Breaker(tier, slow_s=config.load_deadline_s)
+        self._under_way: dict[int, Future[Outcome]] = {}
+        self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
+        self._failed_at_s: dict[
+            OffloadKey, float
+        ] = {}  # grows on the loop thread, shrinks on the scheduler's
+        self._reporter = metrics.Reporter(self._stats)
+        self._closed = False
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        return metrics.definitions()
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._failed_at_s and self._has_failed(key):
+            return LookupResult.MISS
+        (found,) = self._tier.lookup([key])
+        return LookupResult.HIT if found else LookupResult.MISS
+
+    def submit_store(self, job_metadata: TransferJob) -> None:
+        self._submit(self._tier.store, job_metadata)
+
+    def submit_load(self, job_metadata: TransferJob) -> None:
+        self._submit(self._tier.load, job_metadata)
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        while self._finished:
+            result = self._finished.popleft()
+            del self._under_way[result.job_id]
+            yield result
+
+    def has_pending_work(self) -> bool:
+        return bool(self._under_way)
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    def drain_jobs(self) -> None:
+        wait(self._under_way.values())
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        return self._reporter.report()
+
+    def shutdown(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.submit(self._close()).result()
+            self._loop.close()
+
+    def _submit(self, call: _Call, job: TransferJob) -> None:
+        keys = list(job.keys)
+        starts = [int(row) * self._row_bytes for row in job.chunk_ids]
+        buffers = [self._rows[start : start + self._row_bytes] for start in starts]
+        self._under_way[job.job_id] = self._loop.submit(self._run(call, job, keys, buffers))
+
+    async def _run(
+        self, call: _Call, job: TransferJob, keys: Sequence[OffloadKey], buffers: Sequence[Buffer]
+    ) -> Outcome:
+        began_s = time.monotonic()
+        outcome = Outcome()
+        try:
+            outcome = await call(keys, buffers)
+        except Exception:  # the server asserts that each job is reported
+            logger.exception("a transfer between memory and disk failed; its chunks are misses")
+        succeeded = [OffloadKey(key) for key in outcome.succeeded]
+        if job.is_promotion:
+            self._remember_failed(set(keys).difference(succeeded))
+        result = JobResult(
+            job_id=job.job_id,
+            success=len(succeeded) == len(keys),
+            successful_keys=succeeded if job.is_promotion else None,
+            transfer_time=time.monotonic() - began_s,
+            transfer_bytes=len(succeeded) * self._row_bytes,
+        )
+        self._finished.append(result)
+        return outcome
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await asyncio.gather(
+                    *map(asyncio.wrap_future, self._under_way.values()), return_exceptions=True
+                )
+                await self._tier.flush()
+        except TimeoutError:
+            logger.warning("kvtier: shut down with %d transfers under way", len(self._under_way))
+        await self._tier.close()
+
+    def _remember_failed(self, keys: Iterable[OffloadKey]) -> None:
+        now_s = time.monotonic()
+        if len(self._failed_at_s) < FAILED_MAX:
+            self._failed_at_s.update(dict.fromkeys(keys, now_s))
+
+    def _has_failed(self, key: OffloadKey) -> bool:
+        failed_at_s = self._failed_at_s.get(key)
+        if failed_at_s is None:
+            return False
+        if time.monotonic() - failed_at_s < FORGET_FAILED_S:
+            return True
+        self._failed_at_s.pop(key, None)
+        return False
+
+    def _stats(self) -> ChainStats:
+        return ChainStats({self._tier.name: self._tier.stats()}, len(self._under_way), 0, {})
+
+
+def _identity(config: Any) -> dict[str, str]:
+    """The namespace of kvtier's own spec where rows and slots are laid out alike, else one of its own."""
+    fields = dict(identity_fields(config))
+    part_bytes = config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk
+    one_part = config.parallel.world_size == 1 or config.replicated_layout
+    if not one_part and part_bytes % PART_ALIGNMENT_BYTES:
+        fields["parts"] = "without padding between ranks"
+    return fields
