@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
 from ..tiers.slots import Slot, SlotTier
-from .chain import BATCH_CHUNKS_MAX, Chain
+from .chain import Chain
+from .placement import BATCH_CHUNKS_MAX
 
 Failures = dict[ChunkKey, Failure]
 

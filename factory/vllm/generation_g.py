@@ -27,8 +27,8 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
 
-from ...engine.chain import Presence
 from ...engine.events import EventLog
+from ...engine.placement import Presence
 from ...tiers.copyplan import Spans
 from ...tiers.gpu import GpuTier
 from . import metrics

@@ -92,9 +92,8 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._tier = Breaker(tier, slow_s=config.load_deadline_s)
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
-        self._failed_at_s: dict[
-            OffloadKey, float
-        ] = {}  # grows on the loop thread, shrinks on the scheduler's
+        # Grows on the loop thread and shrinks on the scheduler's, by calls that are atomic.
+        self._failed_at_s: dict[OffloadKey, float] = {}
         self._reporter = metrics.Reporter(self._stats)
         self._closed = False
 

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ...engine.chain import Chain, Found, Presence
+from ...engine.chain import Chain
+from ...engine.placement import Found, Presence
 from ...tiers.base import ChunkKey
 from ...tiers.slots import Slot
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from chain_rig import SLOT_BYTES, Rig, Slots, rigged
 
-from kvtier.engine.chain import Chain, Presence
+from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.placement import Presence
 from kvtier.tiers.base import Failure
 from kvtier.tiers.testing import MemoryTier, pattern
 
@@ -249,3 +250,42 @@ async def _call(function: Callable[[], object]) -> None:
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - other threads and tasks bring it about
         await asyncio.sleep(0)
+
+
+class DeafTier(MemoryTier):
+    """A tier that cannot be told that the weights changed."""
+
+    async def invalidate(self) -> None:
+        raise OSError("no more")
+
+
+def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> None:
+    loop, lower = LoopThread(), DeafTier()
+    lower.chunks[b"old"] = bytes(SLOT_BYTES)
+    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
+    assert chain.lookup([b"old"]) == [True]
+    chain.invalidate()
+    loop.submit(_call(lambda: None)).result(5)
+    chain.commit(chain.reserve([b"new"]).slots)
+    loop.submit(chain.drain()).result(5)
+    assert chain.lookup([b"old", b"new"]) == [False, True]
+    assert b"new" not in lower.chunks
+    loop.submit(chain.stop()).result(5)
+    chain.check()
+    loop.close()
+
+
+def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it() -> None:
+    class Racing(MemoryTier):
+        """The weights change while the tier is being asked."""
+
+        def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
+            chain.invalidate()
+            return [True] * len(keys)
+
+    loop, lower = LoopThread(), Racing()
+    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
+    (found,) = chain.acquire([b"old"])
+    assert found.presence is Presence.MISS
+    loop.submit(chain.stop()).result(5)
+    loop.close()

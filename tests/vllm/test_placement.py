@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
 
-from kvtier.engine.chain import Presence
+from kvtier.engine.placement import Presence
 from kvtier.factory.vllm.placement import ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
 
