@@ -57,3 +57,9 @@ def test_vllm_is_known_to_its_plugin_only(path: Path) -> None:
     if path.is_relative_to(ROOT / "factory" / "vllm"):
         return
     assert not any(name.split(".")[0] == "vllm" for name in imports(path))
+
+
+def test_every_module_has_its_line_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "structures.md").read_text()
+    missing = [named(path) for path in SOURCES if f"`{named(path)}`" not in text]
+    assert not [name for name in missing if not name.endswith("__init__.py")]
