@@ -71,7 +71,7 @@ KEYS = [b"%d" % i for i in range(8)]
 
 
 class SlotModel(RuleBasedStateMachine):
-    """Fillers and readers come and go in any order; what is readable is what was committed and not dropped."""
+    """Fillers and readers come and go in any order; readable is what was committed and not dropped."""
 
     policy = "lru"
 
