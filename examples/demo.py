@@ -9,12 +9,14 @@ exit status is 0 only if they all are and each tier supplied something.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +97,13 @@ class Stage:
         return Server(settings, log=CACHE / "vllm.log")
 
     def run(self, server: Server, name: str, *, supplier: str | None = None) -> Phase:
-        self._show(f"{name}: waiting for stores")
+        self._show(f"{name}: making ready")
         before = server.drain()
         answers: list[Answer] = []
         for answer in server.stream(PROMPTS, forget=True):
             answers.append(answer)
             self._progress.update(self._task, description=f"{name}: {len(answers)} of {len(PROMPTS)} prompts")
-        self._show(f"{name}: waiting for stores")
+        self._show(f"{name}: waiting for stores to end")
         return Phase(name, supplier, answers, before, server.drain())
 
     def stop(self, server: Server) -> None:
@@ -128,7 +130,7 @@ def run_phases(stage: Stage) -> list[Phase]:
         phases.append(stage.run(server, "warm from pinned", supplier=PINNED))
         stage.stop(server)
     with stage.start(offloading, "the server anew") as server:
-        phases.append(stage.run(server, "NVMe after a restart", supplier=NVME))
+        phases.append(stage.run(server, "NVMe after restart", supplier=NVME))
         stage.stop(server)
     return phases
 
@@ -136,29 +138,36 @@ def run_phases(stage: Stage) -> list[Phase]:
 def failures(phases: Sequence[Phase]) -> list[str]:
     """What did not turn out as it should, a sentence each."""
     wrong = [f"{phase.name}: tokens differ" for phase in phases if phase.tokens != phases[0].tokens]
+    cold = phases[1]
+    unstored = [
+        f"{cold.name}: nothing was stored in the {tier} tier" for tier in TIERS if not cold.stored_bytes(tier)
+    ]
     idle = [
         f"{phase.name}: the {phase.supplier} tier supplied nothing"
         for phase in phases
         if phase.supplier and not phase.cached_tokens(phase.supplier)
     ]
-    return wrong + idle
+    return wrong + unstored + idle
 
 
 def table(phases: Sequence[Phase]) -> Table:
     """The phases, for people."""
     prompt_tokens = sum(map(len, PROMPTS))
-    result = Table(title=f"{len(PROMPTS)} prompts, {prompt_tokens:,} tokens", title_justify="left")
-    result.add_column("phase")
-    for heading in ("from pinned\n(tokens)", "from NVMe\n(tokens)", "TTFT p50", "stored\npinned / NVMe"):
+    result = Table(
+        title=f"{len(PROMPTS)} prompts, {prompt_tokens:,} tokens; bytes as pinned / NVMe",
+        title_justify="left",
+    )
+    result.add_column("phase", no_wrap=True)
+    headings = ("pinned\ntokens", "NVMe\ntokens", "TTFT\np50 ms", "stored\nMiB", "loaded\nMiB")
+    for heading in headings:
         result.add_column(heading, justify="right")
-    result.add_column("loaded\npinned / NVMe", justify="right")
-    result.add_column("tokens\nidentical")
+    result.add_column("tokens\nsame")
     for phase in phases:
         same = phase.tokens == phases[0].tokens
         result.add_row(
             phase.name,
             *(f"{phase.cached_tokens(tier):,}" for tier in TIERS),
-            f"{phase.first_token_p50_s * 1000:.0f} ms",
+            f"{phase.first_token_p50_s * 1000:.0f}",
             " / ".join(_mib(phase.stored_bytes(tier)) for tier in TIERS),
             " / ".join(_mib(phase.loaded_bytes(tier)) for tier in TIERS),
             "-" if phase is phases[0] else "[green]yes" if same else "[bold red]NO",
@@ -187,11 +196,27 @@ def report(phases: Sequence[Phase]) -> dict[str, Any]:
     }
 
 
+class Busy(Exception):
+    """Another demo is at work in the same directory."""
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """Forget what earlier demos stored, and keep others away: they would share each other's chunks."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"another demo is at work in {CACHE}") from error
+        if (CACHE / "nvme").exists():
+            shutil.rmtree(CACHE / "nvme")
+        (CACHE / "vllm.log").unlink(missing_ok=True)
+        yield
+
+
 def demonstrate(console: Console, json_file: Path | None) -> int:
     """Run it all; returns the exit status."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(CACHE / "nvme", ignore_errors=True)
-    (CACHE / "vllm.log").unlink(missing_ok=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         phases = run_phases(Stage(console, progress))
@@ -213,8 +238,9 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the servers as Ctrl-C does
     try:
-        status = demonstrate(console, arguments.json)
-    except ServerFailed as failure:
+        with empty_cache():
+            status = demonstrate(console, arguments.json)
+    except (ServerFailed, Busy) as failure:
         console.print(str(failure), markup=False, highlight=False)
         status = 1
     except KeyboardInterrupt:
@@ -225,7 +251,7 @@ def main() -> int:
 
 
 def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):,.0f} MiB" if size_bytes else "0"
+    return f"{size_bytes / (1 << 20):,.0f}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ LINE_WAIT_S = 240.0  # a start takes 20 s on two free cores, and there may be ot
 STOP_WAIT_S = 60.0  # the plugin alone gives its disk 10 s
 DRAIN_WAIT_S = 60.0
 QUIET_S = 1.0  # the plugin reports four times a second: four reports without a change
+POLL_S = 0.01
 STEP_S = 0.1  # between the requests that make an idle server step and report
 
 OUTPUT_TOKENS = 16
@@ -208,11 +208,14 @@ class Server:
         raise ServerFailed(f"stores were still under way after {DRAIN_WAIT_S} s: {seen}")
 
     def kill(self) -> None:
-        """End every process of the server with SIGKILL, at once."""
+        """End every process of the server with SIGKILL, but for the one that then clears shared memory."""
         if self._child is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+        while running := [process for process in _living(self._child.pid) if not _is_tracker(process)]:
+            for process in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(POLL_S)
         self._ended()
 
     def close(self) -> None:
@@ -294,7 +297,7 @@ class Server:
         while living := _living(child.pid):
             if time.monotonic() > give_up_at_s:
                 raise self._failure(f"processes outlived their server: {living}")
-            time.sleep(0.01)
+            time.sleep(POLL_S)
 
     def _failure(self, what: str) -> ServerFailed:
         tail = self._log.read_text(errors="replace").splitlines()[-40:]
@@ -313,6 +316,13 @@ def _is_living(process: psutil.Process, session: int) -> bool:
     with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
         # A zombie has let go of all that it held; whoever inherited it may take its time to reap it.
         return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    """Whether a process is the one that removes shared memory once those who made it have ended, however."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("resource_tracker" in argument for argument in process.cmdline())
     return False
 
 
