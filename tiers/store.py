@@ -14,7 +14,7 @@ from .budget import Budget, facts_for
 from .errors import TierUnavailable
 from .files import BLOCK_BYTES, Files, aligned, scratch
 from .identity import Identity
-from .index import Index, IndexDamaged, Namespace, Transaction
+from .index import Index, IndexDamaged, Namespace, SegmentState, Transaction
 from .rebuild import rebuild
 from .segment import CLAIM_BYTE, blocks_of, table_bytes
 from .store_dir import Facts, NamespaceFile, StoreDirectory
@@ -209,9 +209,12 @@ def _set_cap(txn: Transaction, budget: Budget) -> None:
 
 
 def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:
-    """Files of segments that the index does not know: a process died between the two."""
-    known = txn.segments()
-    for number, path in directory.segment_files().items():
+    """Files without a record, and free segments without a file: a process died between the two."""
+    known, files = txn.segments(), directory.segment_files()
+    for number, segment in known.items():
+        if segment.state is SegmentState.FREE and number not in files:
+            txn.drop_segment(number)
+    for number, path in files.items():
         if number in known:
             continue
         fd = directory.files.open_data(path, write=True)
