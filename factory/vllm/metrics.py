@@ -40,6 +40,18 @@ COUNTERS = {
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored meanwhile."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that the device refused."),
 }
+COUNTED_BY_CHAIN = frozenset(
+    (
+        "hits",
+        "misses",
+        "loaded_bytes",
+        "loaded_us",
+        "stored_us",
+        "stored_bytes",
+        "stored_chunks",
+        "dropped_chunks",
+    )
+)
 USED = ("kvtier:used_bytes", "Bytes taken in the tier.")
 CAPACITY = ("kvtier:capacity_bytes", "The tier's cap.")
 GAUGES = {
@@ -82,7 +94,7 @@ class Reporter:
         stats, report = self._stats(), OffloadingConnectorStats()
         for (counter, tier), total in self._totals(stats).items():
             change = total - self._reported.get((counter, tier), 0)
-            if counter in COUNTERS and change:
+            if counter in COUNTERS and change > 0:
                 report.increase_counter(COUNTERS[counter][0], change, (tier,))
                 self._reported[counter, tier] = total
         for tier, numbers in stats.tiers.items():
@@ -96,9 +108,12 @@ class Reporter:
         return report
 
     def _totals(self, stats: ChainStats) -> dict[tuple[str, str], int]:
+        # Where a tier counts what the chain counts too, the chain's count is meant, from the first report on:
+        # one that jumped from one to the other could fall, and vLLM's engine ends at a counter that falls.
         of_tiers = {
             (counter, tier): total
             for tier, numbers in stats.tiers.items()
             for counter, total in numbers.counters.items()
+            if counter not in COUNTED_BY_CHAIN
         }
         return of_tiers | dict(stats.counters)

@@ -191,7 +191,9 @@ class KvtierNvmeTier(SecondaryTierManager):
         return False
 
     def _stats(self) -> ChainStats:
-        return ChainStats({self._tier.name: self._tier.stats()}, len(self._under_way), 0, {})
+        stats = self._tier.stats()
+        counters = {(counter, self._tier.name): total for counter, total in stats.counters.items()}
+        return ChainStats({self._tier.name: stats}, len(self._under_way), 0, counters)
 
 
 def _identity(config: Any) -> dict[str, str]:
