@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from ..tiers import ConfigError, KvtierError
+from .cli_replay import replay
 
 EXIT_FAILED = 1
 
@@ -75,6 +76,9 @@ def check(
     typer.echo(f"{file}: {len(config.tiers)} tiers")
     for i, tier in enumerate(config.tiers):
         typer.echo(f"  tiers[{i}]  {tier.type:<8}{tier.summary()}".rstrip())
+
+
+app.command()(replay)
 
 
 def main() -> None:
