@@ -204,11 +204,16 @@ def _spec() -> Any:
 
 
 def fio_bytes_per_second(
-    path: Path, kind: str, *, chunk_bytes: int, total_bytes: int, jobs: int
+    path: Path,
+    kind: str,
+    *,
+    chunk_bytes: int,
+    total_bytes: int,
 ) -> float | None:
-    """What fio reaches for the same bytes, O_DIRECT into laid-out files; None where fio is not installed.
+    """What fio reaches for the same bytes with O_DIRECT; None where fio is not installed.
 
-    The better of two set-ups: one thread with io_uring and 16 calls in flight, or four threads with one each.
+    It writes new, preallocated files: the state that everybody's files are in here. The better of two
+    set-ups: one thread with io_uring and 16 calls in flight, or four threads with one each.
     """
     if shutil.which("fio") is None:
         return None
@@ -229,7 +234,6 @@ def _fio(path: Path, kind: str, call_bytes: int, total_bytes: int, setup: Sequen
         f"--size={total_bytes // jobs // call_bytes * call_bytes}",
         "--direct=1",
         "--fallocate=posix",
-        "--overwrite=1",
         "--group_reporting",
         f"--runtime={FIO_RUNTIME_MAX_S}",
         "--output-format=json",
