@@ -22,7 +22,7 @@ from .errors import TierError
 from .files import Files, Lanes
 from .index import Extent, Index, IndexFull, Transaction
 from .ledger import Ledger
-from .log import Log, index_is_tight
+from .log import Log, index_is_tight, is_open
 from .pieces import WritePiece, plan_writes
 from .segment import Batch, Entry, OpenSegment, Placement
 
@@ -165,18 +165,24 @@ class Appender:
             OSError: the device refused.
         """
         segments = [segment for segment in (self._current, *self._retired) if segment and segment.unsynced]
-        for segment in segments:
-            segment.hold()  # so that it is not sealed and closed under the sync
-            segment.unsynced = False
-            try:
-                await self._lanes.upkeep(partial(self._files.sync_data, segment.file.fd))
-            except BaseException:
-                segment.unsynced = True
-                raise
-            finally:
+        for segment in segments:  # all at once: none may be sealed and closed while another is synced
+            segment.hold()
+        try:
+            for segment in segments:
+                await self._sync_one(segment)
+        finally:
+            for segment in segments:
                 self._settle(segment, None)
         if self._sealing:
             await asyncio.wait(self._sealing)
+
+    async def _sync_one(self, segment: OpenSegment) -> None:
+        segment.unsynced = False  # before the sync: what is written during it may not be covered
+        try:
+            await self._lanes.upkeep(partial(self._files.sync_data, segment.file.fd))
+        except BaseException:
+            segment.unsynced = True
+            raise
 
     async def close(self) -> None:
         """Seal what is to be sealed, and leave the open segment to whoever comes next."""
@@ -223,7 +229,6 @@ class Appender:
         if self._rolling is None:
             # A task of its own: a cancelled append must not lose the segment that was claimed for all.
             self._rolling = asyncio.create_task(self._claim(full))
-            self._rolling.add_done_callback(self._claimed)
         return await asyncio.shield(self._rolling)
 
     async def _claim(self, full: OpenSegment | None) -> bool:
@@ -233,15 +238,17 @@ class Appender:
         except (OSError, TierError) as error:
             self.io_errors += 1
             logger.warning("nvme: no segment to write to: %s", error)
-        self._current = fresh
-        if full is not None:  # also without a fresh one: sealed, it can be reclaimed
-            self._retired.add(full)
-            self._seal_if_done(full)
+        finally:
+            # Both at once: whoever finds this segment full before the waiters wake must start another roll.
+            self._current, self._rolling = fresh, None
+        self._retire(full)
         self._rolled()
         return fresh is not None
 
-    def _claimed(self, task: asyncio.Task[bool]) -> None:
-        self._rolling = None
+    def _retire(self, full: OpenSegment | None) -> None:
+        if full is not None:  # also where there is no fresh one: sealed, it can be reclaimed
+            self._retired.add(full)
+            self._seal_if_done(full)
 
     def _claim_or_reclaim(self) -> OpenSegment | None:
         for _ in range(RECLAIMS_PER_CLAIM_MAX):
@@ -258,6 +265,9 @@ class Appender:
 
     def _settle(self, segment: OpenSegment, table: bytes | None) -> None:
         segment.settle(table)
+        if segment.lost and segment is self._current:
+            self._current = None
+            self._retire(segment)
         self._seal_if_done(segment)
 
     def _seal_if_done(self, segment: OpenSegment) -> None:
@@ -311,8 +321,14 @@ class Appender:
         ledger = Ledger(txn)
         if not ledger.in_force(target.scope):
             return [entry.key for batch in batches for entry in batch.entries]
+        refused: list[ChunkKey] = []
         for batch in batches:
             name = batch.segment.name
+            if not is_open(ledger.segment(name.segment), name):
+                # Its file was removed under us, and somebody has noticed.
+                batch.segment.lost = True
+                refused += [entry.key for entry in batch.entries]
+                continue
             for entry in batch.entries:
                 place = (name.segment, name.generation, entry.block, entry.length_bytes, entry.checksum)
                 extent = accept(ledger, entry, Extent(*place, entry.stored_s, 0, 0))
@@ -320,7 +336,7 @@ class Appender:
                     ledger.put(target.scope, entry.key, extent)
             _raise_end(ledger, batch)
         ledger.close()
-        return []
+        return refused
 
 
 def _raise_end(ledger: Ledger, batch: _Batch) -> None:

@@ -186,18 +186,13 @@ class Log:
         try:
             segment.file.write_trailer(segment.batches)
             self._files.reached("trailer written")
-            self._index.write(lambda txn: self._set_state(txn, segment.name.segment, SegmentState.SEALED))
+            self._index.write(lambda txn: _seal(txn, segment.name))
         finally:
             self.leave(segment)
 
     def leave(self, segment: OpenSegment) -> None:
         """Give up the claim of a segment that stays open: the next claim by anybody goes on with it."""
         self._files.close(segment.file.fd)
-
-    def _set_state(self, txn: Transaction, number: int, state: SegmentState) -> None:
-        segment = txn.segment(number)
-        if segment is not None:
-            txn.put_segment(number, segment._replace(state=state))
 
     # Reclaiming.
 
@@ -354,6 +349,17 @@ class Log:
         allocated_bytes = sum(segment.allocated_bytes for segment in segments.values())
         above_cap = allocated_bytes - budget.segments_bytes(len(txn.namespaces()))
         return max(above_cap, budget.reserve_bytes - self._files.free_bytes(self._directory.root))
+
+
+def is_open(segment: Segment | None, name: SegmentName) -> bool:
+    """Whether the record is that of this life, and somebody appends to it."""
+    return segment is not None and (segment.state, segment.generation) == (SegmentState.OPEN, name.generation)
+
+
+def _seal(txn: Transaction, name: SegmentName) -> None:
+    segment = txn.segment(name.segment)
+    if segment is not None and is_open(segment, name):
+        txn.put_segment(name.segment, segment._replace(state=SegmentState.SEALED))
 
 
 def index_is_tight(txn: Transaction, index_bytes: int) -> bool:

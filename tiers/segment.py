@@ -324,6 +324,7 @@ class OpenSegment:
         self.batches_bytes = sum(map(len, self.batches))
         self.writers = 0  # batches placed and not yet settled
         self.unsynced = False
+        self.lost = False  # the index does not know it as ours any more
 
     @property
     def name(self) -> SegmentName:
