@@ -3,6 +3,7 @@
 # make test      all tests; ARGS="tests/tiers -k torn" chooses some
 # make lint      formatting, lint, types
 # make check     lint and test
+# make bench-nvme  the NVMe tier beside vLLM's file tier and fio; ARGS="--quick" for a first look
 # make clean     remove what was built, but for .venv
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
@@ -13,7 +14,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint check clean
+.PHONY: install demo test lint check bench-nvme clean
 
 install: $(VENV)/.kvtier
 
@@ -48,6 +49,9 @@ lint: install
 	$(BIN)/mypy tools
 
 check: lint test
+
+bench-nvme: install
+	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
