@@ -17,6 +17,7 @@ import typer
 
 from ..tiers import ConfigError, KvtierError
 from .cli_replay import replay
+from .cli_store import COMMANDS as STORE_COMMANDS
 
 EXIT_FAILED = 1
 
@@ -79,6 +80,8 @@ def check(
 
 
 app.command()(replay)
+for command in STORE_COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

@@ -68,6 +68,28 @@ def open_store(
     return Store(directory, index)
 
 
+def open_existing(files: Files, root: Path) -> Store:
+    """Open a store that is there, for tools: beside the servers that use it, in no namespace.
+
+    A lost or torn index is rebuilt, if nobody else has the store open.
+
+    Raises:
+        TierUnavailable: there is no store, or it cannot be used.
+    """
+    if not (root / "kvtier.json").is_file():
+        raise TierUnavailable("nvme", f"{root} is no store: it has no kvtier.json")
+    directory = StoreDirectory.open(files, root, Facts(b"", 0, 0))
+    with contextlib.ExitStack() as undo:
+        undo.callback(directory.close)
+        with mapped_os_errors(root):
+            _probe_direct(files, directory)
+            index = _open_index(directory)
+            undo.callback(index.close)
+            directory.ready()
+        undo.pop_all()
+    return Store(directory, index)
+
+
 def close_store(store: Store) -> None:
     """Leave the store; its last user leaves the index synced, so that the next open can trust it."""
     directory, index = store.directory, store.index
