@@ -62,6 +62,7 @@ class Settings:
         engine: further arguments of vLLM's `LLM`.
         spec: module and class of the offloading spec.
         extra: further keys beside the tier config.
+        environment: further variables of its environment.
     """
 
     model: Path
@@ -69,6 +70,7 @@ class Settings:
     engine: Mapping[str, Any] = field(default_factory=dict)
     spec: tuple[str, str] = (SPEC_MODULE, SPEC_NAME)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """What the child reads."""
@@ -159,7 +161,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(),
+                env=_environment() | dict(self._settings.environment),
                 start_new_session=True,
             )
         self._say(self._settings.document())
