@@ -50,7 +50,7 @@ FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until i
 _SCOPE = struct.Struct(">I")
 _EXTENT = struct.Struct("<IIIIIIBB")
 _SEGMENT = struct.Struct("<BIQIIQQ")
-_NAMESPACE = struct.Struct("<IIQQQQ")
+_NAMESPACE = struct.Struct("<IIQQQQQ")
 _NUMBER = struct.Struct("<Q")
 
 
@@ -116,6 +116,7 @@ class Namespace(NamedTuple):
     chunk_bytes: int  # sum of their lengths
     hits: int
     hit_bytes: int
+    useful_bytes: int = 0  # of chunks that are there and were ever read back
 
 
 class Transaction:

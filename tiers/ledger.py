@@ -62,7 +62,9 @@ class Ledger:
             self._set(
                 digest,
                 namespace._replace(
-                    hits=namespace.hits + times, hit_bytes=namespace.hit_bytes + times * now.length_bytes
+                    hits=namespace.hits + times,
+                    hit_bytes=namespace.hit_bytes + times * now.length_bytes,
+                    useful_bytes=namespace.useful_bytes + (0 if now.hits else now.length_bytes),
                 ),
             )
 
@@ -88,6 +90,7 @@ class Ledger:
                 namespace._replace(
                     chunks=namespace.chunks + sign,
                     chunk_bytes=namespace.chunk_bytes + sign * extent.length_bytes,
+                    useful_bytes=namespace.useful_bytes + (sign * extent.length_bytes if extent.hits else 0),
                 ),
             )
 

@@ -17,7 +17,7 @@ holds that byte alone, so whoever comes later sees that the segment is another o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .base import ChunkKey
@@ -60,12 +60,17 @@ class _Claim(NamedTuple):
     fd: int
 
 
+def _ignored(live: Sequence[Live]) -> None:
+    """Nobody listens."""
+
+
 class Log:
     """Claims, seals and reclaims. Every method blocks; any thread, at the same time."""
 
     def __init__(self, files: Files, directory: StoreDirectory, index: Index) -> None:
         self._files, self._directory, self._index = files, directory, index
         self._facts = directory.facts
+        self.reclaimed: Callable[[Sequence[Live]], None] = _ignored  # hears what was in a freed segment
 
     def budget(self, txn: Transaction) -> Budget:
         """The cap that holds now: the last process that opened the store has set it."""
@@ -258,6 +263,7 @@ class Log:
             self._index.write(lambda txn: self._free(txn, victim))
         finally:
             self.abandon(victim)
+        self.reclaimed(victim.live)
         return forgotten
 
     def abandon(self, victim: Victim) -> None:

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +31,9 @@ from .checksum import ChunkChecksum
 from .errors import TierError
 from .files import Files, Lanes, allocated_bytes
 from .identity import Identity
-from .index import Extent, Transaction
+from .index import Extent, Namespace, Transaction
 from .ledger import Ledger
-from .log import Log
+from .log import Live, Log
 from .pieces import ReadPiece, Wanted, plan_reads
 from .quarantine import Quarantine
 from .readers import Readers
@@ -58,6 +58,8 @@ _COUNTERS = (
     "corrupt_chunks",
     "io_errors",
 )
+
+_NO_RECORD = Namespace(0, 0, 0, 0, 0, 0)
 
 
 class _Touch(NamedTuple):
@@ -117,7 +119,7 @@ class NvmeTier:
         self._logged_s = -LOG_PERIOD_S
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._last_chunks: int | None = None  # once the store is closed
+        self._last_record: Namespace | None = None  # once the store is left
         self._upkeep = asyncio.create_task(self._keep_up())
 
     @staticmethod
@@ -229,7 +231,13 @@ class NvmeTier:
             "carried_bytes": self._carrier.carried_bytes,
         }
         counters["io_errors"] += self._appender.io_errors
-        return TierStats(self._chunks_count(), self._used_bytes, self._budget.capacity_bytes, counters)
+        namespace = self._record()
+        gauges = {"useful_bytes": namespace.useful_bytes}
+        return TierStats(namespace.chunks, self._used_bytes, self._budget.capacity_bytes, counters, gauges)
+
+    def watch(self, told: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
+        """Say which of this namespace's chunks this process has evicted; called on threads of the tier."""
+        self._log.reclaimed = partial(self._tell_evicted, told)
 
     async def close(self) -> None:
         """Finish what is under way and leave the store; idempotent."""
@@ -448,22 +456,28 @@ class NvmeTier:
         except (OSError, TierError) as error:
             self._failed(f"close: {error}")
         self._readers.close()
-        self._last_chunks = self._chunks_count()
+        self._last_record = self._record()
         try:
             await self._lanes.upkeep(partial(close_store, self._store))
         except (OSError, TierError) as error:
             self._failed(f"close: {error}")
         self._lanes.close()
 
-    def _chunks_count(self) -> int:
-        if self._last_chunks is not None:
-            return self._last_chunks
+    def _record(self) -> Namespace:
+        if self._last_record is not None:
+            return self._last_record
         try:
             with self._index.read() as txn:
-                namespace = txn.namespace(self._namespace)
+                return txn.namespace(self._namespace) or _NO_RECORD
         except TierError:
-            return 0
-        return namespace.chunks if namespace else 0
+            return _NO_RECORD
+
+    def _tell_evicted(
+        self, told: Callable[[Sequence[ChunkKey], RemoveReason], None], live: Sequence[Live]
+    ) -> None:
+        keys = [one.key for one in live if one.namespace == self._namespace]
+        there = self._index.has(self._namespace, keys)
+        told([key for key, found in zip(keys, there, strict=True) if not found], RemoveReason.EVICTED)
 
     def _failed(self, message: str) -> None:
         now_s = time.monotonic()

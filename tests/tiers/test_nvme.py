@@ -160,3 +160,32 @@ async def test_a_capacity_that_holds_nothing_is_refused_with_the_least(path: Pat
     with pytest.raises(TierUnavailable, match="the least that works is"):
         await opened(path, capacity_bytes=MIB)
     assert names(path.parent) == []
+
+
+async def test_useful_bytes_are_of_what_is_there_and_was_read(path: Path) -> None:
+    tier = await opened(path)
+    await stored(tier, keys_of(0, 8))
+    assert tier.stats().gauges["useful_bytes"] == 0
+    await right(tier, keys_of(0, 3))
+    await right(tier, keys_of(0, 2))
+    await tier.close()
+    assert tier.stats().gauges["useful_bytes"] == 3 * CHUNK_BYTES
+    tier = await opened(path)
+    await tier.remove(keys_of(0, 1), RemoveReason.REQUESTED)
+    assert tier.stats().gauges["useful_bytes"] == 2 * CHUNK_BYTES
+    await tier.close()
+
+
+async def test_what_is_evicted_is_told(path: Path) -> None:
+    told: list[bytes] = []
+    tier = await opened(path, capacity_bytes=4 * MIB)
+    tier.watch(lambda keys, reason: told.extend(keys) if reason is RemoveReason.EVICTED else None)
+    for first in range(0, 640, 16):
+        await stored(tier, keys_of(first, 16))
+    await tier.close()
+    keys = keys_of(0, 640)
+    tier = await opened(path, capacity_bytes=4 * MIB)
+    gone = [key for key, found in zip(keys, tier.lookup(keys), strict=True) if not found]
+    assert gone
+    assert sorted(told) == gone
+    await tier.close()
