@@ -43,6 +43,7 @@ CLAIM_BYTE = 1
 READERS_BYTE = 0
 FIRST_BLOCK = 1  # block 0 is the header
 SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
+SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
 SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 
 _HEADER = struct.Struct("<8s16sIIQ")
@@ -167,7 +168,7 @@ def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:
     """The size of segments for a new store."""
     smallest = aligned(chunk_bytes) * 2 + 4 * BLOCK_BYTES  # two chunks, header, table, body, footer
     fitting = aligned(capacity_bytes // SEGMENTS_PER_STORE)
-    return max(smallest, min(fitting, SEGMENT_BYTES_MAX))
+    return max(smallest, min(fitting, max(SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))))
 
 
 def decode_table(data: Buffer | bytes, store: bytes, segment: int, generation: int | None) -> Batch | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,16 @@ def open_store(
         TierUnavailable: the store cannot be used; the message says why.
         IdentityMismatch: the namespace on disk names other fields.
     """
-    new = facts_for(capacity_bytes, chunk_bytes)
-    _refuse_small(Budget(capacity_bytes, reserve_bytes, new.segment_bytes, new.index_bytes))
-    directory = StoreDirectory.open(files, root, new)
+
+    def budget_of_new(capacity_bytes: int) -> Budget:
+        return Budget(capacity_bytes, reserve_bytes, *facts_for(capacity_bytes, chunk_bytes)[1:])
+
+    _refuse_small(budget_of_new, capacity_bytes)
+    directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes))
     with contextlib.ExitStack() as undo:
         undo.callback(directory.close)
         budget = Budget(capacity_bytes, reserve_bytes, *directory.facts[1:])
-        _refuse_small(budget)
+        _refuse_small(lambda size: budget._replace(capacity_bytes=size), capacity_bytes)
         _refuse_large(directory.facts, chunk_bytes)
         files.reached("opening")
         with mapped_os_errors(root):
@@ -122,13 +125,18 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
 
 
-def _refuse_small(budget: Budget) -> None:
-    if budget.capacity_bytes < budget.least_bytes:
-        raise TierUnavailable(
-            "nvme",
-            f"a capacity of {budget.capacity_bytes} bytes is too small for chunks of this size; "
-            f"the least that works is {budget.least_bytes}",
-        )
+def _refuse_small(budget_of: Callable[[int], Budget], capacity_bytes: int) -> None:
+    least_bytes = budget_of(capacity_bytes).least_bytes
+    if capacity_bytes >= least_bytes:
+        return
+    # Some shares grow with the cap itself: go on until the number that is named is one that works.
+    while (grown := budget_of(least_bytes).least_bytes) > least_bytes:
+        least_bytes = grown
+    raise TierUnavailable(
+        "nvme",
+        f"a capacity of {capacity_bytes} bytes is too small for chunks of this size; "
+        f"the least that works is {least_bytes}",
+    )
 
 
 def _refuse_large(facts: Facts, chunk_bytes: int) -> None:

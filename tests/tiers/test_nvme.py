@@ -157,9 +157,13 @@ async def test_a_newer_format_is_refused_untouched(path: Path) -> None:
 
 
 async def test_a_capacity_that_holds_nothing_is_refused_with_the_least(path: Path) -> None:
-    with pytest.raises(TierUnavailable, match="the least that works is"):
+    with pytest.raises(TierUnavailable, match="the least that works is") as refused:
         await opened(path, capacity_bytes=MIB)
     assert names(path.parent) == []
+    least_bytes = int(str(refused.value).rsplit(maxsplit=1)[1])
+    tier = await opened(path, capacity_bytes=least_bytes)
+    await stored(tier, keys_of(0, 4))
+    await tier.close()
 
 
 async def test_useful_bytes_are_of_what_is_there_and_was_read(path: Path) -> None:
