@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,7 +215,7 @@ def test_ctrl_c_ends_it_cleanly(
     run: Run, trace: Path, document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(replay_module, "replay", interrupted)
     assert run(trace, "--config", document(pinned("1GiB"))) == (130, "", "interrupted\n")
