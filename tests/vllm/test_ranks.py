@@ -1,4 +1,4 @@
-"""Two ranks in the real vLLM: each keeps its part of every chunk; other numbers of ranks are not served it."""
+"""Two ranks in the real vLLM: each keeps its part of every chunk, which other numbers of ranks never get."""
 
 from __future__ import annotations
 
