@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 from ...tiers.errors import ConfigError
+
+SUPPORTED = "vLLM 0.21 to 0.33"
 
 
 def spec_class() -> Any:
@@ -14,14 +18,31 @@ def spec_class() -> Any:
     Raises:
         ConfigError: it has no interface that kvtier supports; the message says what was found.
     """
-    if _has("vllm.v1.kv_offload.config"):
-        from .generation_g import CompositeOffloadingSpec
+    module, found = _adapter()
+    if module is None:
+        raise ConfigError("spec_module_path", f"this vLLM has {found}; kvtier's plugin supports {SUPPORTED}")
+    return import_module(module, __package__).CompositeOffloadingSpec
 
-        return CompositeOffloadingSpec
-    found = "an older offloading interface" if _has("vllm.v1.kv_offload") else "no offloading interface"
-    raise ConfigError(
-        "spec_module_path", f"this vLLM has {found}; kvtier's plugin supports vLLM 0.26 to 0.33"
-    )
+
+def _adapter() -> tuple[str | None, str]:
+    """The adapter's module, if there is one, and what was found in words."""
+    if _has("vllm.v1.kv_offload.config"):
+        return ".generation_g", "specs with a config of their own"
+    if _has("vllm.v1.kv_offload.base"):
+        base = import_module("vllm.v1.kv_offload.base")
+        if hasattr(base, "OffloadingWorker"):
+            return ".generation_f", "workers that take stores and loads"
+        return ".generation_e", "handlers for several groups of layers"
+    if not _has("vllm.v1.kv_offload.spec"):
+        return None, "no offloading interface" if _has("vllm") else "not been found"
+    if hasattr(import_module("vllm.v1.kv_offload.abstract"), "OffloadKey"):
+        return None, "the offloading interface of 0.20"
+    spec = import_module("vllm.v1.kv_offload.spec")
+    if hasattr(spec, "CanonicalKVCaches"):
+        return None, "the offloading interface of 0.19"
+    if len(signature(spec.OffloadingSpec.__init__).parameters) == 2:
+        return None, "the offloading interface of 0.13 and older"
+    return ".generation_b", "handlers for raw tensors"
 
 
 def _has(module: str) -> bool:
@@ -29,6 +50,6 @@ def _has(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError as error:
-        if error.name is not None and module.startswith(error.name):
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             return False
         raise

@@ -11,42 +11,34 @@ from pathlib import Path
 import vllm
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
-from vllm.v1.kv_offload.config import OffloadingConfig
 
-from ...tiers.errors import ConfigError
 from ...tiers.identity import weights_fingerprint
+from .facts import ServerFacts
 
 logger = logging.getLogger(__name__)
 
 
-def identity_fields(config: OffloadingConfig) -> Mapping[str, str]:
+def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
     """The namespace of a server's chunks.
 
     Two servers share chunks exactly if all of these are equal. vLLM's block hashes cover the tokens, the
     adapter, multi-modal inputs and the salt; this covers everything else.
-
-    Raises:
-        ConfigError: the server asks for a layout of chunks that kvtier does not have.
     """
-    if getattr(config, "canonical_layout", False):
-        raise ConfigError(
-            "kv_connector_extra_config.canonical_layout", "kvtier stores blocks as they are; remove it"
-        )
-    parallel, cache = config.parallel, config.cache
-    groups = [f"{g.group_id}:{g.tokens_per_block}tok:{','.join(g.layer_names)}" for g in config.groups]
+    parallel = facts.parallel
+    groups = [f"{g.index}:{g.tokens_per_block}tok:{','.join(g.layer_names)}" for g in facts.groups]
     return {
         "server": f"vllm {'.'.join(vllm.__version__.split('.')[:2])}",
-        "model": config.model.name,
-        "weights": _weights(config.model.name),
-        "kv_dtype": config.model.dtype,
-        "kv_layout": str(getattr(config, "kv_cache_layout", None)),
-        "bytes_per_block": str(config.worker_kv_bytes_per_block),
-        "blocks_per_chunk": str(cache.blocks_per_chunk),
-        "tokens_per_hash": str(cache.tokens_per_hash),
+        "model": facts.model,
+        "weights": _weights(facts.model),
+        "kv_dtype": facts.kv_dtype,
+        "kv_layout": facts.kv_layout,
+        "bytes_per_block": str(facts.rank_block_bytes),
+        "blocks_per_chunk": str(facts.blocks_per_chunk),
+        "tokens_per_hash": str(facts.tokens_per_hash),
         "groups": " ".join(groups),
-        "parallel": f"tp{parallel.tp_size} pp{parallel.pp_size} "
-        f"pcp{parallel.pcp_size} dcp{parallel.dcp_size}",
-        "replicated": str(config.replicated_layout),
+        "parallel": f"tp{parallel.tensor} pp{parallel.pipeline} "
+        f"pcp{parallel.prefill_context} dcp{parallel.decode_context}",
+        "replicated": str(facts.is_replicated),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "default"),
     }
 

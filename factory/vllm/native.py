@@ -37,6 +37,7 @@ from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
 from ..validation import validated
 from . import metrics
+from .facts import ServerFacts, of_offloading_config
 from .identity import identity_fields
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
         config = config.resolve(chunk_bytes=self._row_bytes, json_path=tier_type)
-        fields = {**_identity(offloading_spec.config), "weights_epoch": str(weights_epoch)}
+        fields = {
+            **_identity(of_offloading_config(offloading_spec.config)),
+            "weights_epoch": str(weights_epoch),
+        }
         context = TierContext(part_bytes=self._row_bytes, parts=1, identity=fields, json_path=tier_type)
         self._loop = LoopThread()
         try:
@@ -196,11 +200,11 @@ class KvtierNvmeTier(SecondaryTierManager):
         return ChainStats({self._tier.name: stats}, len(self._under_way), 0, counters)
 
 
-def _identity(config: Any) -> dict[str, str]:
+def _identity(facts: ServerFacts) -> dict[str, str]:
     """The namespace of kvtier's own spec where rows and slots are laid out alike, else one of its own."""
-    fields = dict(identity_fields(config))
-    part_bytes = config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk
-    one_part = config.parallel.world_size == 1 or config.replicated_layout
+    fields = dict(identity_fields(facts))
+    part_bytes = facts.rank_block_bytes * facts.blocks_per_chunk
+    one_part = facts.parallel.world_size == 1 or facts.is_replicated
     if not one_part and part_bytes % PART_ALIGNMENT_BYTES:
         fields["parts"] = "without padding between ranks"
     return fields

@@ -64,6 +64,7 @@ class SchedulerSide:
         events: EventLog | None = None,
     ) -> None:
         self._composite = composite
+        self.events = events
         self._loop = LoopThread()
         self._closed = False
         try:

@@ -1,0 +1,100 @@
+"""The plugin for vLLM 0.21 to 0.24, whose workers route transfers to handlers.
+
+0.21 and 0.22 do not say when a request has ended, and 0.21 gives it no name: there a request is known by its
+context, which lives as long as it does, and what it holds is leased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager, OffloadingSpec
+
+from ...engine.placement import Presence
+from . import metrics
+from .canonical import gpu_tier, spans
+from .facts import of_vllm_config
+from .handler import Handler
+from .leases import Leases
+from .manager import KeyedManager, SlotsSpec
+from .plugin import Plugin
+from .server import SchedulerSide
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_offload.base import (
+        CanonicalKVCaches,
+        LoadStoreSpec,
+        OffloadingMetricMetadata,
+        OffloadKey,
+        ReqContext,
+    )
+
+_RESULT = {
+    Presence.READY: True,
+    Presence.PENDING: None,  # ask again
+    Presence.LATE: False,
+    Presence.FULL: False,
+    Presence.MISS: False,
+}
+
+
+class Manager(KeyedManager):
+    """Runs in the scheduler."""
+
+    def __init__(self, side: SchedulerSide) -> None:
+        super().__init__(side)
+        tells_ends = hasattr(OffloadingManager, "on_request_finished")
+        self._leases = None if tells_ends else Leases(self._placement.finish)
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> bool | None:
+        request = self._request(req_context)
+        if self._leases is not None:
+            self._leases.renew(request)
+            self._placement.sweep()  # there is no call at a step's end
+        return _RESULT[self._placement.lookup(request, key)]
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        if self._leases is not None:
+            self._leases.settle(self._request(req_context))
+        return super().prepare_load(keys, req_context)
+
+    def on_schedule_end(self) -> None:
+        self._placement.sweep()
+
+    def _request(self, req_context: ReqContext) -> str:
+        return str(getattr(req_context, "req_id", id(req_context)))
+
+
+class CompositeOffloadingSpec(OffloadingSpec):
+    """One offloading spec for the whole chain of a tier config.
+
+    Raises:
+        ConfigError: the document under ``kvtier`` is missing or wrong.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, kv_cache_config)
+        facts = of_vllm_config(
+            vllm_config,
+            kv_cache_config,
+            tokens_per_block=self.gpu_block_size,
+            blocks_per_chunk=self.block_size_factor,
+            tokens_per_hash=self.hash_block_size,
+        )
+        self._plugin = Plugin(facts)
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        return metrics.definitions()
+
+    def get_manager(self) -> Manager:
+        return Manager(self._plugin.scheduler())
+
+    def get_handlers(self, kv_caches: CanonicalKVCaches) -> Iterator[tuple[type[Any], type[Any], Handler]]:
+        copies = self._plugin.worker(gpu_tier(kv_caches, self.block_size_factor))
+        handler = Handler(copies, GPULoadStoreSpec, spans)
+        yield GPULoadStoreSpec, SlotsSpec, handler
+        yield SlotsSpec, GPULoadStoreSpec, handler

@@ -1,0 +1,48 @@
+"""The worker's role where vLLM routes transfers to handlers by their media: up to 0.24."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
+
+from ...tiers.copyplan import Spans
+from .worker import CopyWorker
+
+
+class Handler(OffloadingHandler):
+    """Both directions of one worker; vLLM is told of it twice, once for each."""
+
+    def __init__(self, copies: CopyWorker, device: type[Any], spans: Callable[[Any], Spans]) -> None:
+        """Make the handler.
+
+        Args:
+            device: vLLM's class of specs that name device blocks; the other side names slots.
+            spans: reads such a spec.
+        """
+        self._copies = copies
+        self._device = device
+        self._spans = spans
+        self._types: dict[int, tuple[str, str]] = {}
+
+    def transfer_async(self, job_id: int, spec: tuple[Any, Any]) -> bool:
+        source, target = spec
+        self._types[job_id] = source.medium(), target.medium()
+        if isinstance(source, self._device):
+            self._copies.store(job_id, self._spans(source), target.slots)
+        else:
+            self._copies.load(job_id, self._spans(target), source.slots)
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        return [
+            TransferResult(*finished, transfer_type=self._types.pop(finished.job_id))
+            for finished in self._copies.finished()
+        ]
+
+    def wait(self, job_ids: set[int]) -> None:
+        self._copies.wait(job_ids)
+
+    def shutdown(self) -> None:
+        self._copies.close()
