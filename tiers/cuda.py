@@ -22,8 +22,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from .copies import CopyJob, Lane, Mark
 from .copyplan import Addresses, CopyPlan
-from .gpu import CopyJob, Lane, Mark
 
 POLL_S = 0.0005  # between two looks at an event, where an event loop waits for it
 BATCH_SINCE = 12080  # the CUDA version whose signature of cuMemcpyBatchAsync we call

@@ -17,24 +17,22 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import enum
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
+from .copies import Copies, CopyJob, Lane, Mark
 from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
 from .files import settled
 
 Tensor: TypeAlias = torch.Tensor
-Mark: TypeAlias = Any
-"""What a stream had been told to do at one moment; only the `Copies` that made it can read it."""
 
 HOLD_GIL_BYTES = 128 * 1024
 """Shorter runs are copied without giving up the GIL: taking it back can cost 5 ms, the copy 20 µs."""
@@ -45,62 +43,6 @@ assert _memmove_address is not None, "libc has memmove"
 _short_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     _memmove_address
 )
-
-
-class Lane(enum.Enum):
-    """Copies that complete in order among themselves."""
-
-    STORE = "store"
-    LOAD = "load"
-    EXPEDITED = "expedited"  # loads that the server cannot go on without
-
-
-class CopyJob(Protocol):
-    """One transfer under way. Any thread may ask."""
-
-    size_bytes: int
-
-    @property
-    def error(self) -> str | None:
-        """Why the copy failed, once it is done; None when it did not."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """How long the copying itself took, once it is done."""
-        ...
-
-    def done(self) -> bool:
-        """Say whether it has ended, well or not."""
-        ...
-
-    def wait(self, timeout: float | None) -> bool:
-        """Wait at most `timeout` seconds for its end; return whether it came."""
-        ...
-
-    async def ended(self) -> None:
-        """Return when it has ended. A cancelled await leaves the copy going."""
-        ...
-
-
-class Copies(Protocol):
-    """Carries out copy plans on one kind of device."""
-
-    def device(self) -> AbstractContextManager[object]:
-        """Make the device the calling thread's current one for a while."""
-        ...
-
-    def mark(self) -> Mark:
-        """Note what the calling thread's stream has been told to do so far."""
-        ...
-
-    def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
-        """Start a copy that runs after `after`: device to host for stores, host to device for loads."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is under way, then release the device; idempotent."""
-        ...
 
 
 class GpuTier:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...tiers.arena import Arena
+from ...tiers.copies import CopyJob, Lane
 from ...tiers.copyplan import Spans
-from ...tiers.gpu import CopyJob, GpuTier, Lane
+from ...tiers.gpu import GpuTier
 
 Indexes = Sequence[int] | NDArray[np.int32]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kvtier.tiers.base import Failure, RemoveReason
+from kvtier.tiers.copies import Lane
 from kvtier.tiers.copyplan import KVLayout, Page, Rows, Spans
-from kvtier.tiers.gpu import CpuCopies, GpuTier, Lane
+from kvtier.tiers.gpu import CpuCopies, GpuTier
 from kvtier.tiers.testing import TierContract, aligned_buffers
 
 BLOCKS = 32

@@ -15,8 +15,9 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
+from kvtier.tiers.copies import CopyJob
 from kvtier.tiers.copyplan import Spans
-from kvtier.tiers.gpu import CopyJob, GpuTier
+from kvtier.tiers.gpu import GpuTier
 
 
 class CpuTieringSpec(TieringOffloadingSpec):
