@@ -9,7 +9,7 @@ from typing import Any
 
 from ...tiers.errors import ConfigError
 
-SUPPORTED = "vLLM 0.21 to 0.33"
+SUPPORTED = "vLLM 0.14 to 0.18 and 0.21 to 0.33"
 
 
 def spec_class() -> Any:

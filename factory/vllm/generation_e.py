@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager, OffloadingSpec
 
 from ...engine.placement import Presence
+from ...tiers.copyplan import Spans
 from . import metrics
 from .canonical import gpu_tier, spans
 from .facts import of_vllm_config
@@ -20,6 +21,7 @@ from .leases import Leases
 from .manager import KeyedManager, SlotsSpec
 from .plugin import Plugin
 from .server import SchedulerSide
+from .worker import CopyWorker
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -68,6 +70,16 @@ class Manager(KeyedManager):
         return str(getattr(req_context, "req_id", id(req_context)))
 
 
+class GroupHandler(Handler):
+    """Device blocks of several groups."""
+
+    def __init__(self, copies: CopyWorker) -> None:
+        super().__init__(copies, GPULoadStoreSpec)
+
+    def spans(self, spec: GPULoadStoreSpec, slots_count: int) -> Spans:
+        return spans(spec)
+
+
 class CompositeOffloadingSpec(OffloadingSpec):
     """One offloading spec for the whole chain of a tier config.
 
@@ -94,7 +106,6 @@ class CompositeOffloadingSpec(OffloadingSpec):
         return Manager(self._plugin.scheduler())
 
     def get_handlers(self, kv_caches: CanonicalKVCaches) -> Iterator[tuple[type[Any], type[Any], Handler]]:
-        copies = self._plugin.worker(gpu_tier(kv_caches, self.block_size_factor))
-        handler = Handler(copies, GPULoadStoreSpec, spans)
+        handler = GroupHandler(self._plugin.worker(gpu_tier(kv_caches, self.block_size_factor)))
         yield GPULoadStoreSpec, SlotsSpec, handler
         yield SlotsSpec, GPULoadStoreSpec, handler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
@@ -14,25 +14,23 @@ from .worker import CopyWorker
 class Handler(OffloadingHandler):
     """Both directions of one worker; vLLM is told of it twice, once for each."""
 
-    def __init__(self, copies: CopyWorker, device: type[Any], spans: Callable[[Any], Spans]) -> None:
-        """Make the handler.
-
-        Args:
-            device: vLLM's class of specs that name device blocks; the other side names slots.
-            spans: reads such a spec.
-        """
+    def __init__(self, copies: CopyWorker, device: type[Any]) -> None:
+        """Make the handler; `device` is vLLM's class of specs that name device blocks, others name slots."""
         self._copies = copies
         self._device = device
-        self._spans = spans
         self._types: dict[int, tuple[str, str]] = {}
+
+    @abstractmethod
+    def spans(self, spec: Any, slots_count: int) -> Spans:
+        """Read the device blocks of a transfer of so many slots."""
 
     def transfer_async(self, job_id: int, spec: tuple[Any, Any]) -> bool:
         source, target = spec
         self._types[job_id] = source.medium(), target.medium()
         if isinstance(source, self._device):
-            self._copies.store(job_id, self._spans(source), target.slots)
+            self._copies.store(job_id, self.spans(source, len(target.slots)), target.slots)
         else:
-            self._copies.load(job_id, self._spans(target), source.slots)
+            self._copies.load(job_id, self.spans(target, len(source.slots)), source.slots)
         return True
 
     def get_finished(self) -> list[TransferResult]:

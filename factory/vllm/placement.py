@@ -102,8 +102,12 @@ class ServerPlacement:
         """Name the tier that supplied a chunk which the request holds; empty where it holds none."""
         return self._holds.get(request, {}).get(key, _NOT_FOR_THIS_REQUEST).source
 
-    def prepare_load(self, request: str, keys: Collection[ChunkKey]) -> list[int]:
-        """Turn the request's holds into a load; what it held beyond `keys` is let go."""
+    def prepare_load(self, request: str, keys: Collection[ChunkKey], *, load: str = "") -> list[int]:
+        """Turn the request's holds into a load; what it held beyond `keys` is let go.
+
+        Args:
+            load: what `complete_load` will call it, where that is not the request's name.
+        """
         holds = self._holds.pop(request, {})
         missing = [key for key in keys if key not in holds]
         holds.update(zip(missing, self._chain.acquire(missing), strict=True))
@@ -115,18 +119,18 @@ class ServerPlacement:
             taken[key] = found.slot
             self._chain.count("hits", found.source, 1)
         self._let_go(holds.values())
-        self._loading.setdefault(request, {}).update(taken)
+        self._loading.setdefault(load or request, {}).update(taken)
         self._chain.touch(list(keys))
         self._chain.count_loaded(len(taken))
         indexes = [slot.index for slot in taken.values()]
         np.add.at(self._loads_issued, indexes, 1)
         return indexes
 
-    def complete_load(self, request: str, keys: Collection[ChunkKey]) -> None:
-        loading = self._loading.get(request, {})
+    def complete_load(self, load: str, keys: Collection[ChunkKey]) -> None:
+        loading = self._loading.get(load, {})
         self._chain.release([loading.pop(key) for key in keys])
         if not loading:
-            self._loading.pop(request, None)
+            self._loading.pop(load, None)
 
     def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan:
         """Reserve slots for the chunks that have none; where room runs out, for the leading ones."""
@@ -146,6 +150,12 @@ class ServerPlacement:
         bad = {slot for slot in slots if not success or self._marks.store_failed(slot.index)}
         self._chain.abandon(list(bad))
         self._chain.commit([slot for slot in slots if slot not in bad])
+
+    def settle_stores(self) -> None:
+        """Complete the stores that the workers have ended, for a server that says so late or too early."""
+        ended = [key for key, (_, slot) in self._storing.items() if self._is_quiet(slot.index)]
+        if ended:
+            self.complete_store(ended, success=True)
 
     def finish(self, request: str) -> None:
         """The request will ask for nothing more; its transfers may still be under way."""
