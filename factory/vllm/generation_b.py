@@ -148,19 +148,22 @@ class CompositeOffloadingSpec(OffloadingSpec):
 
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> None:
         super().__init__(vllm_config, kv_cache_config)
-        _refuse_unknown(vllm_config, kv_cache_config)
-        self._blocks_per_chunk = self.offloaded_block_size // self.gpu_block_size
+        layers = _only_group(vllm_config, kv_cache_config)
+        # The base class's own figures have other names and shapes in 0.18.
+        block_tokens = int(layers.block_size)
+        self._chunk_tokens = int(self.extra_config.get("block_size", block_tokens))
+        self._blocks_per_chunk = self._chunk_tokens // block_tokens
         facts = of_vllm_config(
             vllm_config,
             kv_cache_config,
-            tokens_per_block=[self.gpu_block_size],
+            tokens_per_block=[block_tokens],
             blocks_per_chunk=self._blocks_per_chunk,
-            tokens_per_hash=self.gpu_block_size,
+            tokens_per_hash=block_tokens,
         )
         self._plugin = Plugin(facts)
 
     def get_manager(self) -> Manager:
-        return Manager(self._plugin.scheduler(), self.offloaded_block_size)
+        return Manager(self._plugin.scheduler(), self._chunk_tokens)
 
     def get_handlers(
         self, kv_caches: Mapping[str, Any], attn_backends: Mapping[str, Any]
@@ -176,18 +179,19 @@ class CompositeOffloadingSpec(OffloadingSpec):
         yield SlotsSpec, GPULoadStoreSpec, handler
 
 
-def _refuse_unknown(vllm_config: Any, kv_cache_config: Any) -> None:
-    """Refuse what this generation's interface says too little about."""
+def _only_group(vllm_config: Any, kv_cache_config: Any) -> Any:
+    """The spec of the only group of layers; what this interface says too little about is refused."""
     if kv_cache_config is None:
         raise ConfigError(_WHERE, "the connector was built without a KV-cache config, which kvtier needs")
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     if len(specs) != 1:
-        raise ConfigError(_WHERE, f"{_LATER}; this model has {len(specs)} groups of layers, it takes one")
-    layers = specs[0].kv_cache_specs.values() if isinstance(specs[0], UniformTypeKVCacheSpecs) else specs
+        raise ConfigError(_WHERE, f"{_LATER}; this model has {len(specs)} groups of layers")
+    (group,) = specs
+    layers = group.kv_cache_specs.values() if isinstance(group, UniformTypeKVCacheSpecs) else specs
     others = {type(layer).__name__ for layer in layers if not isinstance(layer, FullAttentionSpec)}
     if others:
         raise ConfigError(_WHERE, f"{_LATER}; this model has layers of {', '.join(sorted(others))}")
-    parallel = vllm_config.parallel_config
     for axis in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, axis, 1) != 1:
+        if getattr(vllm_config.parallel_config, axis, 1) != 1:
             raise ConfigError(_WHERE, f"{_LATER}; {axis} is not 1")
+    return group
