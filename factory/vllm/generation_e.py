@@ -49,22 +49,30 @@ class Manager(KeyedManager):
     def __init__(self, side: SchedulerSide) -> None:
         super().__init__(side)
         tells_ends = hasattr(OffloadingManager, "on_request_finished")
-        self._leases = None if tells_ends else Leases(self._placement.finish)
+        self._leases = None if tells_ends else Leases(self._end)
+        self._waiting: dict[str, ReqContext] = {}  # keeps the name that a leased request has its own
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> bool | None:
         request = self._request(req_context)
         if self._leases is not None:
+            self._waiting[request] = req_context
             self._leases.renew(request)
             self._placement.sweep()  # there is no call at a step's end
         return _RESULT[self._placement.lookup(request, key)]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         if self._leases is not None:
-            self._leases.settle(self._request(req_context))
+            request = self._request(req_context)
+            self._leases.settle(request)
+            self._waiting.pop(request, None)
         return super().prepare_load(keys, req_context)
 
     def on_schedule_end(self) -> None:
         self._placement.sweep()
+
+    def _end(self, request: str) -> None:
+        del self._waiting[request]
+        self._placement.finish(request)
 
     def _request(self, req_context: ReqContext) -> str:
         return str(getattr(req_context, "req_id", id(req_context)))

@@ -156,6 +156,28 @@ def test_a_failed_store_is_never_readable(server: Server, told: bool) -> None:
     assert b"a" not in server.rig.lower.chunks
 
 
+def test_stores_settle_when_the_workers_have_ended_them(server: Server) -> None:
+    server.placement.prepare_store([b"a"])
+    server.marks.ended = False
+    server.placement.settle_stores()
+    assert server.placement.lookup("r1", b"a") is Presence.PENDING
+    server.marks.ended = True
+    server.placement.settle_stores()
+    assert server.placement.lookup("r1", b"a") is Presence.READY
+    server.placement.finish("r1")
+    assert server.pins() == 0
+
+
+def test_loads_of_one_request_may_be_told_apart_by_names_of_their_own(server: Server) -> None:
+    server.store([b"a"])
+    for load in ("first", "second"):
+        assert server.placement.lookup("r1", b"a") is Presence.READY
+        server.placement.prepare_load("r1", [b"a"], load=load)
+    server.placement.complete_load("second", [b"a"])
+    server.placement.complete_load("first", [b"a"])
+    assert server.pins() == 0
+
+
 def test_a_chunk_that_has_a_slot_is_not_stored_again(server: Server) -> None:
     server.store([b"a"])
     assert server.placement.prepare_store([b"a"]).keys == []
