@@ -11,7 +11,9 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 SEED = 20_11
 VOCABULARY = 2_000
@@ -37,14 +39,19 @@ _SHAPE = {
 _RECIPE = {"seed": SEED, **_SHAPE}
 
 
-def make_model(directory: Path) -> Path:
+def make_llama(directory: Path) -> Path:
     """Write the model, unless it is there and whole; the same weights every time. Returns the directory."""
-    if _recipe_of(directory) == _RECIPE:
+    return write_once(directory, _RECIPE, _write)
+
+
+def write_once(directory: Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Have `write` fill the directory, unless it holds what this recipe gives. Returns the directory."""
+    if _recipe_of(directory) == recipe:
         return directory
     attempt = directory.with_name(f"{directory.name}.{os.getpid()}")
     shutil.rmtree(attempt, ignore_errors=True)
-    _write(attempt)
-    (attempt / _COMPLETE).write_text(json.dumps(_RECIPE))
+    write(attempt)
+    (attempt / _COMPLETE).write_text(json.dumps(recipe))
     shutil.rmtree(directory, ignore_errors=True)
     attempt.rename(directory)
     return directory

@@ -25,10 +25,10 @@ class Life:
     """The engine, and what can be asked of it; each method yields the lines of its answer."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        from tiny_llama import make_model
+        from tiny_models import make_model
         from vllm import LLM
 
-        make_model(Path(settings["model"]))
+        make_model(Path(settings["model"]), settings["shape"])
         self._llm = LLM(
             **{
                 "model": settings["model"],

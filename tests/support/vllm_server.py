@@ -58,6 +58,7 @@ class Settings:
 
     Attributes:
         model: directory of the tiny model; made if it is missing.
+        shape: which tiny model it is.
         tiers: the tier-config document; None runs without kvtier.
         engine: further arguments of vLLM's `LLM`.
         spec: module and class of the offloading spec.
@@ -66,6 +67,7 @@ class Settings:
     """
 
     model: Path
+    shape: str = "llama"
     tiers: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     spec: tuple[str, str] = (SPEC_MODULE, SPEC_NAME)
@@ -78,6 +80,7 @@ class Settings:
         connector = {"spec_module_path": module, "spec_name": name, "kvtier": self.tiers, **self.extra}
         return {
             "model": str(self.model),
+            "shape": self.shape,
             "engine": dict(self.engine),
             "connector": None if self.tiers is None else connector,
         }
