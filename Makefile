@@ -4,6 +4,7 @@
 # make lint      formatting, lint, types
 # make check     lint and test
 # make bench-nvme  the NVMe tier beside vLLM's file tier and fio; ARGS="--quick" for a first look
+# make vllm-matrix the token test on every release of vLLM that runs here; ARGS="0.27.0" chooses some
 # make clean     remove what was built, but for .venv
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
@@ -14,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint check bench-nvme clean
+.PHONY: install demo test lint check bench-nvme vllm-matrix clean
 
 install: $(VENV)/.kvtier
 
@@ -52,6 +53,9 @@ check: lint test
 
 bench-nvme: install
 	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
+
+vllm-matrix: install
+	$(BIN)/python tools/vllm_matrix.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

