@@ -41,7 +41,9 @@ class CompositeOffloadingSpec(OffloadingSpec):
 
     def __init__(self, config: OffloadingConfig) -> None:
         super().__init__(config)
-        self._plugin = Plugin(of_offloading_config(config))
+        facts = of_offloading_config(config)
+        self.replicated_layout = facts.is_replicated  # vLLM reads it: then only the first rank stores
+        self._plugin = Plugin(facts)
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
