@@ -9,7 +9,7 @@ from typing import Any
 
 from ...tiers.errors import ConfigError
 
-SUPPORTED = "vLLM 0.14 to 0.18 and 0.21 to 0.33"
+SUPPORTED = "vLLM 0.14 to 0.19 and 0.21 to 0.33"
 
 
 def spec_class() -> Any:
@@ -39,7 +39,7 @@ def _adapter() -> tuple[str | None, str]:
         return None, "the offloading interface of 0.20"
     spec = import_module("vllm.v1.kv_offload.spec")
     if hasattr(spec, "CanonicalKVCaches"):
-        return None, "the offloading interface of 0.19"
+        return ".generation_c", "handlers for one group of layers"
     if len(signature(spec.OffloadingSpec.__init__).parameters) == 2:
         return None, "the offloading interface of 0.13 and older"
     return ".generation_b", "handlers for raw tensors"

@@ -31,6 +31,7 @@ from vllm.v1.kv_offload.spec import OffloadingSpec
 from ...engine.placement import Presence
 from ...tiers.copyplan import Spans
 from ...tiers.errors import ConfigError
+from ...tiers.gpu import GpuTier
 from .facts import of_vllm_config
 from .handler import Handler
 from .leases import Leases
@@ -138,8 +139,8 @@ class BlockHandler(Handler):
         return Spans(spec.block_ids, (blocks,), (slots_count * self._blocks_per_chunk - blocks,))
 
 
-class CompositeOffloadingSpec(OffloadingSpec):
-    """One offloading spec for the whole chain of a tier config.
+class PromptSpec(OffloadingSpec):
+    """The spec but for its tensors.
 
     Raises:
         ConfigError: the document under ``kvtier`` is missing or wrong, or the model or its parallel sizes
@@ -152,18 +153,28 @@ class CompositeOffloadingSpec(OffloadingSpec):
         # The base class's own figures have other names and shapes in 0.18.
         block_tokens = int(layers.block_size)
         self._chunk_tokens = int(self.extra_config.get("block_size", block_tokens))
-        self._blocks_per_chunk = self._chunk_tokens // block_tokens
+        self.blocks_per_chunk = self._chunk_tokens // block_tokens
         facts = of_vllm_config(
             vllm_config,
             kv_cache_config,
             tokens_per_block=[block_tokens],
-            blocks_per_chunk=self._blocks_per_chunk,
+            blocks_per_chunk=self.blocks_per_chunk,
             tokens_per_hash=block_tokens,
         )
         self._plugin = Plugin(facts)
 
     def get_manager(self) -> Manager:
         return Manager(self._plugin.scheduler(), self._chunk_tokens)
+
+    def handlers_over(self, gpu: GpuTier) -> Iterator[tuple[type[Any], type[Any], Handler]]:
+        """Yield both directions of a worker, as vLLM registers them."""
+        handler = BlockHandler(self._plugin.worker(gpu), self.blocks_per_chunk)
+        yield GPULoadStoreSpec, SlotsSpec, handler
+        yield SlotsSpec, GPULoadStoreSpec, handler
+
+
+class CompositeOffloadingSpec(PromptSpec):
+    """One offloading spec for the whole chain of a tier config."""
 
     def get_handlers(
         self, kv_caches: Mapping[str, Any], attn_backends: Mapping[str, Any]
@@ -172,11 +183,9 @@ class CompositeOffloadingSpec(OffloadingSpec):
             kv_caches,
             attn_backends,
             num_blocks=self.kv_cache_config.num_blocks,
-            blocks_per_chunk=self._blocks_per_chunk,
+            blocks_per_chunk=self.blocks_per_chunk,
         )
-        handler = BlockHandler(self._plugin.worker(gpu), self._blocks_per_chunk)
-        yield GPULoadStoreSpec, SlotsSpec, handler
-        yield SlotsSpec, GPULoadStoreSpec, handler
+        return self.handlers_over(gpu)
 
 
 def _only_group(vllm_config: Any, kv_cache_config: Any) -> Any:

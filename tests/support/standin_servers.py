@@ -308,3 +308,10 @@ class ServerB(VllmConfigs, Routed):
 
     def finish(self, request: str) -> None:
         """Nobody is told."""
+
+
+class ServerC(ServerB):
+    """0.19."""
+
+    def make_worker(self) -> None:
+        self.register(canonical(self.caches))

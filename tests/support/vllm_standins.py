@@ -296,6 +296,13 @@ def generation_b(*, can_wait: bool = True) -> Modules:
     )
 
 
+def generation_c() -> Modules:
+    """0.19."""
+    modules = generation_b()
+    members = {"OffloadingSpec": HandlersSpec, "CanonicalKVCaches": CanonicalKVCaches}
+    return modules | {f"{OFFLOAD}.spec": _module(f"{OFFLOAD}.spec", members)}
+
+
 def generation_e(*, tells_ends: bool = True) -> Modules:
     """0.21 (which does not tell when requests end) to 0.24."""
     return _modules(
@@ -331,10 +338,6 @@ def unsupported(kind: str) -> Modules:
 
     contents: dict[str, dict[str, dict[str, Any]]] = {
         "0.13": {f"{OFFLOAD}.abstract": {}, f"{OFFLOAD}.spec": {"OffloadingSpec": OldSpec}},
-        "0.19": {
-            f"{OFFLOAD}.abstract": {},
-            f"{OFFLOAD}.spec": {"OffloadingSpec": HandlersSpec, "CanonicalKVCaches": CanonicalKVCaches},
-        },
         "0.20": {f"{OFFLOAD}.abstract": {"OffloadKey": bytes}, f"{OFFLOAD}.spec": {}},
         "none": {},
     }

@@ -24,6 +24,7 @@ Start = Callable[[str], StandinServer]
 
 GENERATIONS: dict[str, tuple[standins.Standins, type[StandinServer]]] = {
     "b": (standins.generation_b, servers.ServerB),
+    "c": (standins.generation_c, servers.ServerC),
     "e of 0.21": (lambda: standins.generation_e(tells_ends=False), servers.ServerOldE),
     "e": (standins.generation_e, servers.ServerE),
     "f": (standins.generation_f, servers.ServerF),
@@ -82,7 +83,7 @@ def test_the_adapter_is_the_one_of_its_generation_and_of_vllms_own_class(
 ) -> None:
     spec = start(generation).spec
     assert type(spec).__module__ == f"{SPEC_MODULE}.generation_{generation[0]}"
-    home = "spec" if generation == "b" else "base"
+    home = "spec" if generation in "bc" else "base"
     assert isinstance(spec, import_module(f"{standins.OFFLOAD}.{home}").OffloadingSpec)
 
 
@@ -203,7 +204,6 @@ def test_what_the_oldest_interface_says_too_little_about_is_refused_by_name(
     [
         ("none", "no offloading interface"),
         ("0.13", "interface of 0.13"),
-        ("0.19", "interface of 0.19"),
         ("0.20", "interface of 0.20"),
     ],
 )
