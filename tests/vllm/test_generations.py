@@ -215,6 +215,14 @@ def test_an_unsupported_vllm_is_one_error_that_says_what_was_found(
         getattr(plugin, SPEC_NAME)
 
 
+def test_vllm_is_told_where_only_the_first_rank_need_store(install: Install, tmp_path: Path) -> None:
+    spec = getattr(install(standins.generation_g()), SPEC_NAME)
+    for is_replicated in (True, False):
+        config = servers.offloading_config({"kvtier": tier_document(pinned="1MiB")}, tmp_path)
+        config.replicated_layout = is_replicated
+        assert spec(config).replicated_layout is is_replicated
+
+
 def test_an_error_inside_vllm_is_not_taken_for_a_missing_interface(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
