@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import is_dataclass
 from typing import Any
 
 from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
 
 from ...tiers.copyplan import Spans
-from .worker import CopyWorker
+from .worker import CopyWorker, Finished
 
 
 class Handler(OffloadingHandler):
@@ -34,13 +35,16 @@ class Handler(OffloadingHandler):
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        return [
-            TransferResult(*finished, transfer_type=self._types.pop(finished.job_id))
-            for finished in self._copies.finished()
-        ]
+        return [self._result(finished) for finished in self._copies.finished()]
 
     def wait(self, job_ids: set[int]) -> None:
         self._copies.wait(job_ids)
 
     def shutdown(self) -> None:
         self._copies.close()
+
+    def _result(self, finished: Finished) -> Any:
+        media = self._types.pop(finished.job_id)
+        if not is_dataclass(TransferResult):  # up to 0.15 a pair
+            return finished.job_id, finished.succeeded
+        return TransferResult(*finished, transfer_type=media)

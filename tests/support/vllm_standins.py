@@ -291,7 +291,10 @@ def generation_b(*, can_wait: bool = True) -> Modules:
             f"{OFFLOAD}.mediums": {"GPULoadStoreSpec": PlainDeviceSpec},
             f"{OFFLOAD}.spec": {"OffloadingSpec": RawSpec},
             f"{OFFLOAD}.worker": {},
-            f"{OFFLOAD}.worker.worker": {"OffloadingHandler": Handler, "TransferResult": TypedTransferResult},
+            f"{OFFLOAD}.worker.worker": {
+                "OffloadingHandler": Handler,
+                "TransferResult": TypedTransferResult if can_wait else tuple[int, bool],
+            },
         }
     )
 
