@@ -11,6 +11,8 @@ from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
 from ...tiers.copyplan import Spans
 from .worker import CopyWorker, Finished
 
+_NAMES_FIELDS = is_dataclass(TransferResult)  # up to 0.15 a result is a pair
+
 
 class Handler(OffloadingHandler):
     """Both directions of one worker; vLLM is told of it twice, once for each."""
@@ -45,6 +47,6 @@ class Handler(OffloadingHandler):
 
     def _result(self, finished: Finished) -> Any:
         media = self._types.pop(finished.job_id)
-        if not is_dataclass(TransferResult):  # up to 0.15 a pair
+        if not _NAMES_FIELDS:
             return finished.job_id, finished.succeeded
         return TransferResult(*finished, transfer_type=media)
