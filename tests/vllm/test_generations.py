@@ -20,7 +20,7 @@ from kvtier.tiers.errors import ConfigError
 SLOT_BYTES = servers.BLOCK_BYTES
 
 Install = Callable[[standins.Modules], Any]
-Start = Callable[[str], StandinServer]
+Start = Callable[..., StandinServer]
 
 GENERATIONS: dict[str, tuple[standins.Standins, type[StandinServer]]] = {
     "b": (standins.generation_b, servers.ServerB),
@@ -58,11 +58,11 @@ def start(install: Install, tmp_path: Path) -> Iterator[Start]:
     started: list[StandinServer] = []
     (tmp_path / "model").mkdir()
 
-    def begin(generation: str) -> StandinServer:
+    def begin(generation: str, **extra: Any) -> StandinServer:
         modules, server = GENERATIONS[generation]
         document = tier_document(pinned=4 * SLOT_BYTES, nvme=tmp_path / "nvme", nvme_capacity="64MiB")
         spec = getattr(install(modules()), SPEC_NAME)
-        started.append(server(spec, {"kvtier": document}, tmp_path / "model"))
+        started.append(server(spec, {"kvtier": document, **extra}, tmp_path / "model"))
         return started[-1]
 
     yield begin
@@ -166,6 +166,18 @@ def test_a_store_that_vllm_completes_before_it_is_written_is_not_readable(start:
     assert server.lookup("r1", [b"a"]) == 1
     server.load("r1", [b"a"], [2])
     assert server.holds(2, 1.0)
+
+
+def test_a_load_may_begin_amid_a_chunk(start: Start) -> None:
+    server = start("b", block_size=2 * servers.BLOCK_TOKENS)
+    assert isinstance(server, servers.ServerB)
+    for block in range(5):
+        server.write(block, float(block))
+    output = server.manager.prepare_store([b"a", b"b"])
+    server.transfer(standins.PlainDeviceSpec([1, 2, 3, 4]), output.store_spec)
+    assert server.lookup("r1", [b"a", b"b"]) == 2
+    server.load("r1", [b"a", b"b"], [9, 10, 11])  # the first block is on the device already
+    assert [server.holds(9 + i, 2.0 + i) for i in range(3)] == [True] * 3
 
 
 def test_two_loads_of_one_prompt_may_be_under_way(start: Start) -> None:
