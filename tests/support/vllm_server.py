@@ -33,6 +33,11 @@ STEP_S = 0.1  # between the requests that make an idle server step and report
 
 OUTPUT_TOKENS = 16
 
+TWO_RANKS: Mapping[str, Any] = {  # settings
+    "engine": {"tensor_parallel_size": 2},
+    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},  # a core each
+}
+
 
 class Answer(NamedTuple):
     """What a server made of one prompt.

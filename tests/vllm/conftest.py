@@ -34,12 +34,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_server(directory: Path) -> MakeServer:
-    """Make a life of a server over the tiny model, not begun yet; arguments as `Settings` takes them."""
+    """Make a life of a server over a tiny model, not begun yet; arguments as `Settings` takes them."""
     if not has_vllm():
         pytest.skip("needs vLLM; `make install` installs it")
 
-    def make(**settings: Any) -> Server:
-        return Server(Settings(model=directory / "model", **settings), log=directory / "vllm.log")
+    def make(*, shape: str = "llama", **settings: Any) -> Server:
+        model = directory / f"model-{shape}"
+        return Server(Settings(model=model, shape=shape, **settings), log=directory / "vllm.log")
 
     return make
 

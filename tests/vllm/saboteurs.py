@@ -1,8 +1,10 @@
 """Offloading specs that watch kvtier's plugin, or spoil what it loads.
 
 `RecordingSpec` writes a digest of every chunk as it left the device and as it came back, a JSON line each, to
-the file named in the connector's `records`. `SaboteurSpec` does to each load what the file named in
-`sabotage` says at that moment: "none", "swap" or "zero".
+the file named in the connector's `records`; `RanksRecordingSpec` to one for each rank, with a dot and the
+rank behind that name. `SaboteurSpec` does to each load what the file named in `sabotage` says at that
+moment: "none", "swap" or "zero". `ForgetfulSpec`, for caches with any groups, loads zeros once the file named
+in `forgets` is there.
 
 Both build on the shipped spec and stand where vLLM calls it, so everything below runs as it is.
 """
@@ -134,8 +136,18 @@ class RecordingSpec(CompositeOffloadingSpec):
         return NamingManager(super().get_manager()._side)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
-        recorder = Recorder(DeviceBlocks(kv_caches), Path(self.extra_config["records"]))
+        recorder = Recorder(DeviceBlocks(kv_caches), self._records())
         return WatchedWorker(super().get_worker(kv_caches), recorder.stored, recorder.loaded)
+
+    def _records(self) -> Path:
+        return Path(self.extra_config["records"])
+
+
+class RanksRecordingSpec(RecordingSpec):
+    """The shipped spec, with a record for each rank."""
+
+    def _records(self) -> Path:
+        return Path(f"{super()._records()}.{self.config.parallel.rank}")
 
 
 class SaboteurWorker(WatchedWorker):
@@ -166,6 +178,31 @@ class SaboteurSpec(CompositeOffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
         sabotage = Path(self.extra_config["sabotage"])
         return SaboteurWorker(super().get_worker(kv_caches), DeviceBlocks(kv_caches), sabotage)
+
+
+class ForgetfulWorker(Worker):
+    """The plugin's worker, which wipes slots before it loads from them."""
+
+    def __init__(self, worker: Worker, forgets: Path) -> None:
+        super().__init__(worker._copies)
+        self._arena = worker._copies._arena
+        self._forgets = forgets
+
+    def submit_load(
+        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec, expedited: bool = False
+    ) -> bool:
+        assert isinstance(src_spec, SlotsSpec)
+        if self._forgets.exists():
+            for slot in src_spec.slots.tolist():
+                self._arena.buffer(slot)[:] = bytes(self._arena.slot_bytes)
+        return super().submit_load(job_id, src_spec, dst_spec, expedited)
+
+
+class ForgetfulSpec(CompositeOffloadingSpec):
+    """The shipped spec, whose loads bring nothing on demand."""
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
+        return ForgetfulWorker(super().get_worker(kv_caches), Path(self.extra_config["forgets"]))
 
 
 def _ignore(_slots: LoadStoreSpec, _blocks: Blocks) -> None: ...

@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 from prompts import Prompt
 from vllm_phases import MakeServer, Outcome, Phase, Tokens, alone, nobodys_shared_memory
-from vllm_server import tier_document
+from vllm_server import TWO_RANKS, tier_document
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 ROOMY = "256MiB"  # all chunks of the prompts, twice
-
-TWO_RANKS = {
-    "engine": {"tensor_parallel_size": 2},
-    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},  # a core each
-}
 
 
 @dataclass(frozen=True, slots=True)
