@@ -5,7 +5,7 @@ What the interface does not tell, this adapter finds out:
 - Whose chunks they are: a prompt is known by its last block hash, which stands for all of it, and what it
   holds is leased. A load follows the lookup that found it within the same step of the scheduler.
 - When a store has ended: vLLM says so only at the end of the request, and after a preemption before it has
-  been carried out. The workers' own marks in the arena say it in time, and truly.
+  been carried out. The workers' own marks in the arena say it in time, and truly; each step looks at them.
 - When weights change: there is no reset; raise `weights_epoch`.
 """
 
@@ -80,7 +80,6 @@ class Manager(OffloadingManager):
         keys = list(block_hashes)
         if not keys:
             return 0
-        self._placement.settle_stores()
         self._asked = keys[-1].hex()
         self._leases.renew(self._asked)
         hits, waits = 0, False
@@ -107,17 +106,18 @@ class Manager(OffloadingManager):
             del self._loads[keys]
 
     def prepare_store(self, block_hashes: Iterable[BlockHash]) -> PrepareStoreOutput:
-        self._placement.settle_stores()
         plan = self._placement.prepare_store(list(block_hashes))
         return PrepareStoreOutput(plan.keys, SlotsSpec(plan.slots), plan.evicted)
 
     def complete_store(self, block_hashes: Iterable[BlockHash], success: bool = True) -> None:
-        self._placement.settle_stores()
+        """Nothing: see `take_events`."""
 
     def touch(self, block_hashes: Iterable[BlockHash]) -> None:
         self._side.chain.touch(list(block_hashes))
 
     def take_events(self) -> Iterable[OffloadingEvent]:
+        # The one call that vLLM makes in every step, after the workers' part.
+        self._placement.settle_stores()
         for event in self._side.events.take() if self._side.events is not None else ():
             yield OffloadingEvent(
                 block_hashes=list(event.keys),

@@ -6,7 +6,7 @@ context, which lives as long as it does, and what it holds is leased.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager, OffloadingSpec
@@ -57,7 +57,6 @@ class Manager(KeyedManager):
         if self._leases is not None:
             self._waiting[request] = req_context
             self._leases.renew(request)
-            self._placement.sweep()  # there is no call at a step's end
         return _RESULT[self._placement.lookup(request, key)]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
@@ -69,6 +68,11 @@ class Manager(KeyedManager):
 
     def on_schedule_end(self) -> None:
         self._placement.sweep()
+
+    def take_events(self) -> Iterable[Any]:
+        if self._leases is not None:  # then this is the only call in every step
+            self._placement.sweep()
+        return super().take_events()
 
     def _end(self, request: str) -> None:
         del self._waiting[request]

@@ -305,12 +305,17 @@ class ServerB(VllmConfigs, Routed):
         if chosen:
             self.transfer(standins.PlainDeviceSpec(chosen), output.store_spec)
             self.manager.complete_store(set(output.block_hashes_to_store))
+        self.step()
         return Stored(
             output.block_hashes_to_store, output.store_spec.slots.tolist(), output.block_hashes_evicted
         )
 
     def finish(self, request: str) -> None:
         """Nobody is told."""
+
+    def step(self) -> None:
+        """What the scheduler calls in each of its steps."""
+        assert list(self.manager.take_events()) == []
 
 
 class ServerC(ServerB):

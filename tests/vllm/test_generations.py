@@ -161,8 +161,10 @@ def test_a_store_that_vllm_completes_before_it_is_written_is_not_readable(start:
     server.write(1, 1.0)
     output = server.manager.prepare_store([b"a"])
     server.manager.complete_store({b"a"})  # as after a preemption
+    server.step()
     assert server.lookup("r1", [b"a"]) is None
     server.transfer(standins.PlainDeviceSpec([1]), output.store_spec)
+    server.step()
     assert server.lookup("r1", [b"a"]) == 1
     server.load("r1", [b"a"], [2])
     assert server.holds(2, 1.0)
@@ -175,6 +177,7 @@ def test_a_load_may_begin_amid_a_chunk(start: Start) -> None:
         server.write(block, float(block))
     output = server.manager.prepare_store([b"a", b"b"])
     server.transfer(standins.PlainDeviceSpec([1, 2, 3, 4]), output.store_spec)
+    server.step()
     assert server.lookup("r1", [b"a", b"b"]) == 2
     server.load("r1", [b"a", b"b"], [9, 10, 11])  # the first block is on the device already
     assert [server.holds(9 + i, 2.0 + i) for i in range(3)] == [True] * 3
