@@ -18,31 +18,30 @@ def spec_class() -> Any:
     Raises:
         ConfigError: it has no interface that kvtier supports; the message says what was found.
     """
-    module, found = _adapter()
-    if module is None:
-        raise ConfigError("spec_module_path", f"this vLLM has {found}; kvtier's plugin supports {SUPPORTED}")
-    return import_module(module, __package__).CompositeOffloadingSpec
+    return import_module(_adapter(), __package__).CompositeOffloadingSpec
 
 
-def _adapter() -> tuple[str | None, str]:
-    """The adapter's module, if there is one, and what was found in words."""
+def _adapter() -> str:
+    """The module of the adapter."""
     if _has("vllm.v1.kv_offload.config"):
-        return ".generation_g", "specs with a config of their own"
+        return ".generation_g"
     if _has("vllm.v1.kv_offload.base"):
-        base = import_module("vllm.v1.kv_offload.base")
-        if hasattr(base, "OffloadingWorker"):
-            return ".generation_f", "workers that take stores and loads"
-        return ".generation_e", "handlers for several groups of layers"
+        has_worker = hasattr(import_module("vllm.v1.kv_offload.base"), "OffloadingWorker")
+        return ".generation_f" if has_worker else ".generation_e"
     if not _has("vllm.v1.kv_offload.spec"):
-        return None, "no offloading interface" if _has("vllm") else "not been found"
+        raise _unsupported("this vLLM has no offloading interface" if _has("vllm") else "there is no vLLM")
     if hasattr(import_module("vllm.v1.kv_offload.abstract"), "OffloadKey"):
-        return None, "the offloading interface of 0.20"
+        raise _unsupported("this vLLM has the offloading interface of 0.20")
     spec = import_module("vllm.v1.kv_offload.spec")
     if hasattr(spec, "CanonicalKVCaches"):
-        return ".generation_c", "handlers for one group of layers"
-    if len(signature(spec.OffloadingSpec.__init__).parameters) == 2:
-        return None, "the offloading interface of 0.13 and older"
-    return ".generation_b", "handlers for raw tensors"
+        return ".generation_c"
+    if len(signature(spec.OffloadingSpec).parameters) == 2:
+        return ".generation_b"
+    raise _unsupported("this vLLM has the offloading interface of 0.13 and older")
+
+
+def _unsupported(found: str) -> ConfigError:
+    return ConfigError("spec_module_path", f"{found}; kvtier's plugin supports {SUPPORTED}")
 
 
 def _has(module: str) -> bool:
