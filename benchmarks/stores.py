@@ -26,24 +26,48 @@ from kvtier.tiers.nvme import NvmeTier
 MIB = 1 << 20
 POLL_S = 0.0002  # between two looks at a peer's finished jobs; about its own wake-up cost
 FIO_RUNTIME_MAX_S = 60
+RANDOM_BYTES = 16 * MIB  # repeated; no drive finds that far apart repetitions
+
+
+class Pages:
+    """Page-aligned host memory, as an arena is; the same for every store that is measured."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._map = mmap.mmap(-1, size_bytes)
+        random = np.random.default_rng(0).integers(0, 256, RANDOM_BYTES, np.uint8)
+        flat = np.frombuffer(self._map, np.uint8)
+        for start in range(0, size_bytes, RANDOM_BYTES):  # pages touched, not zero
+            part = flat[start : start + RANDOM_BYTES]
+            part[:] = random[: len(part)]
+        self.view = memoryview(self._map)
 
 
 class Memory:
-    """Page-aligned rows of host memory, as the slots of an arena are."""
+    """Rows of it, one for each chunk, as slots are. The first bytes of each tell them apart."""
 
-    def __init__(self, rows: int, row_bytes: int) -> None:
+    def __init__(self, pages: Pages, rows: int, row_bytes: int) -> None:
+        assert rows * row_bytes <= len(pages.view), "a case fits into the memory"
         self.row_bytes = row_bytes
-        self._map = mmap.mmap(-1, rows * row_bytes)
-        flat = np.frombuffer(self._map, np.uint8)
-        flat[:] = np.random.default_rng(0).integers(0, 256, len(flat), np.uint8)  # pages touched, not zero
-        self.view = memoryview(self._map)
+        self._rows_count = rows
+        self._view = pages.view[: rows * row_bytes]
+        self._marks()[:] = np.arange(1, rows + 1)
 
     def row(self, index: int) -> memoryview:
-        return self.view[index * self.row_bytes : (index + 1) * self.row_bytes]
+        return self._view[index * self.row_bytes : (index + 1) * self.row_bytes]
 
     def table(self) -> memoryview:
         """All rows as a two-dimensional view."""
-        return self.view.cast("B", (len(self.view) // self.row_bytes, self.row_bytes))
+        return self._view.cast("B", (self._rows_count, self.row_bytes))
+
+    def forget(self) -> None:
+        self._marks()[:] = 0
+
+    def check(self) -> None:
+        """Whether every row has been filled with its own chunk since it was forgotten."""
+        assert (self._marks() == np.arange(1, self._rows_count + 1)).all(), "each row has its own chunk again"
+
+    def _marks(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.frombuffer(self._view, np.int64).reshape(self._rows_count, -1)[:, 0]
 
 
 class Request(Protocol):
