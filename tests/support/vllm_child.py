@@ -54,6 +54,15 @@ class Life:
                 yield from self.forget()
             yield from map(_answer, self._run(batch, output_tokens))
 
+    def storm(
+        self, *, prompts: list[list[int]], output_tokens: int, gate: str | None, **disturbances: Any
+    ) -> Iterator[Line]:
+        """Answer prompts all at once, amid disturbances; not all of them come to their end."""
+        from vllm_storms import storm
+
+        path = None if gate is None else Path(gate)
+        return storm(self._llm, prompts, _sampling(output_tokens), gate=path, **disturbances)
+
     def forget(self) -> Iterator[Line]:
         """Forget which blocks the device holds; the tiers below keep theirs."""
         for _ in range(FORGET_STEPS_MAX):
@@ -76,11 +85,10 @@ class Life:
         self._llm.llm_engine.engine_core.shutdown()
 
     def _run(self, batch: list[list[int]], output_tokens: int) -> list[Any]:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
-        sampling = SamplingParams(temperature=0, max_tokens=output_tokens, detokenize=False, ignore_eos=True)
         prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in batch]
-        outputs: list[Any] = self._llm.generate(prompts, sampling, use_tqdm=False)
+        outputs: list[Any] = self._llm.generate(prompts, _sampling(output_tokens), use_tqdm=False)
         return outputs
 
     @staticmethod
@@ -92,6 +100,12 @@ class Life:
         return KVTransferConfig(
             kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config=dict(extra)
         )
+
+
+def _sampling(output_tokens: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=output_tokens, detokenize=False, ignore_eos=True)
 
 
 def _answer(output: Any) -> Line:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,21 @@ def in_pairs(server: Server) -> Phase:
 def nobodys_shared_memory() -> list[Path]:
     """kvtier's files in shared memory whose lock is to be had: no living server has them."""
     return [file for file in Path("/dev/shm").glob("kvtier*") if _is_nobodys(file)]
+
+
+def foreign_loads(records: Path) -> list[dict[str, str]]:
+    """The loads that brought bytes which no earlier store of that chunk had taken; there must be loads."""
+    stored = defaultdict(set)
+    foreign, loads_count = [], 0
+    for record in map(json.loads, records.read_text().splitlines()):
+        if record["direction"] == "store":
+            stored[record["key"]].add(record["digest"])
+            continue
+        loads_count += 1
+        if record["digest"] not in stored[record["key"]]:
+            foreign.append(record)
+    assert loads_count > 0, "a run without loads says nothing about them"
+    return foreign
 
 
 def _is_nobodys(path: Path) -> bool:

@@ -194,6 +194,30 @@ class Server:
         self._order(prompts, forget=False, output_tokens=output_tokens, together=True)
         return list(map(_answer, self._lines()))
 
+    def storm(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        disturbance: str = "none",
+        every_steps: int = 1,
+        gate: Path | None = None,
+        opens_after: int = 1,
+        output_tokens: int = OUTPUT_TOKENS,
+    ) -> int:
+        """Send prompts all at once, amid disturbances, see `vllm_storms`; say how many came to their end."""
+        self._say(
+            {
+                "do": "storm",
+                "prompts": [list(prompt) for prompt in prompts],
+                "output_tokens": output_tokens,
+                "disturbance": disturbance,
+                "every_steps": every_steps,
+                "gate": None if gate is None else str(gate),
+                "opens_after": opens_after,
+            }
+        )
+        return sum(1 for _ in self._lines())
+
     def forget(self) -> None:
         """Forget which blocks the device holds; what the tiers below hold stays."""
         self._say({"do": "forget"})

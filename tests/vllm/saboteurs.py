@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -28,8 +29,15 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvtier.factory.vllm.generation_g import CompositeOffloadingSpec, Manager, SlotsSpec, Worker
+from kvtier.factory.vllm.server import SchedulerSide
+from kvtier.tiers.copies import Lane
+from kvtier.tiers.copyplan import CopyPlan
+from kvtier.tiers.gpu import CpuCopies
 
 Blocks = list[int]
+
+LATE_STORE_S = 0.02  # several steps of a server with a tiny model
+GATE_POLL_S = 0.005
 
 
 class DeviceBlocks:
@@ -106,6 +114,28 @@ class NamingManager(Manager):
         return output
 
 
+class TallyingManager(NamingManager):
+    """A naming manager that notes what resets and ends of requests interrupt."""
+
+    def __init__(self, side: SchedulerSide, tally: Path) -> None:
+        super().__init__(side)
+        self._tally = tally
+
+    def reset_cache(self) -> None:
+        stores, loads = len(self._placement._storing), sum(map(len, self._placement._loading.values()))
+        self._note({"event": "reset", "stores": stores, "loads": loads})
+        super().reset_cache()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        loads = len(self._placement._loading.get(self._request(req_context), {}))
+        self._note({"event": "end", "loads": loads})
+        super().on_request_finished(req_context)
+
+    def _note(self, event: dict[str, object]) -> None:
+        with self._tally.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+
 class Recorder:
     """Appends what it is shown to a file; each line is whole, whoever else writes."""
 
@@ -141,6 +171,35 @@ class RecordingSpec(CompositeOffloadingSpec):
 
     def _records(self) -> Path:
         return Path(self.extra_config["records"])
+
+
+class StormyCopies(CpuCopies):
+    """Stores that begin late, as behind a device's long queue; loads that wait while a file is there."""
+
+    def __init__(self, gate: Path) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def copy(self, plan: CopyPlan, lane: Lane) -> float:
+        time.sleep(LATE_STORE_S if lane is Lane.STORE else 0)
+        while lane is Lane.LOAD and self._gate.exists():
+            time.sleep(GATE_POLL_S)
+        return super().copy(plan, lane)
+
+
+class StormSpec(RecordingSpec):
+    """The same, with transfers that take their time: see `StormyCopies` for the file `gate`. What is
+    interrupted meanwhile is noted in the file `tally`."""
+
+    def get_manager(self) -> Manager:
+        side = CompositeOffloadingSpec.get_manager(self)._side
+        return TallyingManager(side, Path(self.extra_config["tally"]))
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
+        worker = super().get_worker(kv_caches)
+        worker._copies._gpu._copies.close()
+        worker._copies._gpu._copies = StormyCopies(Path(self.extra_config["gate"]))
+        return worker
 
 
 class RanksRecordingSpec(RecordingSpec):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from prompts import crowd
-from vllm_phases import KilledOutcome, MakeServer
+from vllm_phases import KilledOutcome, MakeServer, foreign_loads
 from vllm_server import Samples, tier_document
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -37,7 +35,7 @@ def crowded(make_server: MakeServer, directory: Path) -> tuple[Samples, Path]:
 
 
 def test_bytes_survive_eviction_promotion_a_kill_and_a_restart(killed_outcome: KilledOutcome) -> None:
-    assert _foreign_loads(killed_outcome.records) == []
+    assert foreign_loads(killed_outcome.records) == []
 
 
 def test_bytes_survive_preemption(crowded: tuple[Samples, Path]) -> None:
@@ -45,19 +43,4 @@ def test_bytes_survive_preemption(crowded: tuple[Samples, Path]) -> None:
     assert samples.total("vllm:num_preemptions") > 0
     assert samples.total("kvtier:lookup_hits", tier="pinned") > 0
     assert samples.total("kvtier:lookup_hits", tier="nvme") > 0
-    assert _foreign_loads(records) == []
-
-
-def _foreign_loads(records: Path) -> list[dict[str, str]]:
-    """The loads that brought bytes which no earlier store of that chunk had taken; there must be loads."""
-    stored = defaultdict(set)
-    foreign, loads_count = [], 0
-    for record in map(json.loads, records.read_text().splitlines()):
-        if record["direction"] == "store":
-            stored[record["key"]].add(record["digest"])
-            continue
-        loads_count += 1
-        if record["digest"] not in stored[record["key"]]:
-            foreign.append(record)
-    assert loads_count > 0, "a run without loads says nothing about them"
-    return foreign
+    assert foreign_loads(records) == []
