@@ -6,19 +6,19 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..tiers import ConfigError
+from ..tiers import ConfigError, KvtierError
 from .sizes import format_size
 
 if TYPE_CHECKING:
-    from ..tiers.prune import Chosen
+    from ..tiers.prune import Chosen, Removed
     from ..tiers.store import Store
 
 EXIT_FOUND = 1  # fsck: something is wrong
@@ -79,31 +79,50 @@ def ls(
 
 def rm(
     path: Directory,
-    namespace: Annotated[str, typer.Option(help="A label, or the beginning of a digest.")] = "",
-    key_prefix: Annotated[str, typer.Option(help="What the key begins with, in hex.")] = "",
-    older_than: Annotated[str, typer.Option(help="An age: 90s, 15m, 12h, 7d.")] = "",
+    namespace: Annotated[
+        str | None, typer.Option(help="A label, or 8 hex digits or more of a digest.", show_default=False)
+    ] = None,
+    key_prefix: Annotated[
+        str | None, typer.Option(help="What the key begins with, in hex.", show_default=False)
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="An age: 90s, 15m, 12h, 7d.", show_default=False)
+    ] = None,
     never_read: Annotated[bool, typer.Option("--never-read", help="Only what was never read back.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every chunk of every namespace.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the chunks for which all that is given holds; no rebuild brings them back."""
-    from ..tiers.prune import Selection, choose
+    """Remove the chunks for which all that is given holds; no rebuild brings them back.
 
-    if not (namespace or key_prefix or older_than or never_read or everything):
-        raise ConfigError(
-            "", "say what to remove: --namespace, --key-prefix, --older-than, --never-read or --all"
-        )
-    selection = Selection(namespace, _from_hex(key_prefix), _from_age(older_than), never_read)
+    Their room is used again by what servers store next.
+    """
+    from ..tiers.prune import Removed, Selection, choose
+
+    given = {"--namespace": namespace, "--key-prefix": key_prefix, "--older-than": older_than}
+    if not (any(value is not None for value in given.values()) or never_read or everything):
+        raise ConfigError("", f"say what to remove: {', '.join(given)}, --never-read or --all")
+    for option, value in given.items():
+        if value == "":  # of a script whose variable is empty: it does not mean everything
+            raise ConfigError(option, "is empty; leave it out to set no such limit")
+    selection = Selection(
+        namespace or "", _from_hex(key_prefix or ""), _from_age(older_than or "0s"), never_read
+    )
     with _opened(path) as store:
         chosen = choose(store, selection)
-        if not dry_run:
-            _remove(store, chosen)
-    chunks, size_bytes = sum(len(one.keys) for one in chosen), sum(one.size_bytes for one in chosen)
+        if dry_run:
+            removed = [Removed(one.digest, one.label, len(one.keys), one.size_bytes) for one in chosen]
+        else:
+            removed = _remove(store, chosen)
+    chunks, size_bytes = sum(one.chunks for one in removed), sum(one.size_bytes for one in removed)
     if as_json:
-        typer.echo(json.dumps({"chunks": chunks, "bytes": size_bytes, "removed": not dry_run}))
-    else:
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")
+        parts = [{**asdict(one), "digest": one.digest.hex()} for one in removed]
+        whole = {"chunks": chunks, "bytes": size_bytes, "removed": not dry_run, "namespaces": parts}
+        typer.echo(json.dumps(whole, indent=2))
+        return
+    for one in removed:
+        typer.echo(f"{one.label} {one.digest.hex()[:12]}: {one.chunks} chunks, {format_size(one.size_bytes)}")
+    typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")
 
 
 def fsck(
@@ -116,13 +135,12 @@ def fsck(
 
     A lost or torn index is rebuilt from the segments as the directory is opened.
     """
-    from ..tiers.errors import TierError
     from ..tiers.fsck import check
 
     try:
-        with _opened(path) as store, _progress("reading chunks", deep) as told:
+        with _opened(path) as store, _progress("reading chunks", store.chunks_count() if deep else 0) as told:
             report = check(store, deep=deep, repair=repair, told=told)
-    except (TierError, OSError) as error:
+    except (KvtierError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_UNCHECKED) from None
     if as_json:
@@ -144,8 +162,10 @@ COMMANDS = (du, ls, rm, fsck)
 @contextmanager
 def _opened(path: Path) -> Iterator[Store]:
     from ..tiers.files import Files
-    from ..tiers.store import close_store, open_existing
+    from ..tiers.store import close_store, is_store, open_existing
 
+    if not is_store(path):
+        raise ConfigError("", f"{path} is no store: it has no kvtier.json")
     store = open_existing(Files(), path)
     try:
         yield store
@@ -156,26 +176,23 @@ def _opened(path: Path) -> Iterator[Store]:
         close_store(store)
 
 
-def _remove(store: Store, chosen: list[Chosen]) -> None:
+def _remove(store: Store, chosen: list[Chosen]) -> list[Removed]:
     from ..tiers.prune import remove
 
-    with _progress("removing", True) as told:
-        for one in chosen:
-            asyncio.run(remove(store, one, told))
+    with _progress("removing", sum(len(one.keys) for one in chosen)) as told:
+        return [asyncio.run(remove(store, one, told)) for one in chosen]
 
 
 @contextmanager
-def _progress(what: str, wanted: bool) -> Iterator[Any]:
-    """A line that counts, on a terminal; nothing elsewhere."""
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f}"))
-    with Progress(
-        *columns, console=console, transient=True, disable=not (wanted and console.is_terminal)
-    ) as bar:
-        task = bar.add_task(what, total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 
 
@@ -195,8 +212,6 @@ def _from_hex(text: str) -> bytes:
 
 
 def _from_age(text: str) -> float:
-    if not text:
-        return 0.0
     match = re.fullmatch(r"(\d+)([smhd])", text)
     if match is None:
         raise ConfigError(

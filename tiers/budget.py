@@ -56,3 +56,14 @@ def facts_for(capacity_bytes: int, chunk_bytes: int) -> Facts:
     """The sizes of a new store; its uuid is still to be given."""
     index_bytes = aligned(capacity_bytes // chunk_bytes * INDEX_BYTES_PER_CHUNK)
     return Facts(b"", segment_bytes_for(capacity_bytes, chunk_bytes), max(MAP_BYTES_MIN, index_bytes))
+
+
+def cap_holding(segments_bytes: int, namespaces_count: int, facts: Facts) -> int:
+    """The least cap under which a store works and its segments may take `segments_bytes`."""
+    budget = Budget(0, 0, facts.segment_bytes, facts.index_bytes)
+    segments_bytes = max(segments_bytes, SEGMENTS_MIN * budget.segment_cost_bytes)
+    namespaces_count = max(1, namespaces_count)
+    # Some shares grow with the cap itself, by a small part of what is added: a few steps reach it.
+    while (short_bytes := segments_bytes - budget.segments_bytes(namespaces_count)) > 0:
+        budget = budget._replace(capacity_bytes=budget.capacity_bytes + short_bytes)
+    return budget.capacity_bytes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import ChunkKey
-from .budget import Budget, facts_for
+from .budget import Budget, cap_holding, facts_for
 from .errors import TierUnavailable
 from .files import BLOCK_BYTES, Files, aligned, scratch
 from .identity import Identity
@@ -28,6 +28,15 @@ class Store:
 
     directory: StoreDirectory
     index: Index
+
+    def chunks_count(self) -> int:
+        """Chunks in the index, those of past epochs too."""
+        with self.index.read() as txn:
+            return txn.extents_count()
+
+
+def is_store(root: Path) -> bool:
+    return (root / "kvtier.json").is_file()
 
 
 def open_store(
@@ -79,7 +88,7 @@ def open_existing(files: Files, root: Path) -> Store:
     Raises:
         TierUnavailable: there is no store, or it cannot be used.
     """
-    if not (root / "kvtier.json").is_file():
+    if not is_store(root):
         raise TierUnavailable("nvme", f"{root} is no store: it has no kvtier.json")
     directory = StoreDirectory.open(files, root, Facts(b"", 0, 0))
     with contextlib.ExitStack() as undo:
@@ -88,6 +97,7 @@ def open_existing(files: Files, root: Path) -> Store:
             _probe_direct(files, directory)
             index = _open_index(directory)
             undo.callback(index.close)
+            index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
             directory.ready()
         undo.pop_all()
     return Store(directory, index)
@@ -236,6 +246,13 @@ def _raise_epoch(txn: Transaction, digest: bytes) -> Namespace:
 def _set_cap(txn: Transaction, budget: Budget) -> None:
     txn.set_number("capacity_bytes", budget.capacity_bytes)
     txn.set_number("reserve_bytes", budget.reserve_bytes)
+
+
+def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
+    """A rebuilt index does not know the cap: until a server sets it again, the store grows no further."""
+    if not txn.number("capacity_bytes"):
+        taken_bytes = sum(segment.allocated_bytes for segment in txn.segments().values())
+        txn.set_number("capacity_bytes", cap_holding(taken_bytes, len(txn.namespaces()), facts))
 
 
 def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:

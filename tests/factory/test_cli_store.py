@@ -12,7 +12,7 @@ import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, filled, keys_of, opened, right, stored
 from typer.testing import CliRunner
 
-from kvtier.factory.cli import app
+from kvtier.factory.cli import app, main
 from kvtier.tiers.files import BLOCK_BYTES, Files, allocated_bytes
 from kvtier.tiers.fsck import check
 from kvtier.tiers.identity import Identity
@@ -123,6 +123,8 @@ def test_what_rm_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
         ([], "say what to remove"),
         (["--key-prefix", "xyz"], "--key-prefix: should be whole bytes in hex"),
         (["--older-than", "soon"], "--older-than: should be a number and s, m, h or d"),
+        (["--namespace", "", "--never-read"], "--namespace: is empty"),
+        (["--older-than", "", "--all"], "--older-than: is empty"),
     ],
 )
 def test_rm_refuses_what_it_cannot_understand(path: Path, options: list[str], message: str) -> None:
@@ -130,11 +132,15 @@ def test_rm_refuses_what_it_cannot_understand(path: Path, options: list[str], me
     assert message in str(result.exception)
 
 
-def test_a_path_without_a_store_is_one_message(tmp_path: Path) -> None:
-    code, _ = run("fsck", str(tmp_path))
-    assert code == 2
-    result = CliRunner().invoke(app, ["du", str(tmp_path)])
-    assert "is no store" in str(result.exception)
+@pytest.mark.parametrize("command", [["du"], ["ls"], ["rm", "--all"], ["fsck"]])
+def test_a_path_without_a_store_is_one_message_and_wrong_input(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kvtier", *command, str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"{tmp_path} is no store: it has no kvtier.json\n"
     assert list(tmp_path.iterdir()) == []
 
 
