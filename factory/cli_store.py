@@ -133,19 +133,23 @@ def fsck(
 ) -> None:
     """Check a directory against itself. Exits with 0, with 1 if something is wrong, 2 if it cannot tell.
 
-    A lost or torn index is rebuilt from the segments as the directory is opened.
+    With --repair, 0 also means that all that was wrong is mended. A lost index is rebuilt from the segments;
+    for that no server may use the directory.
     """
-    from ..tiers.fsck import check
+    from ..tiers.files import Files
+    from ..tiers.fsck import check_directory
 
     try:
-        with _opened(path) as store, _progress("reading chunks", store.chunks_count() if deep else 0) as told:
-            report = check(store, deep=deep, repair=repair, told=told)
+        _refuse_no_store(path)
+        with _interruptible(), _progress("reading chunks") as bar:
+            report = check_directory(Files(), path, deep=deep, repair=repair, told=bar)
     except (KvtierError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_UNCHECKED) from None
     if as_json:
-        findings = [finding._asdict() for finding in report.findings]
-        typer.echo(json.dumps({**asdict(report), "findings": findings}, indent=2))
+        whole = {"segments": report.segments, "chunks": report.chunks, "repaired": report.repaired}
+        findings = [finding.to_json() for finding in report.findings]
+        typer.echo(json.dumps({**whole, "findings": findings}, indent=2))
     else:
         for finding in report.findings:
             typer.echo(f"{finding.kind}: {finding.text}")
@@ -162,38 +166,58 @@ COMMANDS = (du, ls, rm, fsck)
 @contextmanager
 def _opened(path: Path) -> Iterator[Store]:
     from ..tiers.files import Files
-    from ..tiers.store import close_store, is_store, open_existing
+    from ..tiers.store import close_store, open_existing
+
+    _refuse_no_store(path)
+    store = open_existing(Files(), path)
+    try:
+        with _interruptible():
+            yield store
+    finally:
+        close_store(store)
+
+
+def _refuse_no_store(path: Path) -> None:
+    from ..tiers.store import is_store
 
     if not is_store(path):
         raise ConfigError("", f"{path} is no store: it has no kvtier.json")
-    store = open_existing(Files(), path)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
     try:
-        yield store
+        yield
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    finally:
-        close_store(store)
 
 
 def _remove(store: Store, chosen: list[Chosen]) -> list[Removed]:
     from ..tiers.prune import remove
 
-    with _progress("removing", sum(len(one.keys) for one in chosen)) as told:
+    total, done = sum(len(one.keys) for one in chosen), 0
+    with _progress("removing") as bar:
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            bar(done, total)
+
         return [asyncio.run(remove(store, one, told)) for one in chosen]
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; takes how much is done and how much there is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_pairs(*pairs: tuple[str, str]) -> None:

@@ -1,276 +1,300 @@
 """Checking a store against itself, also while servers use it.
 
-A server changes index and files all the time, so one look may see the one before and the other after a
-change. What one look finds is therefore looked for again, and only what both find counts.
+Theory of operation. A server changes the index and the files at any moment, and no look sees both at once. So
+a first look only suspects, and what it suspects is looked for again in a fresh transaction:
+
+    what only the index says    one transaction sees it all at once: suspected is as good as found
+    files and records           their change is one write transaction, file and record; the second look
+                                begins when any that was under way has ended
+    headers, trailers, tables   written before the index refers to them, and overwritten only when the
+                                generation there was raised: one generation in both looks is one life
+    chunks                      read while the segment is held against overwriting, as a load does; what the
+                                index still has afterwards was there all the time
+
+A finding is bound to the life of its segment, so two lives that each looked odd for a moment are not one.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from .base import ChunkKey
 from .checksum import ChunkChecksum
-from .files import BLOCK_BYTES, read_all, scratch
-from .index import Extent, Segment, SegmentState, Transaction
-from .ledger import Ledger
-from .segment import CLAIM_BYTE, SegmentFile, SegmentName, blocks_of
-from .store import Store
+from .files import BLOCK_BYTES, Files, read_all, scratch
+from .finding import Finding, Kind, Report, Where
+from .index import IndexDamaged, Namespace, Segment, SegmentState
+from .mend import Sums, mend
+from .readers import Readers
+from .segment import FIRST_BLOCK, Batch, SegmentFile, SegmentName, blocks_of
+from .store import Store, close_store, open_rebuilt, open_untouched
 
-SECOND_LOOK_S = 1.0  # apart: longer than any change of a server takes
+IN_FORCE = (SegmentState.OPEN, SegmentState.SEALED, SegmentState.RECLAIMING)
+
+Progress = Callable[[int, int], None]
+"""Hears how many chunks were read so far, and of how many."""
 
 
-class Finding(NamedTuple):
-    """One thing that is wrong.
+class _Chunk(NamedTuple):
+    """One line of the index, as far as it is checked: a million of them are in memory at once."""
 
-    Attributes:
-        kind: what sort of thing.
-        place: segment number, or key in hex.
-        text: a sentence for people.
+    block: int
+    scope: int
+    key: ChunkKey
+    length_bytes: int
+    checksum: int
+
+
+class _View(NamedTuple):
+    """The index at one moment: chunks by the segment that has them in force, sums by scope."""
+
+    segments: dict[int, Segment]
+    namespaces: dict[bytes, Namespace]
+    chunks: dict[int, list[_Chunk]]
+    sums: dict[int, Sums]
+    misplaced: list[Where]
+
+
+def check_directory(files: Files, root: Path, *, deep: bool, repair: bool, told: Progress) -> Report:
+    """Check the store at `root`; `deep` also reads every chunk. Changes nothing that matters but to repair.
+
+    Raises:
+        TierError, OSError: it cannot be checked: it is no store, or its index is damaged while in use.
     """
-
-    kind: str
-    place: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a check has found.
-
-    Attributes:
-        findings: what is wrong.
-        chunks, segments: how many were looked at.
-        repaired: how many of the findings were mended.
-    """
-
-    findings: tuple[Finding, ...]
-    chunks: int
-    segments: int
-    repaired: int = 0
+    try:
+        store = open_untouched(files, root)
+    except IndexDamaged as error:
+        return _without_index(files, root, error, deep=deep, repair=repair, told=told)
+    try:
+        return check(store, deep=deep, repair=repair, told=told)
+    except IndexDamaged as error:
+        if not store.directory.alone:
+            raise  # then it may be our own trouble: too many readers, say
+        damage = error
+    finally:
+        close_store(store)
+    return _without_index(files, root, damage, deep=deep, repair=repair, told=told)
 
 
-def check(store: Store, *, deep: bool, repair: bool, told: Callable[[int], None]) -> Report:
-    """Check a store; `deep` also reads every chunk and `told` hears how many more were read.
+def check(store: Store, *, deep: bool, repair: bool, told: Progress) -> Report:
+    """Check an opened store.
 
     Raises:
         TierError, OSError: it cannot be checked.
     """
-    look = partial(_look, store, deep=deep)
-    findings = look(told=told)
+    view = _view(store)
+    findings = list(_shallow(store, view))
     if findings:
-        time.sleep(SECOND_LOOK_S)
-        again = {finding[:2] for finding in look(told=lambda _: None)}
-        findings = [finding for finding in findings if finding[:2] in again]
-    with store.index.read() as txn:
-        chunks, segments = txn.extents_count(), len(txn.segments())
-    repaired = sum(_repair(store, finding) for finding in findings) if repair else 0
-    return Report(tuple(findings), chunks, segments, repaired)
-
-
-def _look(store: Store, *, deep: bool, told: Callable[[int], None]) -> list[Finding]:
-    with store.index.read() as txn:
-        segments = txn.segments()
-        extents = list(txn.extents())
-        scopes = {record.scope: digest for digest, record in txn.namespaces().items()}
-    findings = [*_files(store, segments), *_headers(store, segments), *_places(store, segments, extents)]
-    findings += _sums(segments, extents)
+        store.index.write(lambda _: None)  # any change of files that was under way is done
+        view = _view(store)
+        suspected = {finding[:2] for finding in findings}
+        findings = [finding for finding in _shallow(store, view) if finding[:2] in suspected]
     if deep:
-        wrong = {finding.place for finding in findings if finding.kind == "place"}
-        readable = [one for one in extents if one[0] in scopes and one[1].hex() not in wrong]
-        findings += _contents(store, scopes, readable, told)
-    return findings
+        known = {finding.where for finding in findings if finding.kind is Kind.TABLE}
+        findings += _contents(store, view, known, told)
+    findings.sort(key=lambda finding: (list(Kind).index(finding.kind), finding.where))
+    repaired = mend(store, findings) if repair else 0
+    return Report(tuple(findings), sum(map(len, view.chunks.values())), len(view.segments), repaired)
 
 
-def _files(store: Store, segments: dict[int, Segment]) -> Iterator[Finding]:
+def _without_index(
+    files: Files, root: Path, damage: IndexDamaged, *, deep: bool, repair: bool, told: Progress
+) -> Report:
+    lost = Finding(Kind.INDEX, Where(), f"{damage}; it can be rebuilt from the segments")
+    if not repair:
+        return Report((lost,), 0, 0)
+    store = open_rebuilt(files, root)
+    try:
+        report = check(store, deep=deep, repair=True, told=told)
+    finally:
+        close_store(store)
+    return replace(report, findings=(lost, *report.findings), repaired=report.repaired + 1)
+
+
+def _view(store: Store) -> _View:
+    blocks = store.directory.facts.segment_bytes // BLOCK_BYTES
+    with store.index.read() as txn:
+        view = _View(txn.segments(), txn.namespaces(), defaultdict(list), defaultdict(Sums), [])
+        for scope, key, extent in txn.extents():
+            view.sums[scope].add(extent)
+            segment = view.segments.get(extent.segment)
+            fits = FIRST_BLOCK <= extent.block <= blocks - blocks_of(extent.length_bytes)
+            alive = segment is not None and segment.state in IN_FORCE
+            if segment is None or not alive or not fits or segment.generation != extent.generation:
+                view.misplaced.append(Where(*extent[:3], scope, key))
+                continue
+            chunk = _Chunk(extent.block, scope, key, extent.length_bytes, extent.checksum)
+            view.chunks[extent.segment].append(chunk)
+    return view
+
+
+def _shallow(store: Store, view: _View) -> Iterator[Finding]:
+    """Everything but the chunks' bytes."""
+    yield from _files(store, view.segments)
+    for where in view.misplaced:
+        yield Finding(Kind.PLACE, where, f"chunk {_short(where)} lies in no segment that is in force")
+    yield from _sums(view)
+    for number, segment in view.segments.items():
+        if segment.state in (SegmentState.OPEN, SegmentState.SEALED):
+            yield from _segment(store, number, segment, view.chunks.get(number, ()))
+
+
+def _files(store: Store, segments: Mapping[int, Segment]) -> Iterator[Finding]:
     on_disk = store.directory.segment_files().keys()
     for number in sorted(on_disk - segments.keys()):
-        yield Finding("orphan", str(number), f"segment file {number} is in no record of the index")
+        text = f"segment file {number} is in no record of the index"
+        yield Finding(Kind.ORPHAN, Where(number), text)
     for number in sorted(segments.keys() - on_disk):
-        yield Finding("lost file", str(number), f"segment {number} has a record and no file")
+        where = Where(number, segments[number].generation)
+        yield Finding(Kind.LOST_FILE, where, f"segment {number} has a record and no file")
 
 
-def _headers(store: Store, segments: dict[int, Segment]) -> Iterator[Finding]:
-    for number, segment in segments.items():
-        if segment.state not in (SegmentState.SEALED, SegmentState.OPEN):
-            continue
-        with _opened(store, number, segment.generation) as file:
-            if file is None:
-                continue
-            header = file.read_header()
-            if header is None or header.name != file.name:
-                yield Finding("header", str(number), f"segment {number} begins with no header of its own")
-            elif segment.state is SegmentState.SEALED and file.read_trailer() is None:
-                yield Finding(
-                    "trailer", str(number), f"segment {number} is sealed and its trailer is damaged"
-                )
-
-
-def _places(
-    store: Store, segments: dict[int, Segment], extents: list[tuple[int, ChunkKey, Extent]]
-) -> Iterator[Finding]:
-    blocks = store.directory.facts.segment_bytes // BLOCK_BYTES
-    for _, key, extent in extents:
-        segment = segments.get(extent.segment)
-        fits = extent.block + blocks_of(extent.length_bytes) <= blocks
-        if segment is None or segment.generation != extent.generation or not fits:
-            yield Finding("place", key.hex(), f"chunk {key.hex()[:16]} lies in no segment that is in force")
-
-
-def _sums(segments: dict[int, Segment], extents: list[tuple[int, ChunkKey, Extent]]) -> Iterator[Finding]:
-    chunks: Counter[int] = Counter()
-    size_bytes: Counter[int] = Counter()
-    for _, _, extent in extents:
-        segment = segments.get(extent.segment)
-        if segment is not None and segment.generation == extent.generation:
-            chunks[extent.segment] += 1
-            size_bytes[extent.segment] += extent.length_bytes
-    for number, segment in segments.items():
-        if (segment.live_chunks, segment.live_bytes) != (chunks[number], size_bytes[number]):
-            yield Finding(
-                "sums",
-                str(number),
-                f"segment {number} counts {segment.live_chunks} chunks; the index has {chunks[number]} in it",
+def _sums(view: _View) -> Iterator[Finding]:
+    for number, segment in view.segments.items():
+        chunks = view.chunks.get(number, ())
+        size_bytes = sum(chunk.length_bytes for chunk in chunks)
+        if (segment.live_chunks, segment.live_bytes) != (len(chunks), size_bytes):
+            text = f"segment {number} counts {segment.live_chunks} chunks, {segment.live_bytes} bytes; "
+            text += f"there are {len(chunks)}, {size_bytes}"
+            yield Finding(Kind.SUMS, Where(number, segment.generation), text)
+    for digest, record in view.namespaces.items():
+        there = view.sums.get(record.scope, Sums())
+        if Sums(record.chunks, record.chunk_bytes, record.useful_bytes) != there:
+            text = (
+                f"namespace {digest.hex()[:12]} counts {record.chunks} chunks, {record.chunk_bytes} bytes, "
             )
+            text += f"{record.useful_bytes} of use; there are {there.chunks}, {there.size_bytes}, "
+            text += f"{there.useful_bytes}"
+            yield Finding(Kind.SUMS, Where(scope=record.scope, namespace=digest), text)
 
 
-def _contents(
-    store: Store,
-    scopes: dict[int, bytes],
-    extents: list[tuple[int, ChunkKey, Extent]],
-    told: Callable[[int], None],
-) -> Iterator[Finding]:
-    by_segment: dict[tuple[int, int], list[tuple[int, ChunkKey, Extent]]] = {}
-    for one in extents:
-        by_segment.setdefault((one[2].segment, one[2].generation), []).append(one)
-    for (number, generation), chunks in by_segment.items():
-        with _opened(store, number, generation) as file:
-            for scope, key, extent in sorted(chunks, key=lambda one: one[2].block):
-                told(1)
-                if file is not None and not _is_right(store, file, scopes[scope], key, extent):
-                    yield Finding("content", key.hex(), f"chunk {key.hex()[:16]} fails its checksum")
+def _segment(store: Store, number: int, segment: Segment, chunks: Sequence[_Chunk]) -> Iterator[Finding]:
+    """What a segment's file says about itself, beside what the index says."""
+    where = Where(number, segment.generation)
+    with _opened(store, number, segment.generation) as file:
+        if file is None:
+            return
+        # One that was just claimed has none yet; its first commit tells that it has.
+        begun = segment.state is SegmentState.SEALED or segment.end_block > FIRST_BLOCK
+        if begun and not _has_header(file):
+            yield Finding(Kind.HEADER, where, f"segment {number} does not begin with a header of its own")
+        if segment.state is SegmentState.SEALED:
+            batches = _trailer(file)
+            if batches is None:
+                yield Finding(Kind.TRAILER, where, f"segment {number} is sealed and its trailer is damaged")
+        else:
+            batches = None
+        if batches is None:
+            batches = _swept(file, segment.end_block)
+    listed = {
+        _Chunk(entry.block, batch.scope, entry.key, entry.length_bytes, entry.checksum)
+        for batch in batches
+        if not batch.removals
+        for entry in batch.entries
+    }
+    for chunk in chunks:
+        if chunk not in listed:
+            place = where._replace(block=chunk.block, scope=chunk.scope, key=chunk.key)
+            text = f"chunk {_short(place)} is in no table of segment {number} as the index has it"
+            yield Finding(Kind.TABLE, place, text)
 
 
-def _is_right(store: Store, file: SegmentFile, namespace: bytes, key: ChunkKey, extent: Extent) -> bool:
-    memory = scratch(extent.length_bytes)
-    done = read_all(store.directory.files, file.fd, [memory], extent.block * BLOCK_BYTES)
-    payload = memory[: extent.length_bytes]
-    return done >= extent.length_bytes and ChunkChecksum(namespace).of(key, payload) == extent.checksum
-
-
-class _opened:
-    """A segment's file for a while, None where there is none."""
-
-    def __init__(self, store: Store, number: int, generation: int) -> None:
-        self._store, self._number, self._generation = store, number, generation
-        self._file: SegmentFile | None = None
-
-    def __enter__(self) -> SegmentFile | None:
-        directory = self._store.directory
-        try:
-            fd = directory.files.open_data(directory.segment_path(self._number))
-        except FileNotFoundError:
-            return None
-        name = SegmentName(directory.facts.store, self._number, self._generation)
-        self._file = SegmentFile(directory.files, fd, name, directory.facts.segment_bytes)
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._store.directory.files.close(self._file.fd)
-
-
-def _repair(store: Store, finding: Finding) -> bool:
-    """Mend one finding; False where it takes a server's restart, or somebody is just using the place."""
-    mend = {
-        "orphan": _remove_file,
-        "trailer": _write_trailer,
-        "lost file": _forget_segment,
-        "header": _forget_segment,
-        "sums": _count_again,
-        "place": _forget_chunk,
-        "content": _forget_chunk,
-    }[finding.kind]
-    return mend(store, finding.place)
-
-
-def _remove_file(store: Store, place: str) -> bool:
-    def change(txn: Transaction) -> bool:
-        path = store.directory.segment_path(int(place))
-        if txn.segment(int(place)) is not None or not path.exists():
-            return False
-        fd = store.directory.files.open_data(path, write=True)
-        try:
-            if not store.directory.files.try_lock(fd, CLAIM_BYTE, exclusive=True):
-                return False
-            store.directory.files.unlink(path)
-            return True
-        finally:
-            store.directory.files.close(fd)
-
-    return store.index.write(change)
-
-
-def _write_trailer(store: Store, place: str) -> bool:
-    with store.index.read() as txn:
-        segment = txn.segment(int(place))
-    if segment is None or segment.state is not SegmentState.SEALED:
-        return False
-    files, directory = store.directory.files, store.directory
-    fd = files.open_data(directory.segment_path(int(place)), write=True)
+@contextlib.contextmanager
+def _opened(store: Store, number: int, generation: int) -> Iterator[SegmentFile | None]:
+    """The segment's file, None where there is none."""
+    directory = store.directory
+    name = SegmentName(directory.facts.store, number, generation)
     try:
-        if not files.try_lock(fd, CLAIM_BYTE, exclusive=True):
-            return False
-        name = SegmentName(directory.facts.store, int(place), segment.generation)
-        file = SegmentFile(files, fd, name, directory.facts.segment_bytes)
-        file.write_trailer([batch.encode() for batch in file.sweep(segment.end_block)])
-        return True
+        fd = directory.files.open_data(directory.segment_path(number))
+    except FileNotFoundError:
+        fd = None
+    try:
+        yield None if fd is None else SegmentFile(directory.files, fd, name, directory.facts.segment_bytes)
     finally:
-        files.close(fd)
+        if fd is not None:
+            directory.files.close(fd)
 
 
-def _forget_segment(store: Store, place: str) -> bool:
-    """Drop what the index has in a segment that cannot be read; its room is reclaimed as any other's."""
-
-    def change(txn: Transaction) -> bool:
-        ledger = Ledger(txn)
-        for scope, key, extent in list(txn.extents()):
-            if extent.segment == int(place):
-                ledger.forget(scope, key, extent)
-        ledger.close()
-        return True
-
-    return store.index.write(change)
+# A device that refuses to read is no reason to stop: what it refused is damaged.
 
 
-def _count_again(store: Store, place: str) -> bool:
-    def change(txn: Transaction) -> bool:
-        segment = txn.segment(int(place))
-        if segment is None:
-            return False
-        here = [
-            extent.length_bytes
-            for _, _, extent in txn.extents()
-            if (extent.segment, extent.generation) == (int(place), segment.generation)
-        ]
-        txn.put_segment(int(place), segment._replace(live_chunks=len(here), live_bytes=sum(here)))
-        return True
-
-    return store.index.write(change)
+def _has_header(file: SegmentFile) -> bool:
+    try:
+        header = file.read_header()
+    except OSError:
+        return False
+    return header is not None and header.name == file.name
 
 
-def _forget_chunk(store: Store, place: str) -> bool:
-    def change(txn: Transaction) -> bool:
-        ledger, forgotten = Ledger(txn), False
-        for scope, key, extent in list(txn.extents()):
-            if key.hex() == place:
-                ledger.forget(scope, key, extent)
-                forgotten = True
-        ledger.close()
-        return forgotten
+def _trailer(file: SegmentFile) -> list[Batch] | None:
+    try:
+        return file.read_trailer()
+    except OSError:
+        return None
 
-    return store.index.write(change)
+
+def _swept(file: SegmentFile, end_block: int) -> list[Batch]:
+    batches = []
+    try:
+        for batch in file.sweep(end_block):
+            batches.append(batch)
+    except OSError:
+        pass  # chunks of what follows are found to be in no table
+    return batches
+
+
+def _contents(store: Store, view: _View, known: set[Where], told: Progress) -> Iterator[Finding]:
+    digests = {record.scope: digest for digest, record in view.namespaces.items()}
+    total = sum(chunk.scope in digests for chunks in view.chunks.values() for chunk in chunks)
+    done = 0
+    for number, chunks in view.chunks.items():
+        generation = view.segments[number].generation
+        for chunk in sorted(chunks):
+            if chunk.scope not in digests:  # of a past epoch: no lookup finds it
+                continue
+            done += 1
+            told(done, total)
+            where = Where(number, generation, chunk.block, chunk.scope, chunk.key)
+            if where not in known and not _is_right(store, where, chunk, digests[chunk.scope]):
+                text = f"chunk {_short(where)} cannot be read or fails its checksum"
+                yield Finding(Kind.CONTENT, where, text)
+
+
+def _is_right(store: Store, where: Where, chunk: _Chunk, namespace: bytes) -> bool:
+    readers = Readers(store.directory.files, store.directory, store.index, namespace)
+    try:
+        fd = readers.acquire(where.segment, where.generation)
+        if fd is None:
+            return True  # that life has ended: the chunk is not there any more
+        try:
+            return _reads_right(store, fd, chunk, namespace) or not _is_still_there(store, where)
+        finally:
+            readers.release(where.segment)
+    except FileNotFoundError:
+        return True  # the file is lost, which is a finding of its own
+    finally:
+        readers.close()
+
+
+def _reads_right(store: Store, fd: int, chunk: _Chunk, namespace: bytes) -> bool:
+    memory = scratch(chunk.length_bytes)
+    try:
+        done = read_all(store.directory.files, fd, [memory], chunk.block * BLOCK_BYTES)
+    except OSError:
+        return False
+    payload = memory[: chunk.length_bytes]
+    return done >= chunk.length_bytes and ChunkChecksum(namespace).of(chunk.key, payload) == chunk.checksum
+
+
+def _is_still_there(store: Store, where: Where) -> bool:
+    with store.index.read() as txn:
+        extent = txn.extent(where.scope, where.key)
+    return extent is not None and extent[:3] == where[:3]
+
+
+def _short(where: Where) -> str:
+    return where.key.hex()[:16]

@@ -29,11 +29,6 @@ class Store:
     directory: StoreDirectory
     index: Index
 
-    def chunks_count(self) -> int:
-        """Chunks in the index, those of past epochs too."""
-        with self.index.read() as txn:
-            return txn.extents_count()
-
 
 def is_store(root: Path) -> bool:
     return (root / "kvtier.json").is_file()
@@ -88,6 +83,29 @@ def open_existing(files: Files, root: Path) -> Store:
     Raises:
         TierUnavailable: there is no store, or it cannot be used.
     """
+    return _open_existing(files, root, _open_index)
+
+
+def open_untouched(files: Files, root: Path) -> Store:
+    """Open a store that is there as it is.
+
+    Raises:
+        IndexDamaged: the index is lost or torn, and nobody else has the store open.
+        TierUnavailable: there is no store, or it cannot be used.
+    """
+    return _open_existing(files, root, _whole_index)
+
+
+def open_rebuilt(files: Files, root: Path) -> Store:
+    """Open a store that is there with an index made anew from its segments.
+
+    Raises:
+        TierUnavailable: somebody else has it open, there is no store, or it cannot be used.
+    """
+    return _open_existing(files, root, _sole_index_anew)
+
+
+def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirectory], Index]) -> Store:
     if not is_store(root):
         raise TierUnavailable("nvme", f"{root} is no store: it has no kvtier.json")
     directory = StoreDirectory.open(files, root, Facts(b"", 0, 0))
@@ -95,7 +113,7 @@ def open_existing(files: Files, root: Path) -> Store:
         undo.callback(directory.close)
         with mapped_os_errors(root):
             _probe_direct(files, directory)
-            index = _open_index(directory)
+            index = open_index(directory)
             undo.callback(index.close)
             index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
             directory.ready()
@@ -181,12 +199,29 @@ def _probe_direct(files: Files, directory: StoreDirectory) -> None:
 
 def _open_index(directory: StoreDirectory) -> Index:
     try:
+        return _whole_index(directory)
+    except IndexDamaged as error:
+        if directory.segment_files():
+            logger.warning("%s; rebuilding the index of %s", error, directory.root)
+    return _index_anew(directory)
+
+
+def _whole_index(directory: StoreDirectory) -> Index:
+    try:
         return _trusted_index(directory)
     except IndexDamaged as error:
         if not directory.alone:
             raise TierUnavailable("nvme", f"{error}, and other processes use the store; stop them") from error
-        if directory.segment_files():
-            logger.warning("%s; rebuilding the index of %s", error, directory.root)
+        raise
+
+
+def _sole_index_anew(directory: StoreDirectory) -> Index:
+    if not directory.alone:
+        raise TierUnavailable("nvme", f"other processes use {directory.root}; stop them to rebuild its index")
+    return _index_anew(directory)
+
+
+def _index_anew(directory: StoreDirectory) -> Index:
     for path in directory.index_path.glob("*.mdb"):
         directory.files.unlink(path)
     index = Index.open(directory.index_path, directory.facts.index_bytes)

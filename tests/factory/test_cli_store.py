@@ -8,17 +8,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import damage
 import pytest
-from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, filled, keys_of, opened, right, stored
+from nvme_rig import CHUNK_BYTES, keys_of, opened, right, stored
 from typer.testing import CliRunner
 
 from kvtier.factory.cli import app, main
-from kvtier.tiers.files import BLOCK_BYTES, Files, allocated_bytes
-from kvtier.tiers.fsck import check
+from kvtier.tiers.files import BLOCK_BYTES, allocated_bytes
 from kvtier.tiers.identity import Identity
-from kvtier.tiers.index import Extent
 from kvtier.tiers.nvme import NvmeTier
-from kvtier.tiers.store import Store, close_store, open_existing
 
 CHUNKS = 40
 
@@ -56,14 +54,6 @@ def path(tmp_path: Path) -> Path:
 
     with_tier(path, fill)
     return path
-
-
-def change(path: Path, work: Callable[[Store], object]) -> None:
-    store = open_existing(Files(), path)
-    try:
-        work(store)
-    finally:
-        close_store(store)
 
 
 def test_du_tells_what_was_ever_of_use(path: Path) -> None:
@@ -112,8 +102,7 @@ def test_rm_removes_what_all_options_name_and_no_more(path: Path, options: list[
 
 def test_what_rm_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
     run_json("rm", str(path), "--never-read")
-    for file in (path / "index").iterdir():
-        file.unlink()
+    damage.lose_index(path)
     assert run_json("du", str(path))["live_chunks"] == 10
 
 
@@ -148,106 +137,43 @@ def test_a_whole_store_is_clean(path: Path) -> None:
     assert run("fsck", str(path), "--deep")[0] == 0
 
 
-def flip(path: Path, key: bytes) -> None:
-    """Flip a byte in the middle of a chunk."""
-
-    def place(store: Store) -> None:
-        with store.index.read() as txn:
-            found = next(extent for _, name, extent in txn.extents() if name == key)
-        file = store.directory.segment_path(found.segment)
-        with file.open("r+b") as data:
-            data.seek(found.block * BLOCK_BYTES + 8 * KIB)
-            byte = data.read(1)
-            data.seek(-1, 1)
-            data.write(bytes([byte[0] ^ 1]))
-
-    change(path, place)
-
-
-def misplaced(store: Store) -> None:
-    def put(txn: Any) -> None:
-        scope = txn.namespace(IDENTITY.digest).scope
-        txn.put_extent(scope, b"nowhere", Extent(999, 1, 1, CHUNK_BYTES, 1, 1, 0, 0))
-
-    store.index.write(put)
-
-
-def miscounted(store: Store) -> None:
-    def put(txn: Any) -> None:
-        number, segment = next(iter(txn.segments().items()))
-        txn.put_segment(number, segment._replace(live_chunks=segment.live_chunks + 5))
-
-    store.index.write(put)
-
-
-def orphaned(store: Store) -> None:
-    store.directory.segment_path(77).write_bytes(bytes(BLOCK_BYTES))
-
-
-def unfiled(store: Store) -> None:
-    next(iter(store.directory.segment_files().values())).unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "kind"),
-    [
-        (misplaced, "place"),
-        (miscounted, "sums"),
-        (orphaned, "orphan"),
-        (unfiled, "lost file"),
-        (lambda store: flip(store.directory.root, keys_of(7, 1)[0]), "content"),
-    ],
-    ids=["place", "sums", "orphan", "lost file", "content"],
-)
-def test_each_kind_of_damage_is_found_and_mended(
-    path: Path, damage: Callable[[Store], None], kind: str
-) -> None:
-    change(path, damage)
+def test_fsck_exits_with_1_until_what_it_found_is_mended(path: Path) -> None:
+    key = keys_of(7, 1)[0]
+    damage.using(path, damage.flipped(key))
+    assert run("fsck", str(path))[0] == 0, "only --deep reads chunks"
     code, text = run("fsck", str(path), "--deep")
     assert code == 1
-    assert f"{kind}: " in text
-    assert run("fsck", str(path), "--deep", "--repair")[0] == 0
-    if kind != "lost file":  # the record goes when its room is asked for
-        assert run("fsck", str(path), "--deep")[0] == 0
-
-
-def test_a_damaged_trailer_is_found_and_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    with_tier(path, lambda tier: stored(tier, keys_of(0, 200)))
-
-    def damage(store: Store) -> None:
-        with store.index.read() as txn:
-            sealed = next(n for n, segment in txn.segments().items() if segment.state.name == "SEALED")
-        with store.directory.segment_path(sealed).open("r+b") as data:
-            data.seek(-BLOCK_BYTES, 2)
-            data.write(bytes(BLOCK_BYTES))
-
-    change(path, damage)
-    assert run("fsck", str(path))[0] == 1
-    assert run("fsck", str(path), "--repair")[0] == 0
+    assert f"content: chunk {key.hex()[:16]}" in text
+    code, text = run("fsck", str(path), "--deep", "--json")
+    assert code == 1
+    (finding,) = json.loads(text)["findings"]
+    assert (finding["kind"], finding["place"]) == ("content", key.hex())
+    code, text = run("fsck", str(path), "--deep", "--repair")
+    assert code == 0
+    assert "1 findings, 1 mended" in text
     assert run("fsck", str(path), "--deep")[0] == 0
 
 
-async def test_nothing_is_found_wrong_while_a_server_writes_and_reclaims(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    tier = await opened(path, capacity_bytes=8 << 20)
-    stop = asyncio.Event()
+def test_fsck_rebuilds_a_lost_index_only_when_told_to(path: Path) -> None:
+    damage.lose_index(path)
+    code, text = run("fsck", str(path))
+    assert code == 1
+    assert text.startswith("index: ")
+    assert run("fsck", str(path), "--repair")[0] == 0
+    assert run_json("du", str(path))["live_chunks"] == CHUNKS
 
-    async def write() -> None:
-        first = 0
-        while not stop.is_set():
-            keys = keys_of(first, 16)
-            await tier.store(keys, filled(keys))
-            first += 16
 
-    writing = asyncio.ensure_future(write())
-    store = await asyncio.to_thread(open_existing, Files(), path)
-    try:
-        for _ in range(3):
-            report = await asyncio.to_thread(check, store, deep=True, repair=False, told=lambda _: None)
-            assert report.findings == ()
-    finally:
-        stop.set()
-        await writing
-        await asyncio.to_thread(close_store, store)
-        await tier.close()
+def test_fsck_exits_with_2_where_it_cannot_look(path: Path) -> None:
+    path.chmod(0o755)  # anybody could have written to it
+    code, _ = run("fsck", str(path))
+    assert code == 2
+
+
+def test_all_four_work_while_a_server_has_the_directory_open(path: Path) -> None:
+    async def work(tier: NvmeTier) -> None:
+        for command in (["du"], ["ls"], ["fsck", "--deep", "--repair"], ["rm", "--never-read"]):
+            code, output = await asyncio.to_thread(run, command[0], str(path), *command[1:])
+            assert code == 0, output
+        assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, 10)
+
+    with_tier(path, work)
