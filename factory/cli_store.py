@@ -25,6 +25,8 @@ EXIT_FOUND = 1  # fsck: something is wrong
 EXIT_UNCHECKED = 2  # fsck: it could not be checked
 EXIT_INTERRUPTED = 130
 
+DIGEST_DIGITS = 12  # shown of a digest; enough for `rm --namespace`
+
 AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
@@ -47,6 +49,7 @@ def du(path: Directory, as_json: AsJson = False) -> None:
         ("chunks", f"{found.live_chunks}, {format_size(found.live_bytes)}"),
         ("read back", f"{format_size(found.useful_bytes)} ({share:.1f} %)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
+        ("quarantined", f"{found.quarantined} chunks"),
     )
 
 
@@ -66,15 +69,28 @@ def ls(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("namespace", "digest", "epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("namespace", overflow="fold")
+    table.add_column("digest", min_width=DIGEST_DIGITS, no_wrap=True)  # whole: `rm` takes it
+    for name in ("epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest"):
+        table.add_column(name, justify="right")
     now_s = time.time()
     for one in found:
         ages = (_age(now_s - one.newest_s), _age(now_s - one.oldest_s)) if one.chunks else ("-", "-")
         counts = (one.epoch, one.chunks, format_size(one.chunk_bytes), one.never_read_chunks, one.hits)
-        table.add_row(one.label, one.digest[:12], *map(str, counts), *ages)
+        table.add_row(one.label, one.digest[:DIGEST_DIGITS], *map(str, counts), *ages)
     Console().print(table)
-    for one in found if fields else ():
-        _print_pairs((f"{one.label} {one.digest[:12]}", ""), *((f"  {k}", v) for k, v in one.fields.items()))
+    for one in found:
+        shown = one.fields if fields else one.differing
+        if shown:
+            head = (
+                one.digest[:DIGEST_DIGITS]
+                if fields
+                else f"{one.digest[:DIGEST_DIGITS]}, where those of its name differ:"
+            )
+            values = ((f"  {field}", "-" if value is None else value) for field, value in shown.items())
+            typer.echo(f"{one.label} {head}")
+            _print_pairs(*values)
 
 
 def rm(
@@ -121,7 +137,9 @@ def rm(
         typer.echo(json.dumps(whole, indent=2))
         return
     for one in removed:
-        typer.echo(f"{one.label} {one.digest.hex()[:12]}: {one.chunks} chunks, {format_size(one.size_bytes)}")
+        typer.echo(
+            f"{one.label} {one.digest.hex()[:DIGEST_DIGITS]}: {one.chunks} chunks, {format_size(one.size_bytes)}"
+        )
     typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .files import allocated_bytes
@@ -21,6 +22,7 @@ class Usage:
         live_bytes: of chunks that a lookup would find.
         useful_bytes: of those chunks that were ever read back.
         segments: how many there are in each state.
+        quarantined: how many chunks there is evidence of that failed their checksum.
     """
 
     allocated_bytes: int
@@ -30,15 +32,22 @@ class Usage:
     live_bytes: int
     useful_bytes: int
     segments: dict[str, int]
+    quarantined: int
 
 
 @dataclass(frozen=True, slots=True)
 class NamespaceUsage:
-    """One namespace and what it holds; times are seconds since 1970, 0 where there are no chunks."""
+    """One namespace and what it holds; times are seconds since 1970, 0 where there are no chunks.
+
+    Attributes:
+        differing: the fields in which the namespaces of this label are not all alike, with this one's
+            values; None where it lacks one that another has.
+    """
 
     digest: str
     label: str
     fields: dict[str, str]
+    differing: dict[str, str | None]
     epoch: int
     chunks: int
     chunk_bytes: int
@@ -75,6 +84,7 @@ def usage(store: Store) -> Usage:
         live_bytes=sum(one.chunk_bytes for one in in_force),
         useful_bytes=sum(one.useful_bytes for one in in_force),
         segments={state.name.lower(): states.count(state) for state in SegmentState},
+        quarantined=len(list(store.directory.quarantine_path.glob("*.chunk"))),
     )
 
 
@@ -85,23 +95,40 @@ def namespaces(store: Store) -> list[NamespaceUsage]:
         records, sums = txn.namespaces(), _by_scope(txn)
     found = []
     for digest, record in records.items():
-        file, one = files.get(digest), sums.get(record.scope, _Sums())
+        file, held = files.get(digest), sums.get(record.scope, _Sums())
         found.append(
             NamespaceUsage(
                 digest=digest.hex(),
                 label=file.identity.label if file else digest.hex()[:12],
                 fields=dict(file.identity.fields) if file else {},
+                differing={},
                 epoch=record.epoch,
-                chunks=one.chunks,
-                chunk_bytes=one.chunk_bytes,
-                never_read_chunks=one.never_read_chunks,
+                chunks=held.chunks,
+                chunk_bytes=held.chunk_bytes,
+                never_read_chunks=held.never_read_chunks,
                 hits=record.hits,
                 hit_bytes=record.hit_bytes,
-                oldest_s=one.oldest_s,
-                newest_s=one.newest_s,
+                oldest_s=held.oldest_s,
+                newest_s=held.newest_s,
             )
         )
-    return sorted(found, key=lambda one: (one.label, one.digest))
+    found.sort(key=lambda one: (one.label, one.digest))
+    by_label: dict[str, list[NamespaceUsage]] = {}
+    for one in found:
+        by_label.setdefault(one.label, []).append(one)
+    return [replace(one, differing=_differing(one, group)) for group in by_label.values() for one in group]
+
+
+def _differing(one: NamespaceUsage, group: Sequence[NamespaceUsage]) -> dict[str, str | None]:
+    readable = [other.fields for other in group if other.fields]  # of the others nothing is known
+    if not one.fields:
+        return {}
+    named = dict.fromkeys(field for fields in readable for field in fields)
+    return {
+        field: one.fields.get(field)
+        for field in named
+        if any(fields.get(field) != one.fields.get(field) for fields in readable)
+    }
 
 
 def _by_scope(txn: Transaction) -> dict[int, _Sums]:
@@ -118,4 +145,7 @@ def _by_scope(txn: Transaction) -> dict[int, _Sums]:
 
 
 def _size(path: Path) -> int:
-    return allocated_bytes(path) if path.is_dir() else path.stat().st_blocks * 512
+    try:
+        return allocated_bytes(path)
+    except FileNotFoundError:  # a server has removed it since it was listed
+        return 0

@@ -77,9 +77,24 @@ def test_ls_shows_each_namespace_and_its_fields(path: Path) -> None:
     assert found["m"]["never_read_chunks"] == CHUNKS - 10
     assert found["m"]["hits"] == 10
     assert found["other"]["fields"] == {"model": "other", "dtype": "float16"}
+    code, text = run("ls", str(path))
+    assert code == 0
+    assert "float16" not in text
+    assert found["m"]["digest"][:12] in text, "as much as rm needs, on a narrow terminal too"
     code, text = run("ls", str(path), "--fields")
     assert code == 0
     assert "float16" in text
+
+
+def test_ls_says_in_which_fields_two_namespaces_of_one_model_differ(path: Path) -> None:
+    other = Identity({"model": "m", "dtype": "float16", "tp": "2"})
+    with_tier(path, lambda tier: stored(tier, keys_of(0, 3)), identity=other)
+    code, text = run("ls", str(path))
+    assert code == 0
+    after = text[text.index("where those of its name differ") :]
+    assert "bfloat16" in after
+    assert "float16" in after
+    assert "model" not in after
 
 
 @pytest.mark.parametrize(
