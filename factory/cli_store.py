@@ -137,9 +137,8 @@ def rm(
         typer.echo(json.dumps(whole, indent=2))
         return
     for one in removed:
-        typer.echo(
-            f"{one.label} {one.digest.hex()[:DIGEST_DIGITS]}: {one.chunks} chunks, {format_size(one.size_bytes)}"
-        )
+        name = f"{one.label} {one.digest.hex()[:DIGEST_DIGITS]}"
+        typer.echo(f"{name}: {one.chunks} chunks, {format_size(one.size_bytes)}")
     typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")
 
 
