@@ -11,6 +11,7 @@ costs kvtier is shown apart.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -35,7 +36,17 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from stores import MIB, Kvtier, Memory, Pages, Store, VllmFs, drop_page_cache_of, fio_bytes_per_second
+from stores import (
+    MIB,
+    Kvtier,
+    Memory,
+    Pages,
+    Store,
+    VllmFs,
+    drop_page_cache_of,
+    fio_bytes_per_second,
+    keep_apart,
+)
 
 KIB = 1024
 GIB = 1 << 30
@@ -49,6 +60,7 @@ QUICK_SIZES = (64 * KIB, 256 * KIB)
 QUICK_BYTES = 128 * MIB
 LOOKUP_COUNTS = (10_000, 100_000, 1_000_000)
 
+CAPACITY_BYTES = 64 * GIB  # as in a server; it sets how large segments are, and nothing is near it
 FLUSHES = 5
 WIDTH = 110  # of the table where nobody looks at a terminal
 
@@ -123,17 +135,18 @@ def run_pair(name: str, root: Path, pages: Pages, storing: Case) -> dict[str, Sa
     """One store stores and loads the requests of a case, from an empty directory."""
     loading = replace(storing, direction="load")
     memory = Memory(pages, storing.requests * REQUEST_CHUNKS, storing.chunk_bytes)
-    path = root / name
-    shutil.rmtree(path, ignore_errors=True)
-    store = STORES[name](path, memory, 4 * storing.total_bytes + 512 * MIB)
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+    store = STORES[name](path / "store", memory, CAPACITY_BYTES)
     try:
         store.store(*_request(0, b"warm")).result()  # files and threads that are made once
+        _settle_heap()
         stored = timed(storing, store.store)
         drop_page_cache_of(path)
         memory.forget()
         loaded = timed(loading, store.load)
         memory.check()
     finally:
+        gc.unfreeze()
         store.close()
         shutil.rmtree(path, ignore_errors=True)
     return {storing.name: stored, loading.name: loaded}
@@ -153,6 +166,12 @@ def compare(root: Path, cases: Sequence[Case], runs: int, progress: Progress) ->
             _fio_limits(root, storing, limits)
             progress.advance(task)
     return {"samples": samples, "limits": limits}
+
+
+def _settle_heap() -> None:
+    """As vLLM does once it is up: a collector that walks all its modules would be measured otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def _rotated(names: list[str], turns: int) -> list[str]:
@@ -197,7 +216,7 @@ def summarised(found: dict[str, Any]) -> dict[str, Any]:
 def flush_cost(root: Path, chunk_bytes: int) -> dict[str, float]:
     """What making one request durable costs beside storing it, in milliseconds; medians."""
     memory = Memory(Pages(REQUEST_CHUNKS * chunk_bytes), REQUEST_CHUNKS, chunk_bytes)
-    store = Kvtier(root / "flush", memory, 4 * GIB)
+    store = Kvtier(root / "flush", memory, CAPACITY_BYTES)
     rows = list(range(REQUEST_CHUNKS))
     stores_s, flushes_s = [], []
     try:
@@ -296,6 +315,7 @@ def scratch(parent: Path | None) -> Iterator[Path]:
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="kvtier-bench-", dir=parent or Path.cwd())).resolve()
+    keep_apart(root)
     try:
         yield root
     finally:

@@ -5,10 +5,12 @@ All of them move the same bytes from and to the same memory.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,6 +28,12 @@ from kvtier.tiers.nvme import NvmeTier
 MIB = 1 << 20
 POLL_S = 0.0002  # between two looks at a peer's finished jobs; about its own wake-up cost
 FIO_RUNTIME_MAX_S = 60
+
+# Of an inode, as `chattr +T` sets them.
+_FLAGS = struct.Struct("l")
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+_TOP_OF_TREES = 0x00020000
+
 RANDOM_BYTES = 16 * MIB  # repeated; no drive finds that far apart repetitions
 
 
@@ -278,3 +286,20 @@ def drop_page_cache_of(path: Path) -> None:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)
+
+
+def keep_apart(root: Path) -> None:
+    """Have ext4 put each directory that is made in `root` into a region of its own; elsewhere, do nothing.
+
+    ext4 without a journal does not use the inode of a deleted file again for minutes, and looks at each such
+    inode of a region whenever it makes a file there. Those who make a file a chunk would pay for what the
+    run before has deleted: their stores were up to ten times slower. A server's drive is not in that state.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _GET_FLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(fd, _SET_FLAGS, _FLAGS.pack(flags | _TOP_OF_TREES))
+    except OSError:
+        return  # another file system
+    finally:
+        os.close(fd)

@@ -119,18 +119,28 @@ class Appender:
         self._retired: set[OpenSegment] = set()
         self._rolling: asyncio.Task[bool] | None = None
         self._sealing: set[asyncio.Task[None]] = set()
+        self._undurable: OSError | TierError | None = None  # what the next flush has to tell
         self._order = 0
         self.evicted_chunks = 0
         self.io_errors = 0
 
     async def append(
-        self, target: Target, chunks: Sequence[tuple[ChunkKey, Buffer]], accept: Accept
+        self,
+        target: Target,
+        chunks: Sequence[tuple[ChunkKey, Buffer]],
+        accept: Accept,
+        *,
+        order: int | None = None,
     ) -> dict[ChunkKey, Failure]:
-        """Write the chunks and commit what `accept` takes; returns why the others failed."""
+        """Write the chunks and commit what `accept` takes; returns why the others failed.
+
+        `order` is when the chunks were known to be wanted: a removal after that counts, were the index
+        to be rebuilt. Now, if not given.
+        """
         batches: list[_Batch] = []
         failed: dict[ChunkKey, Failure] = {}
         try:
-            placed = await self._place_all(target, chunks, batches)
+            placed = await self._place_all(target, chunks, batches, order=order)
             failed.update((key, Failure.NO_SPACE) for key, _ in chunks[placed:])
             await self._lanes.store([call for batch in batches for call in batch.calls()])
             self._files.reached("data written")
@@ -154,16 +164,25 @@ class Appender:
                 calls.append(partial(batch.write_table, part, removals=True))
                 start += batch.placement.chunks
             await self._lanes.store(calls)
+            self.io_errors += sum(batch.error is not None for batch in batches)
         finally:
             for batch in batches:
                 self._settle(batch.segment, batch.table)
 
-    async def sync(self) -> None:
+    async def flush(self) -> None:
         """Make everything that was appended so far durable.
 
         Raises:
-            OSError: the device refused.
+            OSError, TierError: something appended since the last flush may be lost with the power, although
+                a later sync went well: a kernel tells a failed one only once.
         """
+        await self.sync()
+        if self._undurable is not None:
+            error, self._undurable = self._undurable, None
+            raise error
+
+    async def sync(self) -> None:
+        """Try to make everything that was appended so far durable; the next `flush` tells what failed."""
         segments = [segment for segment in (self._current, *self._retired) if segment and segment.unsynced]
         for segment in segments:  # all at once: none may be sealed and closed while another is synced
             segment.hold()
@@ -180,9 +199,17 @@ class Appender:
         segment.unsynced = False  # before the sync: what is written during it may not be covered
         try:
             await self._lanes.upkeep(partial(self._files.sync_data, segment.file.fd))
+        except OSError as error:
+            segment.unsynced = True
+            self._not_durable(segment, error)
         except BaseException:
             segment.unsynced = True
             raise
+
+    def _not_durable(self, segment: OpenSegment, error: OSError | TierError) -> None:
+        self.io_errors += 1
+        self._undurable = error
+        logger.warning("nvme: segment %d could not be made durable: %s", segment.name.segment, error)
 
     async def close(self) -> None:
         """Seal what is to be sealed, and leave the open segment to whoever comes next."""
@@ -201,6 +228,7 @@ class Appender:
         chunks: Sequence[tuple[ChunkKey, Buffer]],
         batches: list[_Batch],
         *,
+        order: int | None = None,
         pieces: bool = True,
     ) -> int:
         start = 0
@@ -213,12 +241,13 @@ class Appender:
                     return start
                 continue
             mine = rest[: placement.chunks] if pieces else ()
-            batches.append(_Batch(self._files, segment, placement, target, self._next_order(), mine))
+            when = self.next_order() if order is None else order
+            batches.append(_Batch(self._files, segment, placement, target, when, mine))
             start += placement.chunks
         return start
 
-    def _next_order(self) -> int:
-        # The clock orders batches of all processes; within one process it never goes back.
+    def next_order(self) -> int:
+        """A number for now: batches of one process in order, those of several by the clock."""
         self._order = max(self._order + 1, time.time_ns())
         return self._order
 
@@ -281,8 +310,7 @@ class Appender:
         try:
             await self._lanes.upkeep(partial(self._log.seal, segment))
         except (OSError, TierError) as error:
-            self.io_errors += 1
-            logger.warning("nvme: segment %d could not be sealed: %s", segment.name.segment, error)
+            self._not_durable(segment, error)
 
     # Committing.
 

@@ -70,13 +70,14 @@ class Carrier:
         Raises:
             OSError, TierError: it is left to whoever reclaims next.
         """
+        order = self._appender.next_order()  # before we look: what is removed from here on is removed later
         victim = await self._lanes.upkeep(self._log.begin_reclaim)
         if victim is None:
             return False
         try:
             if carry:
                 for group in _groups(self._chosen(victim)):
-                    await self._carry(group)
+                    await self._carry(group, order)
         except BaseException:
             self._log.abandon(victim)
             raise
@@ -90,7 +91,7 @@ class Carrier:
             if self._allowance.take(aligned(live.extent.length_bytes)):
                 yield live
 
-    async def _carry(self, group: list[Live]) -> None:
+    async def _carry(self, group: list[Live], order: int) -> None:
         namespace, scope = group[0].namespace, group[0].scope
         checksum = ChunkChecksum(namespace)
         wanted = list(_with_buffers(group))
@@ -106,7 +107,7 @@ class Carrier:
             (chunk.key, chunk.buffer) for chunk in wanted if chunk.key not in bad
         ]
         target = Target(namespace, scope, checksum)
-        failed = await self._appender.append(target, good, partial(_moved, scope, old))
+        failed = await self._appender.append(target, good, partial(_moved, scope, old), order=order)
         done = [old[key] for key, _ in good if key not in failed]
         self.carried_chunks += len(done)
         self.carried_bytes += sum(extent.length_bytes for extent in done)

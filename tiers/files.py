@@ -24,7 +24,7 @@ import stat
 import struct
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from typing import TypeVar
 import aiofiles.os
 
 from .base import Buffer
+from .settled import settled
 
 T = TypeVar("T")
 
@@ -306,20 +307,3 @@ class Lanes:
 
     def _stand_aside(self) -> None:
         self._quiet.wait(STORE_YIELD_S)
-
-
-async def settled(work: Awaitable[T], on_cancel: Callable[[], None] = lambda: None) -> T:
-    """Await `work`; when cancelled, await it all the same and only then pass the cancellation on."""
-    future = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        on_cancel()
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError:  # cancelled again; the buffers are still in use
-                continue
-        if not future.cancelled():
-            future.exception()  # seen; the cancellation is what the caller gets
-        raise

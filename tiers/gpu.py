@@ -30,7 +30,7 @@ from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from .copies import Copies, CopyJob, Lane, Mark
 from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
-from .files import settled
+from .settled import settled
 
 Tensor: TypeAlias = torch.Tensor
 

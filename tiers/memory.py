@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
+MEMORY_INFO = Path("/proc/meminfo")
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -40,12 +40,12 @@ _V2 = _Version("memory.max", "memory.current", "inactive_file")
 def memory_limit_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
     """The smaller of the physical memory and the limits of this process's control groups."""
     limits = (_number(folder / version.limit) for folder, version in _cgroup_folders(root, own))
-    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
+    return min([_physical_bytes("MemTotal"), *(limit for limit in limits if limit is not None)])
 
 
 def memory_left_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
     """What can still be taken without swapping, here and in each of this process's control groups."""
-    left = [psutil.virtual_memory().available]
+    left = [_physical_bytes("MemAvailable")]
     for folder, version in _cgroup_folders(root, own):
         limit, used = _number(folder / version.limit), _number(folder / version.used)
         if limit is not None and used is not None:
@@ -83,6 +83,13 @@ def untouched_bytes(path_prefix: str) -> int:
         except OSError:
             continue  # closed meanwhile, or another user's
     return sum(files.values())
+
+
+def _physical_bytes(field: str) -> int:
+    fields = dict(line.split(":", 1) for line in MEMORY_INFO.read_text().splitlines())
+    kib, unit = fields[field].split()
+    assert unit == "kB", "the kernel counts in KiB, and calls them kB"
+    return int(kib) * 1024
 
 
 def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, _Version]]:

@@ -7,8 +7,8 @@ together and checks each one's checksum. When the cap is reached, the oldest seg
 again (`log`), and what was read from it moves to the open one (`carry`).
 
 What a request waits for is a few calls on lane threads and one on the index thread. The rest is upkeep, in
-one task: syncing at most a second after a write, counting reads, keeping a free segment ahead, giving room
-back when others fill the file system.
+one task (`upkeep`): syncing at most a second after a write, counting reads, keeping a free segment ahead,
+giving room back when others fill the file system.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .append import Appender, Target
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
@@ -29,7 +29,7 @@ from .budget import Budget
 from .carry import Allowance, Carrier
 from .checksum import ChunkChecksum
 from .errors import TierError
-from .files import Files, Lanes, allocated_bytes
+from .files import Files, Lanes
 from .identity import Identity
 from .index import Extent, Namespace, Transaction
 from .ledger import Ledger
@@ -39,11 +39,11 @@ from .quarantine import Quarantine
 from .readers import Readers
 from .segment import Entry
 from .store import Store, close_store, invalidate, open_store
+from .upkeep import Read, Upkeep
 
 logger = logging.getLogger(__name__)
 
-UPKEEP_PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
-TOUCHES_MAX = 65536  # reads remembered until they are counted; more within a second are not
+LOOKS_MAX = 3  # of one load: a chunk that moves faster than that is evicted in truth
 LOG_PERIOD_S = 10.0  # between two lines about chunks that failed
 WRITE_AMPLIFICATION = 1.3
 
@@ -60,12 +60,6 @@ _COUNTERS = (
 )
 
 _NO_RECORD = Namespace(0, 0, 0, 0, 0, 0)
-
-
-class _Touch(NamedTuple):
-    scope: int
-    key: ChunkKey
-    extent: Extent
 
 
 class NvmeTier:
@@ -101,26 +95,27 @@ class NvmeTier:
         self._quarantine = Quarantine(files, self._directory.quarantine_path, budget.quarantine_bytes)
         self._allowance = Allowance(write_amplification)
         self._appender = Appender(
-            files, lanes, self._index, self._log, self._directory.facts.index_bytes, self._room_changed
+            files,
+            lanes,
+            self._index,
+            self._log,
+            self._directory.facts.index_bytes,
+            lambda: self._upkeep.room_changed(),
         )
         self._carrier = Carrier(
             files, lanes, self._directory, self._index, self._log, self._appender, self._allowance
         )
+        self._upkeep = Upkeep(lanes, store, self._log, self._appender, self._carrier, self._failed)
         self._files = files
         # Mutable state, changed on the loop only.
         self._counters = dict.fromkeys(_COUNTERS, 0)
-        self._touches: dict[_Touch, int] = {}
-        self._used_bytes = 0
         self._calls = 0  # stores, loads and the like under way
         self._idle = asyncio.Event()
         self._idle.set()
-        self._wake = asyncio.Event()
-        self._look_at_room = True
         self._logged_s = -LOG_PERIOD_S
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._last_record: Namespace | None = None  # once the store is left
-        self._upkeep = asyncio.create_task(self._keep_up())
 
     @staticmethod
     async def open(
@@ -189,12 +184,11 @@ class NvmeTier:
             if not allowed:
                 return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
             failed: dict[ChunkKey, Failure] = {}
-            wanted, scope = self._wanted(keys, buffers, failed)
-            pieces = plan_reads(self._files, self._readers, self._checksum, wanted)
-            await self._lanes.load(pieces)
-            condemned = self._collect(pieces, scope, failed)
-            if condemned:
-                await self._condemn(scope, condemned)
+            rest = list(zip(keys, buffers, strict=True))
+            for _ in range(LOOKS_MAX):
+                rest = await self._look(rest, failed)
+                if not rest:
+                    break
             return self._loaded(keys, buffers, failed)
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
@@ -213,8 +207,12 @@ class NvmeTier:
             TierError: the device refused; what was stored may be lost with the power.
         """
         with self._call() as allowed:
-            if allowed:
-                await self._sync()
+            if not allowed:
+                return
+            try:
+                await self._appender.flush()
+            except (OSError, TierError) as error:
+                raise TierError(self.name, f"what was written may not be durable: {error}") from error
 
     async def invalidate(self) -> None:
         """Raise the epoch: every older chunk of this namespace is a miss from now on, for every process."""
@@ -230,10 +228,11 @@ class NvmeTier:
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
         }
-        counters["io_errors"] += self._appender.io_errors
+        counters["io_errors"] += self._appender.io_errors + self._upkeep.io_errors
         namespace = self._record()
         gauges = {"useful_bytes": namespace.useful_bytes}
-        return TierStats(namespace.chunks, self._used_bytes, self._budget.capacity_bytes, counters, gauges)
+        used_bytes = self._upkeep.used_bytes
+        return TierStats(namespace.chunks, used_bytes, self._budget.capacity_bytes, counters, gauges)
 
     def watch(self, told: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
         """Say which of this namespace's chunks this process has evicted; called on threads of the tier."""
@@ -276,7 +275,7 @@ class NvmeTier:
         self._counters["stored_bytes"] += size_bytes
         self._allowance.stored(size_bytes)
         if Failure.NO_SPACE in failed.values():
-            self._room_changed()
+            self._upkeep.room_changed()
         return failed
 
     def _scope(self) -> int:
@@ -294,12 +293,26 @@ class NvmeTier:
 
     # Loading.
 
+    async def _look(
+        self, chunks: Sequence[tuple[ChunkKey, Buffer]], failed: dict[ChunkKey, Failure]
+    ) -> list[tuple[ChunkKey, Buffer]]:
+        """Load what the index has; returns what was no longer where the index had said."""
+        wanted, scope = self._wanted(chunks, failed)
+        pieces = plan_reads(self._files, self._readers, self._checksum, wanted)
+        await self._lanes.load(pieces)
+        condemned = self._collect(pieces, scope, failed)
+        if condemned:
+            await self._condemn(scope, condemned)
+        # Reclaimed between the question and the read; it may have been carried to another place.
+        return [(chunk.key, chunk.buffer) for chunk in wanted if failed.get(chunk.key) is Failure.MISSING]
+
     def _wanted(
-        self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
+        self, chunks: Sequence[tuple[ChunkKey, Buffer]], failed: dict[ChunkKey, Failure]
     ) -> tuple[list[Wanted], int]:
-        scope, extents = self._find(keys)
+        scope, extents = self._find([key for key, _ in chunks])
         wanted = []
-        for key, buffer, extent in zip(keys, buffers, extents, strict=True):
+        for (key, buffer), extent in zip(chunks, extents, strict=True):
+            failed.pop(key, None)
             if extent is None or extent.length_bytes != len(buffer):
                 failed[key] = Failure.MISSING
             else:
@@ -316,16 +329,12 @@ class NvmeTier:
             for position, wanted in enumerate(piece.chunks):
                 failure = piece.failed.get(position)
                 if failure is None:
-                    self._touch(_Touch(scope, wanted.key, wanted.extent))
+                    self._upkeep.count(Read(scope, wanted.key, wanted.extent))
                 else:
                     failed[wanted.key] = failure
                 if failure is Failure.CORRUPT:
                     condemned.append(wanted)
         return condemned
-
-    def _touch(self, touch: _Touch) -> None:
-        if touch in self._touches or len(self._touches) < TOUCHES_MAX:
-            self._touches[touch] = self._touches.get(touch, 0) + 1
 
     def _loaded(
         self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
@@ -378,60 +387,6 @@ class NvmeTier:
         ledger.close()
         return scope, gone
 
-    # Upkeep.
-
-    async def _keep_up(self) -> None:
-        while not self._closed:
-            self._wake.clear()  # before the work, so that what changes during it is not missed
-            await self._keep_up_once()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UPKEEP_PERIOD_S):
-                    await self._wake.wait()  # also set by a close
-
-    async def _keep_up_once(self) -> None:
-        try:
-            await self._sync()
-            await self._count_touches()
-            await self._keep_room()
-        except (OSError, TierError) as error:
-            self._counters["io_errors"] += 1
-            self._failed(f"upkeep: {error}")
-
-    async def _sync(self) -> None:
-        try:
-            await self._appender.sync()
-        except OSError as error:
-            raise TierError(self.name, f"what was written could not be made durable: {error}") from error
-
-    async def _count_touches(self) -> None:
-        if self._touches:
-            touches, self._touches = self._touches, {}
-            await self._lanes.index(partial(self._index.write, partial(_count, touches)))
-
-    async def _keep_room(self) -> None:
-        """Give back what is above the cap, forget what the index cannot hold, free a segment ahead."""
-        short = await self._lanes.upkeep(self._log.free_is_short)
-        if not short and not self._look_at_room:
-            return
-        self._look_at_room = False
-        self._index.free_dead_readers()
-        while await self._lanes.upkeep(self._log.excess_bytes) > 0:
-            if not await self._lanes.upkeep(self._log.shrink) and not await self._carrier.reclaim(
-                carry=False
-            ):
-                break
-        while await self._lanes.upkeep(self._log.index_is_tight):
-            if not await self._carrier.reclaim(carry=False):
-                break
-        while not await self._lanes.upkeep(self._log.room_ahead):
-            if not await self._carrier.reclaim(carry=True):
-                break
-        self._used_bytes = await self._lanes.upkeep(partial(allocated_bytes, self._directory.root))
-
-    def _room_changed(self) -> None:
-        self._look_at_room = True
-        self._wake.set()
-
     # Calls and their end.
 
     @contextlib.contextmanager
@@ -447,14 +402,8 @@ class NvmeTier:
                 self._idle.set()
 
     async def _close(self) -> None:
-        self._wake.set()
         await self._idle.wait()
-        await self._upkeep
-        try:
-            await self._appender.close()
-            await self._count_touches()
-        except (OSError, TierError) as error:
-            self._failed(f"close: {error}")
+        await self._upkeep.stop()
         self._readers.close()
         self._last_record = self._record()
         try:
@@ -489,10 +438,3 @@ class NvmeTier:
 def _first(scope: int, ledger: Ledger, entry: Entry, extent: Extent) -> Extent | None:
     """The first to store a key wins; the other's bytes are dead weight until their segment is reclaimed."""
     return extent if ledger.extent(scope, entry.key) is None else None
-
-
-def _count(touches: dict[_Touch, int], txn: Transaction) -> None:
-    ledger = Ledger(txn)
-    for (scope, key, extent), times in touches.items():
-        ledger.touch(scope, key, extent, times)
-    ledger.close()

@@ -109,12 +109,13 @@ class RefusingFiles(Files):
     """The real files, until the device refuses.
 
     Attributes:
-        writes, reads: the errno that every write or read fails with; 0 while it works.
+        writes, reads, syncs: the errno that each of them fails with; 0 while it works.
         free: what the file system says is free; None for the truth.
     """
 
     writes = 0
     reads = 0
+    syncs = 0
     free: int | None = None
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
@@ -131,6 +132,11 @@ class RefusingFiles(Files):
         if self.writes == errno.ENOSPC:
             raise OSError(self.writes, os.strerror(self.writes))
         super().allocate(fd, size_bytes)
+
+    def sync_data(self, fd: int) -> None:
+        if self.syncs:
+            raise OSError(self.syncs, os.strerror(self.syncs))
+        super().sync_data(fd)
 
     def free_bytes(self, path: Path) -> int:
         return super().free_bytes(path) if self.free is None else self.free

@@ -75,7 +75,7 @@ async def test_a_chunk_that_is_read_again_and_again_outlives_the_others(path: Pa
         await stored(tier, hot)
         for start in range(0, 2 * 1024, 8):
             assert await right(tier, hot) == hot
-            await tier._keep_up_once()
+            await tier._upkeep.once()
             await stored(tier, keys_of(start, 8))
         counters = tier.stats().counters
         assert 0 < counters["carried_bytes"] <= 0.3 * counters["stored_bytes"]

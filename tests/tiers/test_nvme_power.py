@@ -12,7 +12,8 @@ import pytest
 from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
-from kvtier.tiers.base import Failure
+from kvtier.tiers.base import Failure, RemoveReason
+from kvtier.tiers.errors import TierError
 from kvtier.tiers.files import allocated_bytes
 from kvtier.tiers.nvme import NvmeTier
 from kvtier.tiers.testing import aligned_buffers
@@ -92,6 +93,52 @@ async def test_a_device_that_refuses_a_read_fails_the_keys_and_keeps_the_chunks(
     files.reads = 0
     assert await right(tier, keys) == keys
     await tier.close()
+
+
+@pytest.mark.parametrize("chunks", [4, 64])  # within one segment, and over several that are sealed meanwhile
+async def test_a_flush_tells_of_a_sync_that_failed_also_before_it(tmp_path: Path, chunks: int) -> None:
+    files = RefusingFiles()
+    tier = await opened(tmp_path / "store", files=files, capacity_bytes=16 * MIB)
+    await stored(tier, keys_of(0, 4))
+    await tier.flush()
+    keys = keys_of(10, chunks)
+    files.syncs = errno.EIO
+    outcome = await tier.store(keys, filled(keys))
+    await tier._upkeep.once()
+    files.syncs = 0
+    with pytest.raises(TierError, match="may not be durable"):
+        await tier.flush()
+    await tier.flush()
+    assert await right(tier, keys) == list(outcome.succeeded)
+    await tier.close()
+
+
+async def test_a_removal_stays_one_after_a_power_loss(tmp_path: Path) -> None:
+    path, files = tmp_path / "store", UnsyncedFiles()
+    tier = await opened(path, files=files)
+    await stored(tier, keys_of(0, 8))
+    await tier.remove(keys_of(2, 3), RemoveReason.REQUESTED)
+    await stored(tier, keys_of(3, 1))
+    await tier.flush()
+    files.lose_power(path, tmp_path / "after", random.Random(1))
+    await tier.close()
+    after = await opened(tmp_path / "after", files=AnotherBoot())
+    assert await right(after, keys_of(0, 8)) == keys_of(0, 2) + keys_of(3, 1) + keys_of(5, 3)
+    await after.close()
+
+
+async def test_an_older_epoch_stays_one_after_a_power_loss(tmp_path: Path) -> None:
+    path, files = tmp_path / "store", UnsyncedFiles()
+    tier = await opened(path, files=files)
+    await stored(tier, keys_of(0, 8))
+    await tier.flush()
+    await tier.invalidate()
+    files.lose_power(path, tmp_path / "after", random.Random(1))
+    await tier.close()
+    after = await opened(tmp_path / "after", files=AnotherBoot())
+    assert await right(after, keys_of(0, 8)) == []
+    await stored(after, keys_of(0, 8))
+    await after.close()
 
 
 async def test_room_is_given_back_when_others_fill_the_file_system(tmp_path: Path) -> None:
