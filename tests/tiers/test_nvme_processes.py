@@ -78,13 +78,19 @@ async def test_two_of_four_are_killed_and_the_others_go_on_within_the_cap(tmp_pa
     assert all(result["loaded"] > 0 and result["evicted_chunks"] > 0 for result in results)
     assert all(result["corrupt_chunks"] == 0 for result in results), "nobody saw a chunk half written"
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
-    there = [key for key, found in zip(all_keys(), tier.lookup(all_keys()), strict=True) if found]
-    assert await right(tier, there) == there
-    await tier.close()
+    try:
+        there = present(tier)
+        read = await right(tier, there)
+        evicted = set(there) - set(present(tier))  # this tier keeps room ahead as well
+        assert there and set(there) - set(read) <= evicted
+        assert tier.stats().counters["corrupt_chunks"] == 0
+    finally:
+        await tier.close()
 
 
-def all_keys() -> list[bytes]:
-    return keys_of(0, KEYS_COUNT + 16)
+def present(tier: NvmeTier) -> list[bytes]:
+    keys = keys_of(0, KEYS_COUNT + 16)
+    return [key for key, found in zip(keys, tier.lookup(keys), strict=True) if found]
 
 
 async def test_a_dead_process_open_segment_is_taken_over(tmp_path: Path) -> None:
