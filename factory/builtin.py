@@ -48,8 +48,14 @@ def open_arena(config: PinnedConfig, context: TierContext) -> Arena:
     """Make or map the arena of a pinned tier."""
     slot_count = config.capacity_bytes // context.chunk_bytes
     if context.place is None:
-        return Arena.private(slot_count, context.part_bytes, context.parts)
+        return Arena.private(slot_count, context.part_bytes, context.parts, numa_node=config.numa_node)
     place = context.place
     return Arena.shared(
-        place.name, slot_count, context.part_bytes, context.parts, mappers=place.mappers, ranks=place.ranks
+        place.name,
+        slot_count,
+        context.part_bytes,
+        context.parts,
+        mappers=place.mappers,
+        ranks=place.ranks,
+        numa_node=config.numa_node,
     )

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ..tiers import ConfigError
 from ..tiers.eviction import POLICIES
+from ..tiers.numa import memory_nodes
 from .base import TierConfig
 from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
@@ -56,6 +57,12 @@ class PinnedConfig(TierConfig):
     policy: Annotated[
         str, AfterValidator(_known_policy), WithJsonSchema({"type": "string", "enum": sorted(POLICIES)})
     ] = Field(default="lru", description="Which chunks leave first.", examples=["lru"])
+    numa_node: int | None = Field(
+        default=None,
+        ge=0,
+        description="The memory node to take the arena from: the one that the device is attached to.",
+        examples=[0],
+    )
 
     @property
     def capacity_bytes(self) -> int:
@@ -65,10 +72,13 @@ class PinnedConfig(TierConfig):
     def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
         capacity_bytes = size_bytes(self.capacity, memory_limit_bytes())
         _refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
+        if self.numa_node is not None:
+            _refuse_unknown_node(self.numa_node, f"{json_path}.numa_node")
         return self.model_copy(update={"capacity": capacity_bytes})
 
     def summary(self) -> str:
-        return f"{format_size(self.capacity_bytes)}, {self.policy}"
+        node = "" if self.numa_node is None else f", memory node {self.numa_node}"
+        return f"{format_size(self.capacity_bytes)}, {self.policy}{node}"
 
 
 class NvmeConfig(TierConfig):
@@ -148,6 +158,15 @@ def _refuse_below_one_chunk(
             json_path,
             f"{share}{capacity_bytes} bytes: not one chunk; the least that holds one is {chunk_bytes}",
         )
+
+
+def _refuse_unknown_node(node: int, json_path: str) -> None:
+    nodes = memory_nodes()
+    if node not in nodes:
+        there = (
+            f"it has {', '.join(map(str, nodes))}" if nodes else "it has none to choose; leave the key out"
+        )
+        raise ConfigError(json_path, f"this machine has no memory node {node}; {there}")
 
 
 def _probed(path: Path, json_path: str) -> Path:

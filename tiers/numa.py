@@ -6,6 +6,9 @@ import ctypes
 import errno
 import os
 import platform
+from pathlib import Path
+
+NODES_WITH_MEMORY = Path("/sys/devices/system/node/has_memory")  # like "0-1,4"
 
 _SYSCALL_MBIND = {"x86_64": 237, "aarch64": 235}  # the C library has no function for it, only libnuma has
 
@@ -14,6 +17,16 @@ _PREFERRED = 1  # MPOL_PREFERRED: the node if it has room, else another one; MPO
 _WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
+def memory_nodes() -> list[int]:
+    """The nodes of this machine that have memory, in order; none where the kernel knows of none."""
+    try:
+        text = NODES_WITH_MEMORY.read_text().strip()
+    except OSError:
+        return []
+    spans = [span.partition("-") for span in text.split(",") if span]
+    return [node for first, _, last in spans for node in range(int(first), int(last or first) + 1)]
 
 
 def prefer_node(address: int, size_bytes: int, node: int) -> None:

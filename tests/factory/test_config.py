@@ -164,7 +164,7 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown key",
         with_(1, colour="red"),
-        'tiers[1].colour: unknown key; known are "capacity", "module_path", "policy" and "type"',
+        'tiers[1].colour: unknown key; known are "capacity", "module_path", "numa_node", "policy" and "type"',
     ),
     (
         "unknown key that is no word",
@@ -187,6 +187,16 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "policy as number",
         with_(1, policy=4),
         'tiers[1].policy: should be a valid string, not 4; for example "lru"',
+    ),
+    (
+        "node below zero",
+        with_(1, numa_node=-1),
+        "tiers[1].numa_node: should be greater than or equal to 0, not -1; for example 0",
+    ),
+    (
+        "node as word",
+        with_(1, numa_node="auto"),
+        'tiers[1].numa_node: should be a valid integer, not "auto"; for example 0',
     ),
     ("empty path", with_(2, path=""), 'tiers[2].path: "" names no directory'),
     ("path as number", with_(2, path=4), "tiers[2].path: should be a path, not 4"),
@@ -444,6 +454,26 @@ def test_a_percentage_below_one_chunk_is_refused(document: Document, monkeypatch
     document["tiers"][1]["capacity"] = "10%"
     expected = 'tiers[1].capacity: "10%" is 100000 bytes: not one chunk; the least that holds one is 1048576'
     assert not_resolved(document) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "there"),
+    [([0], "it has 0"), ([0, 2], "it has 0, 2"), ([], "it has none to choose; leave the key out")],
+)
+def test_a_memory_node_that_is_not_there_is_refused(
+    document: Document, monkeypatch: pytest.MonkeyPatch, nodes: list[int], there: str
+) -> None:
+    monkeypatch.setattr(entries, "memory_nodes", lambda: nodes)
+    document["tiers"][1]["numa_node"] = 1
+    assert not_resolved(document) == f"tiers[1].numa_node: this machine has no memory node 1; {there}"
+
+
+def test_a_memory_node_that_is_there_is_good_and_shown(
+    document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "memory_nodes", lambda: [0, 1])
+    document["tiers"][1]["numa_node"] = 1
+    assert resolved(document).tiers[1].summary() == "64GiB, lru, memory node 1"
 
 
 def test_a_reserve_of_everything_is_refused(document: Document, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_a_tier_of_another_package_is_open() -> None:
         (1, {"capacity": "64G"}),
         (1, {"capacity": -1}),
         (1, {"policy": "mru"}),
+        (1, {"numa_node": -1}),
+        (1, {"numa_node": "auto"}),
         (1, {"type": "pined"}),
         (2, {"path": "relative"}),
         (2, {"path": 5}),

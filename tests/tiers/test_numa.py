@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvtier.tiers import numa
 from kvtier.tiers.arena import Arena
-from kvtier.tiers.numa import prefer_node
+from kvtier.tiers.numa import memory_nodes, prefer_node
 
 NUMA_MAPS = Path("/proc/self/numa_maps")
 
@@ -59,3 +60,19 @@ def test_an_arena_works_without_the_node(caplog: pytest.LogCaptureFixture) -> No
     assert "comes from any node" in caplog.text
     arena.buffer(3)[0] = 1
     arena.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,8-9,64", [0, 8, 9, 64]), ("", [])]
+)
+def test_the_nodes_with_memory_are_read_from_the_kernels_list(
+    text: str, nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numa, "NODES_WITH_MEMORY", tmp_path / "has_memory")
+    numa.NODES_WITH_MEMORY.write_text(f"{text}\n")
+    assert memory_nodes() == nodes
+
+
+def test_a_kernel_without_the_list_has_no_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numa, "NODES_WITH_MEMORY", tmp_path / "has_memory")
+    assert memory_nodes() == []
