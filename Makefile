@@ -4,6 +4,7 @@
 # make lint      formatting, lint, types
 # make check     lint and test
 # make bench-nvme  the NVMe tier beside vLLM's file tier and fio; ARGS="--quick" for a first look
+# make gpu-check   copies between a GPU and slots: every bit, and what they cost; installs nothing
 # make vllm-matrix the token test on every release of vLLM that runs here; ARGS="0.27.0" chooses some
 # make clean     remove what was built, but for .venv
 #
@@ -15,7 +16,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint check bench-nvme vllm-matrix clean
+.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix clean
 
 install: $(VENV)/.kvtier
 
@@ -53,6 +54,9 @@ check: lint test
 
 bench-nvme: install
 	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
+
+gpu-check:
+	@tools/gpu_check.sh $(PYTHON) $(ARGS)
 
 vllm-matrix: install
 	$(BIN)/python tools/vllm_matrix.py $(ARGS)

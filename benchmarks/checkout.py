@@ -1,0 +1,16 @@
+"""Importing this makes the checkout around it importable as `kvtier`, where nothing is installed.
+
+Like pyproject.toml's package-dir: `kvtier` is a namespace over the repository's top folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_namespace = ModuleType("kvtier")
+_namespace.__path__ = [str(ROOT)]
+sys.modules.setdefault("kvtier", _namespace)
