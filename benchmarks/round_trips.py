@@ -191,6 +191,7 @@ class Trip:
         self._item_bytes = case.dtype.itemsize
         size = max(tensor.end for tensor in case.layout.tensors) * self._item_bytes
         self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._content = self._memory
         elements = self._memory.view(case.dtype)
         views = [
             elements.as_strided((BLOCKS, each.row), (each.stride, 1), each.start)
@@ -239,9 +240,10 @@ class Trip:
 
     def _written(self, stream: ComputeStream, content: Bytes) -> Callable[[], bool]:
         """Queue a write of the whole memory; return whether it is still to come."""
-        new = torch.from_numpy(content).to(self._memory.device)
+        # Kept until the next write: without torch's cache, freeing it waits for the stream.
+        self._content = torch.from_numpy(content).to(self._memory.device)
         stream.delay()
-        self._memory.copy_(new)
+        self._memory.copy_(self._content)
         return stream.note()
 
     def _block_ids(self, scattered: bool) -> tuple[list[Ids], list[Ids]]:
