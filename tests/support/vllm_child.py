@@ -55,13 +55,13 @@ class Life:
             yield from map(_answer, self._run(batch, output_tokens))
 
     def storm(
-        self, *, prompts: list[list[int]], output_tokens: int, gate: str | None, **disturbances: Any
+        self, *, prompts: list[list[int]], output_tokens: list[int], gate: str | None, **disturbances: Any
     ) -> Iterator[Line]:
-        """Answer prompts all at once, amid disturbances; not all of them come to their end."""
+        """Answer many prompts at once, amid disturbances; not all of them come to their end."""
         from vllm_storms import storm
 
         path = None if gate is None else Path(gate)
-        return storm(self._llm, prompts, _sampling(output_tokens), gate=path, **disturbances)
+        return storm(self._llm, prompts, list(map(_sampling, output_tokens)), gate=path, **disturbances)
 
     def forget(self) -> Iterator[Line]:
         """Forget which blocks the device holds; the tiers below keep theirs."""
@@ -92,14 +92,10 @@ class Life:
         return outputs
 
     @staticmethod
-    def _connector(extra: Mapping[str, Any] | None) -> object:
+    def _connector(connector: Mapping[str, Any] | None) -> object:
         from vllm.config import KVTransferConfig
 
-        if extra is None:
-            return None
-        return KVTransferConfig(
-            kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config=dict(extra)
-        )
+        return None if connector is None else KVTransferConfig(kv_role="kv_both", **connector)
 
 
 def _sampling(output_tokens: int) -> Any:

@@ -67,6 +67,7 @@ class Settings:
         tiers: the tier-config document; None runs without kvtier.
         engine: further arguments of vLLM's `LLM`.
         spec: module and class of the offloading spec.
+        connector: class of vLLM's KV connector, and its module where that is not vLLM's own.
         extra: further keys beside the tier config.
         environment: further variables of its environment.
     """
@@ -76,13 +77,20 @@ class Settings:
     tiers: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     spec: tuple[str, str] = (SPEC_MODULE, SPEC_NAME)
+    connector: tuple[str, str | None] = ("OffloadingConnector", None)
     extra: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """What the child reads."""
         module, name = self.spec
-        connector = {"spec_module_path": module, "spec_name": name, "kvtier": self.tiers, **self.extra}
+        extra = {"spec_module_path": module, "spec_name": name, "kvtier": self.tiers, **self.extra}
+        kv_connector, kv_module = self.connector
+        connector = {
+            "kv_connector": kv_connector,
+            "kv_connector_module_path": kv_module,
+            "kv_connector_extra_config": extra,
+        }
         return {
             "model": str(self.model),
             "shape": self.shape,
@@ -202,18 +210,21 @@ class Server:
         every_steps: int = 1,
         gate: Path | None = None,
         opens_after: int = 1,
-        output_tokens: int = OUTPUT_TOKENS,
+        at_once: int | None = None,
+        output_tokens: int | Sequence[int] = OUTPUT_TOKENS,
     ) -> int:
-        """Send prompts all at once, amid disturbances, see `vllm_storms`; say how many came to their end."""
+        """Send many prompts at once, amid disturbances, see `vllm_storms`; say how many came to their end."""
+        lengths = [output_tokens] * len(prompts) if isinstance(output_tokens, int) else list(output_tokens)
         self._say(
             {
                 "do": "storm",
                 "prompts": [list(prompt) for prompt in prompts],
-                "output_tokens": output_tokens,
+                "output_tokens": lengths,
                 "disturbance": disturbance,
                 "every_steps": every_steps,
                 "gate": None if gate is None else str(gate),
                 "opens_after": opens_after,
+                "at_once": at_once,
             }
         )
         return sum(1 for _ in self._lines())

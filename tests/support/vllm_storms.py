@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,34 +16,43 @@ Line = dict[str, Any]
 def storm(
     llm: Any,
     prompts: list[list[int]],
-    sampling: Any,
+    sampling: list[Any],
     *,
     disturbance: str,
     every_steps: int,
     gate: Path | None,
     opens_after: int,
+    at_once: int | None,
 ) -> Iterator[Line]:
-    """Send all prompts, disturb the server every few steps, and yield what comes to its end.
+    """Send prompts, disturb the server every few steps, and yield what comes to its end.
 
     Args:
         llm: the server, a vLLM `LLM`.
         prompts: token ids.
-        sampling: vLLM's sampling parameters.
+        sampling: vLLM's sampling parameters for each prompt.
         disturbance: "none", or a key of `_DISTURBANCES`.
         every_steps: how often, in outputs of the engine.
         gate: a file that is removed after some disturbances; what waits for that goes on then.
         opens_after: how many disturbances.
+        at_once: how many prompts the server has at a time, each that ends making way for one; None is all.
     """
     engine, rng = llm.llm_engine, random.Random(_SEED)
-    living = [f"storm-{index}" for index in range(len(prompts))]
-    for request, prompt in zip(living, prompts, strict=True):
-        engine.add_request(request, {"prompt_token_ids": prompt}, sampling)
+    coming = enumerate(zip(prompts, sampling, strict=True))
+    living: list[str] = []
     steps = 0
+
+    def send(count: int | None) -> None:
+        for index, (prompt, parameters) in itertools.islice(coming, count):
+            living.append(f"storm-{index}")
+            engine.add_request(living[-1], {"prompt_token_ids": prompt}, parameters)
+
+    send(at_once)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 living.remove(output.request_id)
                 yield {"request": output.request_id}
+                send(1)
         steps += 1
         if disturbance != "none" and steps % every_steps == 0:
             _DISTURBANCES[disturbance](llm, living, rng)

@@ -1,0 +1,112 @@
+"""Times of calls, summed over each of a server's steps, and what is made of them afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+NS_PER_MS = 1_000_000
+
+
+class StepLog:
+    """Sums up what calls take in one process and writes a line a step; one thread.
+
+    A call within another one counts as a part of that: only the outermost is summed.
+
+    Args:
+        file: where the lines go; outside the drive that is measured.
+        wall: nanoseconds on the wall.
+        cpu: nanoseconds of this thread on a core.
+    """
+
+    def __init__(self, file: IO[str], wall: Callable[[], int], cpu: Callable[[], int]) -> None:
+        self._file = file
+        self._wall = wall
+        self._cpu = cpu
+        # Mutable state:
+        self._took_ns: Counter[str] = Counter()
+        self._cpu_ns = 0
+        self._depth = 0
+
+    def timed(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make a call and add what it takes to the step under way."""
+        self._depth += 1
+        began_ns, began_cpu_ns = self._wall(), self._cpu()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            took_ns, cpu_ns = self._wall() - began_ns, self._cpu() - began_cpu_ns
+            self._depth -= 1
+            if not self._depth:
+                self._took_ns[name] += took_ns
+                self._cpu_ns += cpu_ns
+
+    def end(self, step: int, **facts: int) -> None:
+        """Write down what was summed as that of this step, and begin anew."""
+        line = {"step": step, "took_ns": self._took_ns, "cpu_ns": self._cpu_ns, **facts}
+        self._file.write(json.dumps(line) + "\n")
+        self._took_ns, self._cpu_ns = Counter(), 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of a server took.
+
+    Attributes:
+        length_ms: from the beginning of this step to that of the next one.
+        scheduler_ms: the scheduler's own work, calls into the connector included.
+        calls_ms: by connector call, in the scheduler and in the worker.
+        calls_cpu_ms: what all these calls spent on a core.
+        running: requests that run.
+        waiting: requests that wait.
+    """
+
+    length_ms: float
+    scheduler_ms: float
+    calls_ms: Mapping[str, float]
+    calls_cpu_ms: float
+    running: int
+    waiting: int
+
+    @property
+    def connector_ms(self) -> float:
+        """What all connector calls took."""
+        return sum(self.calls_ms.values())
+
+
+def read_steps(scheduler: Path, connector: Sequence[Path]) -> list[Step]:
+    """Put together what the processes of a server wrote, step by step; the last step has no end."""
+    calls_ns: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    cpu_ns: Counter[int] = Counter()
+    for path in connector:
+        for line in _lines(path):
+            calls_ns[line["step"]].update(line["took_ns"])
+            cpu_ns[line["step"]] += line["cpu_ns"]
+    lines = _lines(scheduler)
+    return [
+        Step(
+            length_ms=(following["began_ns"] - line["began_ns"]) / NS_PER_MS,
+            scheduler_ms=sum(line["took_ns"].values()) / NS_PER_MS,
+            calls_ms={name: ns / NS_PER_MS for name, ns in calls_ns[line["step"]].items()},
+            calls_cpu_ms=cpu_ns[line["step"]] / NS_PER_MS,
+            running=line["running"],
+            waiting=line["waiting"],
+        )
+        for line, following in itertools.pairwise(lines)
+    ]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of the values that at least so many per cent of them do not exceed."""
+    rank = math.ceil(len(values) * percent / 100)
+    return sorted(values)[max(0, rank - 1)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
