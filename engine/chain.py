@@ -335,7 +335,9 @@ class Chain:
         try:
             for tier in self._lower:
                 if isinstance(tier, Invalidates):
+                    chunks = tier.stats().chunks
                     await tier.invalidate()
+                    self.count("invalidated_chunks", tier.name, chunks)
         except BaseException:
             # `_invalidations` stays raised: a tier that could not be told is never asked again.
             logger.exception("a tier could not be told that the weights changed; it is used no more")

@@ -173,6 +173,7 @@ class Placement:
         """Drop every chunk; returns the keys that could be read until now."""
         self.epoch += 1
         gone = self.table.drop_all()
+        self.counters["invalidated_chunks", self.name] += len(gone)
         self._tell_removed(self.name, gone, RemoveReason.INVALIDATED)
         return gone
 

@@ -31,6 +31,9 @@ PAUSE_S = 2.0  # after the first opening; a drive that resets itself takes about
 PAUSE_MAX_S = 60.0  # a drive that came back is noticed within a minute
 
 
+_COUNTERS = tuple(f"breaker_{what}_chunks" for what in ("missed", Failure.MISSING, Failure.DROPPED))
+
+
 class BreakerState(enum.IntEnum):
     CLOSED = 0  # calls go through
     TRYING = 1  # one call goes through
@@ -133,7 +136,8 @@ class Breaker:
         self.name = tier.name
         self._tier = tier
         self._switch = _Switch(slow_s, clock)
-        self._counters: Counter[str] = Counter()  # lookups come from any thread; a lost count is no harm
+        # Lookups come from any thread; a lost count is no harm.
+        self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
 
     @property
     def state(self) -> BreakerState:

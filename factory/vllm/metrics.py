@@ -1,16 +1,19 @@
 """kvtier's numbers in vLLM's own metrics channel.
 
 The manager, in the scheduler process, hands over what changed since the last time; the front end adds it
-up under the definitions below. Counters get Prometheus' suffix ``_total`` there.
+up under the definitions below. Counters get Prometheus' suffix ``_total`` there. What copies between the
+device and pinned memory take, the workers measure, and vLLM reports it itself: ``vllm:kv_offload_load_time``
+and ``vllm:kv_offload_store_time``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ...engine.chain import ChainStats
+from ...tiers.base import RemoveReason
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -31,12 +34,12 @@ COUNTERS = {
     "loaded_us": ("kvtier:load_time_us", "Microseconds that loads from the tier took, added up."),
     "stored_us": ("kvtier:store_time_us", "Microseconds that stores to the tier took, added up."),
     "dropped_chunks": ("kvtier:dropped_chunks", "Chunks not stored because the tier had no room or no time."),
-    "evicted_chunks": ("kvtier:evicted_chunks", "Chunks that left the tier for others."),
-    "late_loads": ("kvtier:late_loads", "Loads given up at their deadline."),
+    "late_loads": ("kvtier:late_loads", "Chunks that a request gave up waiting for, at the load deadline."),
     "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum, and were misses."),
     "carried_bytes": ("kvtier:carried_bytes", "Bytes written again to keep what is read, as room is made."),
     "breaker_openings": ("kvtier:breaker_openings", "Times that the tier was given up for a while."),
     "breaker_missed_chunks": ("kvtier:breaker_missed", "Lookups answered as misses meanwhile."),
+    "breaker_missing_chunks": ("kvtier:breaker_refused", "Chunks found before and not loaded meanwhile."),
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored meanwhile."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that the device refused."),
 }
@@ -50,8 +53,17 @@ COUNTED_BY_CHAIN = frozenset(
         "stored_bytes",
         "stored_chunks",
         "dropped_chunks",
+        "late_loads",
     )
 )
+# Reported at zero before they happen, for every tier: what is absent raises no alarm.
+FROM_THE_START = ("dropped_chunks", "late_loads", "evicted_chunks", "invalidated_chunks")
+REMOVED = (
+    "kvtier:removed_chunks",
+    "Chunks that left the tier, by reason: evicted for others, corrupt, requested, "
+    "or invalidated with the weights.",
+)
+REASONS = {f"{reason}_chunks": str(reason) for reason in RemoveReason}  # counter of a tier -> reason
 USED = ("kvtier:used_bytes", "Bytes taken in the tier.")
 CAPACITY = ("kvtier:capacity_bytes", "The tier's cap.")
 GAUGES = {
@@ -69,6 +81,8 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     metrics: dict[str, OffloadingMetricMetadata] = {}
     for name, text in COUNTERS.values():
         metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier",))
+    removed, text = REMOVED
+    metrics[removed] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "reason"))
     for name, text in (USED, CAPACITY, *GAUGES.values()):
         metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
     for name, text in (PENDING, PINNED):
@@ -94,8 +108,9 @@ class Reporter:
         stats, report = self._stats(), OffloadingConnectorStats()
         for (counter, tier), total in self._totals(stats).items():
             change = total - self._reported.get((counter, tier), 0)
-            if counter in COUNTERS and change > 0:
-                report.increase_counter(COUNTERS[counter][0], change, (tier,))
+            if change > 0 or (counter, tier) not in self._reported:
+                for name, labels in _series(counter, tier):
+                    report.increase_counter(name, change, labels)
                 self._reported[counter, tier] = total
         for tier, numbers in stats.tiers.items():
             report.set_gauge(USED[0], numbers.used_bytes, (tier,))
@@ -116,4 +131,13 @@ class Reporter:
             for counter, total in numbers.counters.items()
             if counter not in COUNTED_BY_CHAIN
         }
-        return of_tiers | dict(stats.counters)
+        zeros = {(counter, tier): 0 for counter in FROM_THE_START for tier in stats.tiers}
+        return zeros | of_tiers | dict(stats.counters)
+
+
+def _series(counter: str, tier: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The metrics that a counter is part of, each with its labels."""
+    if counter in COUNTERS:
+        yield COUNTERS[counter][0], (tier,)
+    if counter in REASONS:
+        yield REMOVED[0], (tier, REASONS[counter])

@@ -96,6 +96,8 @@ class ServerPlacement:
         # It failed or came too late. Remember that, or this request would ask for it again and again.
         self._chain.release([found.slot])
         holds[key] = _NOT_FOR_THIS_REQUEST
+        if presence is Presence.LATE:
+            self._chain.count("late_loads", found.source, 1)
         return presence
 
     def source(self, request: str, key: ChunkKey) -> str:

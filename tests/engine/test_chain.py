@@ -259,6 +259,20 @@ class DeafTier(MemoryTier):
         raise OSError("no more")
 
 
+def test_what_new_weights_invalidate_is_counted_in_every_tier() -> None:
+    loop, lower = LoopThread(), MemoryTier()
+    lower.chunks |= {b"x": bytes(SLOT_BYTES), b"y": bytes(SLOT_BYTES)}
+    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
+    chain.commit(chain.reserve([b"a"]).slots)
+    loop.submit(chain.drain()).result(5)
+    chain.invalidate()
+    loop.submit(_until(lambda: not lower.chunks)).result(5)
+    loop.submit(chain.stop()).result(5)
+    counters = chain.stats().counters
+    assert (counters["invalidated_chunks", "pinned"], counters["invalidated_chunks", "memory"]) == (1, 3)
+    loop.close()
+
+
 def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> None:
     loop, lower = LoopThread(), DeafTier()
     lower.chunks[b"old"] = bytes(SLOT_BYTES)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("vllm")
 
+from nvme_rig import opened
+
 from kvtier.engine.chain import ChainStats
 from kvtier.factory.vllm import metrics
 from kvtier.tiers.base import TierStats
+from kvtier.tiers.breaker import Breaker
+
+WITHOUT_METRIC = {"loaded_chunks", "carried_chunks"}  # bytes tell the same, chunks being of one size
 
 
 def chain_stats(tier_counters: dict[str, int], counters: dict[tuple[str, str], int]) -> ChainStats:
@@ -37,6 +44,10 @@ class Reports:
             for labels, value in values.items()
         }
 
+    def changes(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """What a report adds to the counters; a report that adds nothing only brings them into being."""
+        return {series: value for series, value in self.counters().items() if value}
+
 
 GAUGES = {name for name, kind in metrics.definitions().items() if "Gauge" in type(kind).__name__}
 
@@ -47,24 +58,61 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Reports:
 
 
 def test_only_what_changed_is_reported(reports: Reports) -> None:
-    reports.now = chain_stats({"corrupt_chunks": 2}, {("hits", "nvme"): 5})
-    assert reports.counters() == {
-        ("kvtier:corrupt_chunks", ("nvme",)): 2,
+    reports.now = chain_stats({"carried_bytes": 2}, {("hits", "nvme"): 5})
+    assert reports.changes() == {
+        ("kvtier:carried_bytes", ("nvme",)): 2,
         ("kvtier:lookup_hits", ("nvme",)): 5,
     }
     assert reports.counters() == {}
-    reports.now = chain_stats({"corrupt_chunks": 3}, {("hits", "nvme"): 5})
-    assert reports.counters() == {("kvtier:corrupt_chunks", ("nvme",)): 1}
+    reports.now = chain_stats({"carried_bytes": 3}, {("hits", "nvme"): 5})
+    assert reports.counters() == {("kvtier:carried_bytes", ("nvme",)): 1}
+
+
+def test_what_may_never_happen_is_reported_as_zero_once(reports: Reports) -> None:
+    reports.now = chain_stats({"corrupt_chunks": 0}, {})
+    first = reports.counters()
+    assert set(first.values()) == {0}
+    assert {name for name, _ in first} == {
+        "kvtier:corrupt_chunks",
+        "kvtier:dropped_chunks",
+        "kvtier:late_loads",
+        "kvtier:removed_chunks",
+    }
+    assert reports.counters() == {}
+
+
+def test_removals_are_told_by_reason(reports: Reports) -> None:
+    reports.now = chain_stats(
+        {"evicted_chunks": 1, "corrupt_chunks": 2}, {("invalidated_chunks", "pinned"): 3}
+    )
+    assert reports.changes() == {
+        ("kvtier:removed_chunks", ("nvme", "evicted")): 1,
+        ("kvtier:removed_chunks", ("nvme", "corrupt")): 2,
+        ("kvtier:corrupt_chunks", ("nvme",)): 2,
+        ("kvtier:removed_chunks", ("pinned", "invalidated")): 3,
+    }
+    assert set(metrics.REASONS.values()) == {"evicted", "corrupt", "requested", "invalidated"}
 
 
 def test_a_tier_that_counts_what_the_chain_counts_never_makes_a_counter_fall(reports: Reports) -> None:
     reports.now = chain_stats({"hits": 9, "stored_bytes": 100}, {})
-    assert reports.counters() == {}
+    assert reports.changes() == {}
     reports.now = chain_stats({"hits": 9, "stored_bytes": 100}, {("hits", "nvme"): 4})
-    assert reports.counters() == {("kvtier:lookup_hits", ("nvme",)): 4}
+    assert reports.changes() == {("kvtier:lookup_hits", ("nvme",)): 4}
 
 
-def test_every_metric_that_is_reported_is_defined(reports: Reports) -> None:
-    everything = {(name, "nvme"): 1 for name in metrics.COUNTERS}
+def test_every_metric_that_is_reported_is_defined_with_its_labels(reports: Reports) -> None:
+    everything = {(name, "nvme"): 1 for name in (*metrics.COUNTERS, *metrics.REASONS)}
     reports.now = chain_stats({}, everything)
-    assert {name for name, _ in reports.counters()} <= metrics.definitions().keys()
+    definitions = metrics.definitions()
+    for name, labels in reports.counters():
+        assert len(definitions[name].labelnames) == len(labels)
+
+
+async def test_every_counter_of_the_nvme_tier_and_its_breaker_has_a_metric(tmp_path: Path) -> None:
+    breaker = Breaker(await opened(tmp_path / "nvme"), slow_s=1.0)
+    stats = breaker.stats()
+    await breaker.close()
+    known = {*metrics.COUNTERS, *metrics.REASONS}
+    assert stats.counters.keys() - known == WITHOUT_METRIC
+    assert stats.gauges.keys() == metrics.GAUGES.keys()

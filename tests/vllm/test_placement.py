@@ -113,6 +113,7 @@ def test_a_late_chunk_is_a_miss_for_that_request(server: Server) -> None:
     assert server.placement.lookup("r1", b"x") is Presence.PENDING
     server.rig.clock.now_s = 6.0
     assert server.placement.lookup("r1", b"x") is Presence.LATE
+    assert server.rig.chain.stats().counters["late_loads", "memory"] == 1
     server.rig.gate(opened=True)
     server.settle([b"x"])
     assert server.placement.lookup("r1", b"x") is Presence.MISS

@@ -59,7 +59,7 @@ def test_eviction_and_promotion_leave_the_tokens_as_they_are(
     assert killed_outcome.cold.tokens == expected
     assert killed_outcome.squeezed.tokens == expected
     assert min(killed_outcome.squeezed.cached_tokens) > 0
-    assert killed_outcome.squeezed.change("kvtier:evicted_chunks", tier="pinned") > 0
+    assert killed_outcome.squeezed.change("kvtier:removed_chunks", tier="pinned", reason="evicted") > 0
     assert killed_outcome.squeezed.change("kvtier:lookup_hits", tier="nvme") > 0
 
 
