@@ -13,7 +13,7 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from ...tiers.identity import weights_fingerprint
-from .facts import ServerFacts
+from .facts import Parallel, ServerFacts
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
     """The namespace of a server's chunks.
 
     Two servers share chunks exactly if all of these are equal. vLLM's block hashes cover the tokens, the
-    adapter, multi-modal inputs and the salt; this covers everything else.
+    adapter, multi-modal inputs and the salt; this covers everything else. Data-parallel replicas hold the
+    same bytes and share: nothing here tells them apart.
     """
-    parallel = facts.parallel
     groups = [f"{g.index}:{g.tokens_per_block}tok:{','.join(g.layer_names)}" for g in facts.groups]
     return {
         "server": f"vllm {'.'.join(vllm.__version__.split('.')[:2])}",
@@ -36,11 +36,38 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
         "blocks_per_chunk": str(facts.blocks_per_chunk),
         "tokens_per_hash": str(facts.tokens_per_hash),
         "groups": " ".join(groups),
-        "parallel": f"tp{parallel.tensor} pp{parallel.pipeline} "
-        f"pcp{parallel.prefill_context} dcp{parallel.decode_context}",
+        "parallel": _parallel(facts.parallel),
         "replicated": str(facts.is_replicated),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "default"),
     }
+
+
+def warn_of_random_hashes() -> None:
+    """Say so where block hashes differ from process to process, so that no chunk is found by another one.
+
+    vLLM up to 0.28 draws their seed anew in each process, unless `PYTHONHASHSEED` is set. Later ones have a
+    seed of their own for hashes that withstand collisions, and warn themselves of those that do not.
+    """
+    from vllm.v1.core import kv_cache_utils
+
+    if "PYTHONHASHSEED" in os.environ or hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED"):
+        return
+    logger.warning(
+        "kvtier: PYTHONHASHSEED is not set and this vLLM's block hashes are random in each process, so what "
+        "lies on disk is never found after a restart nor by another replica; set it to the same value for "
+        "all servers, at every start"
+    )
+
+
+def _parallel(parallel: Parallel) -> str:
+    sizes = (
+        f"tp{parallel.tensor} pp{parallel.pipeline} "
+        f"pcp{parallel.prefill_context} dcp{parallel.decode_context}"
+    )
+    if parallel.pipeline == 1:
+        return sizes
+    # The groups are those of the first stage; how the others divide the rest of the layers only this says.
+    return f"{sizes} layers {os.environ.get('VLLM_PP_LAYER_PARTITION', 'by default')}"
 
 
 def _weights(model: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,7 +38,7 @@ from ..entries import NvmeConfig
 from ..validation import validated
 from . import metrics
 from .facts import ServerFacts, of_offloading_config
-from .identity import identity_fields
+from .identity import identity_fields, warn_of_random_hashes
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -93,11 +93,13 @@ class KvtierNvmeTier(SecondaryTierManager):
         except BaseException:
             self._loop.close()
             raise
+        warn_of_random_hashes()
         self._tier = Breaker(tier, slow_s=config.load_deadline_s)
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
         # Grows on the loop thread and shrinks on the scheduler's, by calls that are atomic.
         self._failed_at_s: dict[OffloadKey, float] = {}
+        self._moved_us = Counter({"loaded_us": 0, "stored_us": 0})  # changed on the loop thread only
         self._reporter = metrics.Reporter(self._stats)
         self._closed = False
 
@@ -159,11 +161,13 @@ class KvtierNvmeTier(SecondaryTierManager):
         succeeded = [OffloadKey(key) for key in outcome.succeeded]
         if job.is_promotion:
             self._remember_failed(set(keys).difference(succeeded))
+        took_s = time.monotonic() - began_s
+        self._moved_us["loaded_us" if job.is_promotion else "stored_us"] += int(took_s * 1_000_000)
         result = JobResult(
             job_id=job.job_id,
             success=len(succeeded) == len(keys),
             successful_keys=succeeded if job.is_promotion else None,
-            transfer_time=time.monotonic() - began_s,
+            transfer_time=took_s,
             transfer_bytes=len(succeeded) * self._row_bytes,
         )
         self._finished.append(result)
@@ -196,7 +200,8 @@ class KvtierNvmeTier(SecondaryTierManager):
 
     def _stats(self) -> ChainStats:
         stats = self._tier.stats()
-        counters = {(counter, self._tier.name): total for counter, total in stats.counters.items()}
+        totals = {**stats.counters, **self._moved_us}
+        counters = {(counter, self._tier.name): total for counter, total in totals.items()}
         return ChainStats({self._tier.name: stats}, len(self._under_way), 0, counters)
 
 

@@ -13,6 +13,7 @@ from ...engine.loop import LoopThread
 from ...tiers.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
+from .identity import warn_of_random_hashes
 from .placement import ServerPlacement
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class SchedulerSide:
         except BaseException:
             self._loop.close()
             raise
+        if composite.lower:
+            warn_of_random_hashes()
         pinned = composite.pinned
         self.chain = Chain(
             pinned,

@@ -375,6 +375,8 @@ def _modules(contents: dict[str, dict[str, Any]]) -> Modules:
     contents = {
         "vllm": {"__version__": "0.0.0"},
         "vllm.v1": {},
+        "vllm.v1.core": {},
+        "vllm.v1.core.kv_cache_utils": {},
         "vllm.v1.kv_cache_interface": interface,
         **({OFFLOAD: {}} if contents else {}),
         **contents,

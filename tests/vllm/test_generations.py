@@ -247,3 +247,12 @@ def test_an_error_inside_vllm_is_not_taken_for_a_missing_interface(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_nowhere"):
         getattr(plugin, SPEC_NAME)
+
+
+@pytest.mark.parametrize("has_disk", [True, False])
+def test_random_block_hashes_are_said_at_start_where_there_is_a_disk(
+    start: Start, has_disk: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    start("b", **({} if has_disk else {"kvtier": tier_document(pinned=4 * SLOT_BYTES)}))
+    assert ("PYTHONHASHSEED" in caplog.text) is has_disk
