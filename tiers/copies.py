@@ -24,7 +24,7 @@ class Lane(enum.Enum):
 
 
 class CopyJob(Protocol):
-    """One transfer under way. Any thread may ask."""
+    """One transfer under way, which its caller keeps until it is done. Any thread may ask."""
 
     size_bytes: int
 
@@ -51,6 +51,25 @@ class CopyJob(Protocol):
         ...
 
 
+class RefusedJob:
+    """A transfer that never began: nothing of it runs anywhere."""
+
+    seconds = 0.0
+
+    def __init__(self, size_bytes: int, error: str) -> None:
+        self.size_bytes = size_bytes
+        self.error: str | None = error
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self, timeout: float | None) -> bool:
+        return True
+
+    async def ended(self) -> None:
+        """It has."""
+
+
 class Copies(Protocol):
     """Carries out copy plans on one kind of device."""
 
@@ -59,11 +78,14 @@ class Copies(Protocol):
         ...
 
     def mark(self) -> Mark:
-        """Note what the calling thread's stream has been told to do so far."""
+        """Note what the calling thread's stream has been told to do so far, or the fault of the device."""
         ...
 
     def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
-        """Start a copy that runs after `after`: device to host for stores, host to device for loads."""
+        """Start a copy that runs after `after`: device to host for stores, host to device for loads.
+
+        A device's fault is the job's error. No two threads call at once, and none after `close`.
+        """
         ...
 
     def close(self) -> None:

@@ -1,13 +1,15 @@
 """Copies on CUDA streams (ROCm's torch fills the same calls), all that is CUDA-specific in kvtier.
 
-Each lane has a stream: loads of high priority, stores of low, so that a busy store never delays a load.
-A copy waits for the event that marks the caller's stream, runs, and records an event that is polled.
-Nothing here synchronises a stream, and nothing blocks the thread that submits.
+Each lane has a stream of its own, so that no copy queues behind one of another lane. A copy waits for the
+event that marks the caller's stream, runs, and records an event that is polled. Only `close` waits for a
+stream, and with page-locked memory nothing blocks the thread that submits.
 
 A transfer is one call where the driver has `cuMemcpyBatchAsync` (CUDA 12.8), whatever the number of runs.
 It is called through ctypes, on the arrays that hold the plan: the bindings of cuda-python take a list of
-Python objects, which for 2,048 runs costs more than the call. References are to NVIDIA's CUDA Driver API
-manual, release 13.1, and CUDA Runtime API manual.
+Python objects, which for 2,048 runs costs more than the call.
+
+Comments name the section of NVIDIA's CUDA Driver API manual and the function in it. torch makes the calls on
+streams and events, and says `cudaX` of the Runtime API where the manual says `cuX`; the two agree.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import torch
 
@@ -26,10 +28,12 @@ from .copies import CopyJob, Lane, Mark
 from .copyplan import Addresses, CopyPlan
 
 POLL_S = 0.0005  # between two looks at an event, where an event loop waits for it
-BATCH_SINCE = 12080  # the CUDA version whose signature of cuMemcpyBatchAsync we call
+BATCH_SINCE = 12080  # the CUDA version whose signature of cuMemcpyBatchAsync we call: 13.0 has no failIdx
 
-_SRC_ACCESS_ORDER_STREAM = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: sources are read in stream order
-_PREFER_OVERLAP = 1  # CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE: copy engines rather than SMs
+# CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: sources are read in stream order, as destinations are written anyway.
+_SRC_ACCESS_ORDER_STREAM = 1
+# CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE: a hint to use what kernels do not.
+_PREFER_OVERLAP = 1
 
 _COPY_ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # target, source, bytes
 
@@ -50,11 +54,12 @@ class _Attributes(ctypes.Structure):  # CUmemcpyAttributes
 
 
 class BatchedMemcpy:
-    """cuMemcpyBatchAsync as CUDA 12.8 declares it (6.13, Memory Management).
+    """cuMemcpyBatchAsync as CUDA 12.8 declares it (Memory Management).
 
     "The batch as a whole executes in stream order but copies within a batch are not guaranteed to execute
     in any specific order": the runs of a plan never overlap. The stream "must not be legacy NULL stream":
-    ours are streams of their own.
+    ours are streams of their own. One set of attributes is for all runs: "the first entry in attrsIdxs must
+    always be 0", and there may be no more sets than runs, so a batch has at least one run.
     """
 
     PROTOTYPE = ctypes.CFUNCTYPE(
@@ -78,12 +83,15 @@ class BatchedMemcpy:
     @staticmethod
     def find() -> BatchedMemcpy | None:
         """The driver's function, or None where it has none (an older driver, ROCm)."""
+        if torch.version.hip:
+            return None
         try:
             driver = ctypes.CDLL("libcuda.so.1")
             get_address = driver.cuGetProcAddress_v2
         except (OSError, AttributeError):
             return None
-        # 6.34, Driver Entry Point Access: the version asked for decides the signature of what is returned.
+        # Driver Entry Point Access, cuGetProcAddress: the version that is asked for decides on the signature;
+        # CUDA_ERROR_INVALID_VALUE where the driver is older, success and NULL where it has no such function.
         found, status = ctypes.c_void_p(), ctypes.c_int()
         result = get_address(
             b"cuMemcpyBatchAsync",
@@ -96,6 +104,7 @@ class BatchedMemcpy:
 
     def __call__(self, targets: Addresses, sources: Addresses, sizes: Addresses, stream: int) -> None:
         failed_at = ctypes.c_size_t(0)
+        # Memory Management, cuMemcpyBatchAsync.
         result = self._function(
             targets.ctypes.data,
             sources.ctypes.data,
@@ -108,7 +117,9 @@ class BatchedMemcpy:
             stream,
         )
         if result:
-            raise RuntimeError(f"cuMemcpyBatchAsync: CUDA error {result} at run {failed_at.value}")
+            run = failed_at.value  # SIZE_MAX if the error is not that of one run
+            where = f"at run {run}" if run < len(sizes) else "of the whole batch"
+            raise RuntimeError(f"cuMemcpyBatchAsync: CUDA error {result} {where}")
 
 
 class MemcpyPerRun:
@@ -126,12 +137,13 @@ class MemcpyPerRun:
             OSError: the process has a device that belongs to neither.
         """
         if torch.version.hip:
-            # HIP Runtime API, Memory Management; kind 4: the pointers tell the direction.
+            # HIP Runtime API, Memory Management, hipMemcpyAsync; kind 4, hipMemcpyDefault: the pointers tell
+            # the direction.
             function = ctypes.CDLL("libamdhip64.so").hipMemcpyAsync
             kind: tuple[int, ...] = (4,)
             function.argtypes = (*_COPY_ARGUMENTS, ctypes.c_int, ctypes.c_void_p)
         else:
-            # 6.13, Memory Management: under unified addressing the pointers say where they lead.
+            # Memory Management, cuMemcpyAsync: "infers the type of the transfer from the pointer values".
             function = ctypes.CDLL("libcuda.so.1").cuMemcpyAsync
             kind = ()
             function.argtypes = (*_COPY_ARGUMENTS, ctypes.c_void_p)
@@ -155,46 +167,52 @@ class _Events:
         try:
             return self._free.pop()
         except IndexError:
+            # Event Management, cuEventCreate, which torch leaves to the first record. It is only ever polled.
             return torch.cuda.Event(enable_timing=True)
 
-    def give(self, event: torch.cuda.Event) -> None:
-        self._free.append(event)
+    def give(self, *events: torch.cuda.Event) -> None:
+        """Take back events whose work has completed: to record them again is to forget what they were."""
+        self._free.extend(events)
 
 
 class CudaJob:
-    """A copy on a stream, or one that could not be submitted."""
+    """A copy on a stream. It is done once nothing of it runs there any more, also if it failed half way."""
 
-    def __init__(self, plan: CopyPlan, events: _Events) -> None:
+    def __init__(
+        self,
+        plan: CopyPlan,
+        between: tuple[torch.cuda.Event, torch.cuda.Event],
+        last: torch.cuda.Event | torch.cuda.Stream,
+        events: _Events,
+        error: str | None,
+    ) -> None:
         self.size_bytes = plan.size_bytes
-        self.error: str | None = None
+        self.error = error
         self.seconds = 0.0
-        self._plan: CopyPlan | None = plan  # the driver may read the arrays until the copy has ended
+        self._plan: CopyPlan | None = plan  # no promise is made of when the driver has read its arrays
+        self._between = between
+        self._last = last  # complete once all that was submitted of the copy is
         self._events = events
-        self._between: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         self._lock = threading.Lock()
-
-    def begun(self, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
-        self._between = (start, end)
-
-    def failed(self, error: RuntimeError) -> None:
-        """It ends here: nothing of it runs on the device."""
-        self.error, self._plan = f"{type(error).__name__}: {error}", None
 
     def done(self) -> bool:
         with self._lock:
             if self._plan is None:
                 return True
-            assert self._between is not None, "a job is handed out once it has begun or failed"
             start, end = self._between
             try:
-                if not end.query():
+                # Event Management, cuEventQuery: false for CUDA_ERROR_NOT_READY. "For the purposes of Unified
+                # Memory, a return value of CUDA_SUCCESS is equivalent to having called cuEventSynchronize()".
+                # Stream Management, cuStreamQuery, says the same of a stream.
+                if not self._last.query():
                     return False
-                self.seconds = start.elapsed_time(end) / 1000  # in ms there
+                if self.error is None:
+                    # Event Management, cuEventElapsedTime: "in milliseconds with a resolution of around 0.5
+                    # microseconds".
+                    self.seconds = start.elapsed_time(end) / 1000
+                    self._events.give(start, end)
             except RuntimeError as error:  # a sticky error of the device: every later call reports it too
-                self.error = f"{type(error).__name__}: {error}"
-            else:
-                self._events.give(start)
-                self._events.give(end)
+                self.error = self.error or _reason(error)
             self._plan = None
             return True
 
@@ -215,49 +233,70 @@ class CudaCopies:
     """Copies between one CUDA device and host memory.
 
     Page-locked host memory makes them asynchronous and fast; from pageable memory they are right as well,
-    though the driver may stage them and block the submitting thread.
+    though the driver may stage them and block the submitting thread ("API synchronization behavior").
     """
 
     def __init__(self, device: torch.device, batch: _Batch | None = None) -> None:
         self._device = device
         self._batch = batch or BatchedMemcpy.find() or MemcpyPerRun.find()
         self._events = _Events()
-        # torch.cuda.Stream: "priority ... can be either -1 (high priority) or 0 (low priority)".
+        # Stream Management, cuStreamCreateWithPriority: "lower numbers represent higher priorities". It is a
+        # hint for copies that run as kernels; "in the current implementation" priorities have no effect on
+        # copies between host and device otherwise.
         self._streams = {
             lane: torch.cuda.Stream(device, priority=0 if lane is Lane.STORE else -1) for lane in Lane
         }
-        self._lock = threading.Lock()  # one submit at a time, so that jobs of a lane keep their order
         self._closed = False
 
     def device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self._device)
 
     def mark(self) -> Mark:
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        """An event, or the error that keeps it from being recorded: the job that comes after it will tell."""
+        try:
+            event = torch.cuda.Event()
+            # Event Management, cuEventRecord: "captures in hEvent the contents of hStream at the time of this
+            # call"; event and stream must be of one context, so of one device.
+            event.record(torch.cuda.current_stream(self._device))
+        except RuntimeError as error:
+            return error
         return event
 
     def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
-        job = CudaJob(plan, self._events)
         stream = self._streams[lane]
         targets, sources = (plan.host, plan.device) if lane is Lane.STORE else (plan.device, plan.host)
         start, end = self._events.take(), self._events.take()
+        last: torch.cuda.Event | torch.cuda.Stream = stream
+        fault: str | None = None
         try:
-            with self._lock, self.device():
+            if isinstance(after, RuntimeError):
+                raise after
+            with self.device():
+                # Stream Management, cuStreamWaitEvent: "makes all future work submitted to hStream wait for
+                # all work captured in hEvent", as it was captured last before this call.
                 stream.wait_event(after)
+                # Event Management, cuEventRecord. An event recorded again "will overwrite the previously
+                # captured state": the pool has none that is still asked about.
                 start.record(stream)
                 try:
-                    self._batch(targets, sources, plan.sizes, stream.cuda_stream)
+                    if plan.size_bytes:
+                        self._batch(targets, sources, plan.sizes, stream.cuda_stream)
                 finally:
-                    end.record(stream)  # also after a failure half way: what did start must end first
+                    end.record(stream)  # also after a failure: what did start of the copy must end first
+                    last = end
         except RuntimeError as error:
-            job.failed(error)
-        else:
-            job.begun(start, end)
-        return job
+            fault = _reason(error)
+        return CudaJob(plan, (start, end), last, self._events, fault)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             for stream in self._streams.values():
-                stream.synchronize()
+                with suppress(RuntimeError):  # a lost device runs nothing; its jobs tell of it
+                    # Stream Management, cuStreamSynchronize: "waits until the device has completed all
+                    # operations in the stream".
+                    stream.synchronize()
+
+
+def _reason(error: RuntimeError) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,22 +1,27 @@
 """The gpu tier: the server's own KV tensors, and copies between them and slots.
 
 The tensors may lie on a CUDA device or in plain memory; the copies go through `Copies`, which both fill.
-What holds in either case:
+The rules of order, in either case:
 
-- A store sees every write that the caller's stream was told to do before the store was submitted (on
-  the CPU: that had happened before). Later writes are the caller's to hold back until the job is done.
-- A load starts after the work that the caller's stream had been told to do, so no earlier kernel writes
-  its destination afterwards. Kernels that read the blocks are launched once the job is done.
-- Jobs of one lane complete in the order of submission. Stores, loads and expedited loads are lanes of
-  their own: none waits behind another.
-- A job touches its slots until it is done, whether it succeeded or not; after that never again.
-- A device's fault is the job's `error`, never an exception in the server's step.
+1. A store sees every write that the caller's stream had been told to do when the store was submitted, or its
+   window made (on the CPU: that had happened). Later writes to its blocks are the caller's to hold back until
+   the job is done.
+2. A load writes its blocks after all that the caller's stream had been told to do then, so no earlier kernel
+   writes or reads them afterwards. Kernels that use the blocks are launched once the job is done.
+3. A slot is not reused before its readers and its writer are done: a job touches its slots and blocks until
+   `done()`, also where it failed half way or nobody awaits it any more, and never after. Whoever owns a slot
+   holds it until then.
+4. Jobs of one lane complete in the order of submission, whether they succeed or not. Stores, loads and
+   expedited loads are lanes of their own: none waits behind another. So of two jobs of different lanes that
+   share blocks or slots, the caller submits the second once the first is done.
+5. A device's fault is the job's `error`, never an exception in the server's step.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,7 +33,7 @@ import torch
 
 from .arena import Arena
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
-from .copies import Copies, CopyJob, Lane, Mark
+from .copies import Copies, CopyJob, Lane, Mark, RefusedJob
 from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
 from .settled import settled
 
@@ -57,6 +62,7 @@ class GpuTier:
         self._layout = layout
         self._copies = copies
         self._tensors = tuple(tensors)  # keeps the memory alive that the layout has addresses of
+        self._lock = threading.Lock()  # one submit at a time, and none once `_closed` is set
         self._closed = False
 
     @classmethod
@@ -99,6 +105,9 @@ class GpuTier:
     def submit_store(self, spans: Spans, host_addresses: Addresses, after: Mark = None) -> CopyJob:
         """Copy device blocks to the chunks that begin at `host_addresses`; returns at once.
 
+        The job runs after `after`, by default after what the calling thread's stream was told to do so far.
+        A closed tier's jobs have failed.
+
         Raises:
             ValueError: a block is not on the device, or the chunks do not match the blocks.
         """
@@ -137,8 +146,9 @@ class GpuTier:
 
     def close_now(self) -> None:
         """Wait for the copies under way, then let go of the tensors; idempotent."""
-        if not self._closed:
-            self._closed = True
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
             self._copies.close()
             self._tensors = ()
 
@@ -152,7 +162,10 @@ class GpuTier:
 
     def _submit(self, spans: Spans, host_addresses: Addresses, lane: Lane, after: Mark) -> CopyJob:
         plan = self._layout.plan(spans, host_addresses)
-        return self._copies.submit(plan, lane, self._copies.mark() if after is None else after)
+        with self._lock:
+            if self._closed:
+                return RefusedJob(plan.size_bytes, "the gpu tier is closed")
+            return self._copies.submit(plan, lane, self._copies.mark() if after is None else after)
 
 
 class GpuWindow:
@@ -242,7 +255,9 @@ class _ThreadJob:
         return bool(wait([self._copied], timeout).done)
 
     async def ended(self) -> None:
-        await asyncio.wait([asyncio.wrap_future(self._copied)])
+        copied = asyncio.wrap_future(self._copied)
+        await asyncio.wait([copied])
+        copied.exception()  # seen, and so not logged: `error` tells of it
 
 
 class CpuCopies:
