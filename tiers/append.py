@@ -1,8 +1,9 @@
 """Appending to the log: batches placed, written by lanes, committed together.
 
 The life of one append: every batch takes its place in the open segment; the lanes write the pieces of all
-batches, and whichever lane finishes a batch's last piece writes its table; then one transaction makes the
-extents visible. Whatever happens in between, each batch is settled once, so that its segment can be sealed.
+batches, and whichever lane finishes a batch's last piece writes its table; then one transaction, on the lane
+that leads, makes the extents visible. Whatever happens in between, each batch is settled once, so that its
+segment can be sealed.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Target(NamedTuple):
     checksum: ChunkChecksum
 
 
-Accept = Callable[[Ledger, Entry, Extent], Extent | None]
-"""Called in the committing transaction: the extent to put for an entry written to that place, or None."""
+Accept = Callable[[ChunkKey, Extent, Extent | None], Extent | None]
+"""Called in the committing transaction with a key, where it was written, and where the index has it so far.
+Returns the extent to put, or None to leave things as they are."""
 
 
 class _Batch:
@@ -94,11 +96,11 @@ class _Batch:
             entries,
         )
         try:
-            self.segment.file.write_table(batch)
+            self.table = self.segment.file.write_table(batch)
         except OSError as error:
             self.error = error
         else:
-            self.table, self.entries = batch.encode(), entries
+            self.entries = entries
 
 
 class Appender:
@@ -142,10 +144,8 @@ class Appender:
         try:
             placed = await self._place_all(target, chunks, batches, order=order)
             failed.update((key, Failure.NO_SPACE) for key, _ in chunks[placed:])
-            await self._lanes.store([call for batch in batches for call in batch.calls()])
-            self._files.reached("data written")
             if batches:
-                failed.update(await self._committed(target, batches, accept))
+                failed.update(await self._written(target, batches, accept))
         finally:
             for batch in batches:
                 self._settle(batch.segment, batch.table)
@@ -163,7 +163,7 @@ class Appender:
                 part = tuple(entries[key] for key in keys[start : start + batch.placement.chunks])
                 calls.append(partial(batch.write_table, part, removals=True))
                 start += batch.placement.chunks
-            await self._lanes.store(calls)
+            await self._lanes.store(calls, then=lambda: None)
             self.io_errors += sum(batch.error is not None for batch in batches)
         finally:
             for batch in batches:
@@ -312,32 +312,37 @@ class Appender:
         except (OSError, TierError) as error:
             self._not_durable(segment, error)
 
-    # Committing.
+    # Writing and committing.
 
-    async def _committed(
+    async def _written(
         self, target: Target, batches: Sequence[_Batch], accept: Accept
     ) -> Mapping[ChunkKey, Failure]:
-        failed: dict[ChunkKey, Failure] = {}
+        """Write the batches and commit them; returns why some keys are not there."""
+        calls = [call for batch in batches for call in batch.calls()]
+        lost, why = [], Failure.DROPPED
+        try:
+            lost = await self._lanes.store(calls, then=partial(self._commit, target, batches, accept))
+        except IndexFull:
+            lost, why = _entered(batches), Failure.NO_SPACE
+        except TierError as error:
+            self.io_errors += 1
+            logger.warning("%s", error)
+            lost, why = _entered(batches), Failure.IO_ERROR
+        failed = dict.fromkeys(lost, why)
         for batch in batches:
             if batch.error is not None:
                 self.io_errors += 1
                 failed.update((key, _failure(batch.error)) for key in _missing(batch))
-        written = [batch for batch in batches if batch.entries]
-        if not written:
-            return failed
-        try:
-            refused = await self._lanes.index(partial(self._commit, target, written, accept))
-        except IndexFull:
-            return failed | {entry.key: Failure.NO_SPACE for batch in written for entry in batch.entries}
-        except TierError as error:
-            self.io_errors += 1
-            logger.warning("%s", error)
-            return failed | {entry.key: Failure.IO_ERROR for batch in written for entry in batch.entries}
-        return failed | dict.fromkeys(refused, Failure.DROPPED)
+        return failed
 
     def _commit(self, target: Target, batches: Sequence[_Batch], accept: Accept) -> list[ChunkKey]:
+        """On a lane: make visible what was written. Returns the keys that may not be any more."""
+        self._files.reached("data written")
+        written = [batch for batch in batches if batch.entries]
+        if not written:
+            return []
         self._files.reached("before commit")
-        refused = self._index.write(lambda txn: self._put(txn, target, batches, accept))
+        refused = self._index.write(lambda txn: self._put(txn, target, written, accept))
         self._files.reached("committed")
         return refused
 
@@ -348,7 +353,7 @@ class Appender:
             raise IndexFull("nvme", "the index may not grow further")
         ledger = Ledger(txn)
         if not ledger.in_force(target.scope):
-            return [entry.key for batch in batches for entry in batch.entries]
+            return _entered(batches)
         refused: list[ChunkKey] = []
         for batch in batches:
             name = batch.segment.name
@@ -358,10 +363,11 @@ class Appender:
                 refused += [entry.key for entry in batch.entries]
                 continue
             for entry in batch.entries:
-                place = (name.segment, name.generation, entry.block, entry.length_bytes, entry.checksum)
-                extent = accept(ledger, entry, Extent(*place, entry.stored_s, 0, 0))
+                before = ledger.extent(target.scope, entry.key)
+                place = Extent(name.segment, name.generation, *entry[1:], 0, 0)
+                extent = accept(entry.key, place, before)
                 if extent is not None:
-                    ledger.put(target.scope, entry.key, extent)
+                    ledger.put(target.scope, entry.key, before, extent)
             _raise_end(ledger, batch)
         ledger.close()
         return refused
@@ -374,6 +380,10 @@ def _raise_end(ledger: Ledger, batch: _Batch) -> None:
     placement = batch.placement
     end = placement.block + placement.table_blocks + placement.data_blocks
     ledger.set_segment(number, segment._replace(end_block=max(segment.end_block, end)))
+
+
+def _entered(batches: Sequence[_Batch]) -> list[ChunkKey]:
+    return [entry.key for batch in batches for entry in batch.entries]
 
 
 def _missing(batch: _Batch) -> set[ChunkKey]:

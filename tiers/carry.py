@@ -15,11 +15,9 @@ from .base import Buffer, ChunkKey
 from .checksum import ChunkChecksum
 from .files import BLOCK_BYTES, Files, Lanes, aligned, scratch
 from .index import Extent, Index
-from .ledger import Ledger
 from .log import Live, Log, Victim
 from .pieces import Wanted, plan_reads
 from .readers import Readers
-from .segment import Entry
 from .store_dir import StoreDirectory
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
@@ -98,7 +96,7 @@ class Carrier:
         readers = Readers(self._files, self._directory, self._index, namespace)
         try:
             pieces = plan_reads(self._files, readers, checksum, wanted)
-            await self._lanes.store(pieces)  # behind loads, like all that nobody waits for
+            await self._lanes.store(pieces, then=lambda: None)  # behind loads, like all that nobody waits for
         finally:
             readers.close()
         bad = {piece.chunks[position].key for piece in pieces for position in piece.failed}
@@ -107,18 +105,15 @@ class Carrier:
             (chunk.key, chunk.buffer) for chunk in wanted if chunk.key not in bad
         ]
         target = Target(namespace, scope, checksum)
-        failed = await self._appender.append(target, good, partial(_moved, scope, old), order=order)
+        failed = await self._appender.append(target, good, partial(_moved, old), order=order)
         done = [old[key] for key, _ in good if key not in failed]
         self.carried_chunks += len(done)
         self.carried_bytes += sum(extent.length_bytes for extent in done)
 
 
-def _moved(
-    scope: int, old: dict[ChunkKey, Extent], ledger: Ledger, entry: Entry, place: Extent
-) -> Extent | None:
+def _moved(old: dict[ChunkKey, Extent], key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:
     """The chunk's new place, unless it was removed or written elsewhere meanwhile."""
-    before, now = old[entry.key], ledger.extent(scope, entry.key)
-    if now is None or now[:3] != before[:3]:
+    if now is None or now[:3] != old[key][:3]:
         return None
     # Its age and its hits go with it; the next lap is earned by being read again.
     return place._replace(stored_s=now.stored_s, hits=now.hits)

@@ -6,7 +6,7 @@ threads, through aiofiles, and back.
 
 A call from the loop to a thread costs two handovers of the interpreter lock, and each can take a switch
 interval (5 ms) when the serving thread computes. So a job is not one call per piece: it is a queue of
-pieces that a few lanes drain, one call and one wake-up per lane, however many pieces there are.
+pieces that a few lanes drain, with one wake-up of the loop when the last of them is through.
 
 Bytes in flight are bounded by lanes times the bytes of a piece. Loads and stores have lanes of their own,
 so a load never waits behind queued stores; and a store lane stands aside between two pieces while loads
@@ -15,7 +15,6 @@ are under way, a bounded while, so that loads come first at the drive as well.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import mmap
@@ -25,9 +24,9 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiofiles.os
 
@@ -38,8 +37,8 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 4096  # the unit of direct I/O: fits every drive's logical block and every page size below it
 PIECE_BYTES = 1024 * 1024  # of one read or write: from here on larger ones gain nothing (docs/performance.md)
-STORE_LANES = 4  # 4 MiB of writes in flight; where more stopped helping: docs/performance.md
-LOAD_LANES = 4  # 4 MiB of reads in flight; likewise
+STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/performance.md
+LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
 UPKEEP_LANES = 2  # one may be in a long reclaim while the other syncs
 STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
 IOV_MAX = 1024  # the kernel's bound on the parts of one vectored call
@@ -246,7 +245,7 @@ class Lanes:
     def __init__(self) -> None:
         self._load_pool = ThreadPoolExecutor(LOAD_LANES, "kvtier-load")
         self._store_pool = ThreadPoolExecutor(STORE_LANES, "kvtier-store")
-        # One thread: an LMDB write transaction begins, writes and commits on one, and there is one at a time.
+        # One thread: there is one write transaction at a time in any case.
         self._index_pool = ThreadPoolExecutor(1, "kvtier-index")
         self._upkeep_pool = ThreadPoolExecutor(UPKEEP_LANES, "kvtier-upkeep")
         self._loads = 0
@@ -255,18 +254,23 @@ class Lanes:
 
     async def load(self, pieces: Sequence[Callable[[], None]]) -> None:
         """Run the pieces of one load."""
+        if not pieces:
+            return
         self._loads += 1
         self._quiet.clear()
         try:
-            await self._drain(self._load_pool, LOAD_LANES, deque(pieces))
+            await self._drain(self._load_pool, LOAD_LANES, deque(pieces), _nothing)
         finally:
             self._loads -= 1
             if not self._loads:
                 self._quiet.set()
 
-    async def store(self, pieces: Sequence[Callable[[], None]]) -> None:
-        """Run the pieces of one store, after loads."""
-        await self._drain(self._store_pool, STORE_LANES, deque(pieces), before=self._stand_aside)
+    async def store(self, pieces: Sequence[Callable[[], None]], then: Callable[[], T]) -> T:
+        """Run the pieces of one store, after loads, and when all are through `then`, on one of its lanes.
+
+        Where it is cancelled before that, `then` does not run.
+        """
+        return await self._drain(self._store_pool, STORE_LANES, deque(pieces), then, before=self._stand_aside)
 
     async def index(self, call: Callable[[], T]) -> T:
         """Run one call on the index thread."""
@@ -286,8 +290,11 @@ class Lanes:
         pool: ThreadPoolExecutor,
         lanes_count: int,
         pieces: deque[Callable[[], None]],
+        then: Callable[[], T],
         before: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> T:
+        cancelled = threading.Event()
+
         def lane() -> None:
             while True:
                 try:
@@ -297,13 +304,29 @@ class Lanes:
                 before()
                 piece()
 
-        width = min(lanes_count, len(pieces))
-        calls = asyncio.gather(
-            *(aiofiles.os.wrap(lane)(executor=pool) for _ in range(width)), return_exceptions=True
-        )
-        for result in await settled(calls, on_cancel=pieces.clear):
-            if isinstance(result, BaseException):
-                raise result
+        def lead(helpers: Sequence[Future[None]]) -> T | None:
+            try:
+                lane()
+            finally:
+                wait(helpers)  # all submitted before this one, so none is still to begin
+            for helper in helpers:
+                helper.result()
+            return None if cancelled.is_set() else then()
+
+        async def run() -> Any:
+            # All submitted in one go: the jobs' lanes start, and so the jobs end, in the order of the jobs.
+            helpers = [pool.submit(lane) for _ in range(min(lanes_count, len(pieces)) - 1)]
+            return await aiofiles.os.wrap(lead)(helpers, executor=pool)
+
+        def stop() -> None:
+            cancelled.set()
+            pieces.clear()
+
+        return await settled(run(), on_cancel=stop)
 
     def _stand_aside(self) -> None:
         self._quiet.wait(STORE_YIELD_S)
+
+
+def _nothing() -> None:
+    """What a load has to do when its pieces are through."""

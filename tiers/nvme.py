@@ -37,7 +37,6 @@ from .log import Live, Log
 from .pieces import ReadPiece, Wanted, plan_reads
 from .quarantine import Quarantine
 from .readers import Readers
-from .segment import Entry
 from .store import Store, close_store, invalidate, open_store
 from .upkeep import Read, Upkeep
 
@@ -269,7 +268,7 @@ class NvmeTier:
             return {}
         assert max(map(len, new.values())) <= self._chunk_bytes, "chunks are no longer than the tier was told"
         target = Target(self._namespace, scope, self._checksum)
-        failed = await self._appender.append(target, list(new.items()), partial(_first, scope))
+        failed = await self._appender.append(target, list(new.items()), _first)
         size_bytes = sum(len(buffer) for key, buffer in new.items() if key not in failed)
         self._counters["stored_chunks"] += len(new) - len(failed)
         self._counters["stored_bytes"] += size_bytes
@@ -435,6 +434,6 @@ class NvmeTier:
             logger.warning("%s: %s", self.name, message)
 
 
-def _first(scope: int, ledger: Ledger, entry: Entry, extent: Extent) -> Extent | None:
+def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:
     """The first to store a key wins; the other's bytes are dead weight until their segment is reclaimed."""
-    return extent if ledger.extent(scope, entry.key) is None else None
+    return place if now is None else None

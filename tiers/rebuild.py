@@ -128,5 +128,6 @@ def _put(txn: Transaction, index_bytes: int, lines: Sequence[tuple[Batch, Entry]
         if ledger.in_force(batch.scope):
             name = batch.name
             place = (name.segment, name.generation, entry.block, entry.length_bytes)
-            ledger.put(batch.scope, entry.key, Extent(*place, entry.checksum, entry.stored_s, 0, 0))
+            extent = Extent(*place, entry.checksum, entry.stored_s, 0, 0)
+            ledger.put(batch.scope, entry.key, ledger.extent(batch.scope, entry.key), extent)
     ledger.close()

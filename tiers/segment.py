@@ -233,8 +233,11 @@ class SegmentFile:
     def read_header(self) -> Header | None:
         return Header.decode(self._read(0, 1))
 
-    def write_table(self, batch: Batch) -> None:
-        self._write(batch.block, batch.encode())
+    def write_table(self, batch: Batch) -> bytes:
+        """Write the table to its place; returns its bytes, as the trailer repeats them."""
+        table = batch.encode()
+        self._write(batch.block, table)
+        return table
 
     def write_trailer(self, batches: Sequence[bytes]) -> None:
         """Seal: every chunk durable first, then the tables again at the end."""

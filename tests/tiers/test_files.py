@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kvtier.tiers.base import Buffer
 from kvtier.tiers.files import (
     BLOCK_BYTES,
     IOV_MAX,
+    LOAD_LANES,
     Files,
     Lanes,
     aligned,
@@ -181,7 +183,7 @@ async def test_every_piece_runs_once_and_on_a_lane(lanes: Lanes) -> None:
     ran: list[tuple[int, str]] = []
     pieces = [lambda i=i: ran.append((i, threading.current_thread().name)) for i in range(50)]
     await lanes.load(pieces)
-    await lanes.store(pieces)
+    await lanes.store(pieces, then=lambda: None)
     assert sorted(number for number, _ in ran) == sorted([*range(50), *range(50)])
     assert {name.rpartition("_")[0] for _, name in ran} == {"kvtier-load", "kvtier-store"}
 
@@ -193,7 +195,7 @@ async def test_the_index_has_one_thread(lanes: Lanes) -> None:
 
 async def test_nothing_to_do_is_done(lanes: Lanes) -> None:
     await lanes.load([])
-    await lanes.store([])
+    await lanes.store([], then=lambda: None)
 
 
 async def test_a_failing_piece_is_raised_after_all_lanes_have_ended(lanes: Lanes) -> None:
@@ -217,7 +219,7 @@ async def test_a_cancelled_call_returns_only_when_its_threads_are_done(lanes: La
         release.wait()
         ended.set()
 
-    task = asyncio.create_task(lanes.load([piece] * 4 + [lambda: left.append(1)] * 4))
+    task = asyncio.create_task(lanes.load([piece] * LOAD_LANES + [lambda: left.append(1)] * 4))
     await asyncio.to_thread(started.wait)
     for _ in range(3):  # however often it is cancelled
         task.cancel()
@@ -230,6 +232,39 @@ async def test_a_cancelled_call_returns_only_when_its_threads_are_done(lanes: La
     assert not left
 
 
+async def test_what_comes_after_a_store_comes_after_all_its_pieces(lanes: Lanes) -> None:
+    order: list[str] = []
+
+    def slow() -> None:
+        time.sleep(0.02)
+        order.append("piece")
+
+    def then() -> int:
+        order.append("then")
+        return 7
+
+    assert await lanes.store([slow] * 20, then=then) == 7
+    assert order == ["piece"] * 20 + ["then"]
+
+
+async def test_what_comes_after_a_cancelled_store_does_not_come(lanes: Lanes) -> None:
+    started, release = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def piece() -> None:
+        started.set()
+        release.wait()
+
+    task = asyncio.create_task(lanes.store([piece], then=lambda: told.append("then")))
+    await asyncio.to_thread(started.wait)
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not told
+
+
 async def test_stores_stand_aside_while_loads_are_under_way(lanes: Lanes) -> None:
     started, release = threading.Event(), threading.Event()
 
@@ -240,7 +275,7 @@ async def test_stores_stand_aside_while_loads_are_under_way(lanes: Lanes) -> Non
     load = asyncio.create_task(lanes.load([loading]))
     await asyncio.to_thread(started.wait)
     assert not lanes._quiet.is_set()
-    await lanes.store([lambda: None])  # a bounded while: it does not wait for the load to end
+    await lanes.store([lambda: None], then=lambda: None)  # a bounded while: not until the load has ended
     release.set()
     await load
     assert lanes._quiet.is_set()
