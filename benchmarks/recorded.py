@@ -1,4 +1,7 @@
-"""vLLM's scheduler and its offloading connector, with a clock around every call; for `step_cost.py`.
+"""vLLM's scheduler and its offloading connector, with clocks around all calls; for `step_cost.py`.
+
+The connector's calls are timed, and within them those into the plugin: its manager and its worker. The rest
+is vLLM's own code, which is there with any plugin.
 
 They run in the server's own processes. The scheduler numbers its steps, and the number travels to the worker
 with the step's transfers, so that what both took for a step can be put together.
@@ -6,9 +9,11 @@ with the step's transfers, so that what both took for a step can be put together
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from steps import StepLog
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_offload.base import OffloadingManager, OffloadingWorker
 
 DIRECTORY = "KVTIER_BENCH_STEPS"  # environment variable: where the logs go
 
@@ -70,20 +76,28 @@ class RecordedScheduler(Scheduler):
 
 
 class RecordedConnector(OffloadingConnector):
-    """Both roles; each has its own log."""
+    """Both roles; each has its own logs."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
-        self._steps = new_log(f"connector-{role.name.lower()}")
+        self._calls = new_log(f"connector-{role.name.lower()}")
+        self._plugin_calls = new_log(f"plugin-{role.name.lower()}")
         self._step = 0
         super().__init__(vllm_config, role, kv_cache_config)
+        if self.connector_scheduler is not None:
+            time_methods(self.connector_scheduler.manager, OffloadingManager, self._plugin_calls)
+
+    def register_kv_caches(self, kv_caches: Any) -> None:
+        super().register_kv_caches(kv_caches)
+        assert self.connector_worker is not None
+        time_methods(self.connector_worker.worker, OffloadingWorker, self._plugin_calls)
 
     def end_step(self, step: int) -> None:
         """The scheduler's next step begins."""
-        self._steps.end(step)
+        self._end(step)
         self._step = step + 1
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        meta: Any = self._steps.timed("build_connector_meta", super().build_connector_meta, scheduler_output)
+        meta: Any = self._calls.timed("build_connector_meta", super().build_connector_meta, scheduler_output)
         meta.step = self._step
         return meta
 
@@ -93,14 +107,25 @@ class RecordedConnector(OffloadingConnector):
 
     def clear_connector_metadata(self) -> None:
         super().clear_connector_metadata()
-        self._steps.end(self._step)
+        self._end(self._step)
+
+    def _end(self, step: int) -> None:
+        self._calls.end(step)
+        self._plugin_calls.end(step)
+
+
+def time_methods(role: Any, interface: type, log: StepLog) -> None:
+    """Have a log time every method of this interface on one object."""
+    for name, _ in inspect.getmembers(interface, inspect.isfunction):
+        if not name.startswith("_"):
+            setattr(role, name, partial(log.timed, name, getattr(role, name)))
 
 
 def _timed(name: str) -> Callable[..., Any]:
     of_vllm = getattr(OffloadingConnector, name)
 
     def call(self: RecordedConnector, *args: Any, **kwargs: Any) -> Any:
-        return self._steps.timed(name, of_vllm, self, *args, **kwargs)
+        return self._calls.timed(name, of_vllm, self, *args, **kwargs)
 
     return call
 

@@ -3,9 +3,10 @@
     python benchmarks/step_cost.py [--json FILE] [--runs N] [--quick] [--dir D]
 
 The real vLLM on the CPU with a tiny model, 64 requests running and 256 waiting, while fio keeps the drive
-busy. A step costs what the connector's calls take in it, in the scheduler and in the worker, by the clock on
-the wall; vLLM's own connector code is in it. Beside it stands all that the scheduler does in a step, which
-also has what the plugin's threads take from the interpreter, and vLLM without a plugin.
+busy. The plugin's cost of a step is what the calls into it take, in the scheduler and in the worker, by the
+clock on the wall and on a core. Around it lies vLLM's own offloading connector, which is the same for both,
+and around that all that the scheduler does in a step: there also shows what the plugin's threads take from
+the interpreter. vLLM without a plugin stands beside them.
 
 Prompts open with one of many prefixes that an earlier phase has brought to the drive. Device and pinned tier
 hold a part of them, so that lookups reach the drive, chunks are promoted and stores cascade. The systems take
@@ -63,19 +64,23 @@ QUICK_REQUESTS = 450
 
 BATCH_TOKENS = 1024  # a step
 
+WIDTH = 150  # of the table
+
 FIO = ("--rw=randrw", "--bs=256k", "--iodepth=32", "--ioengine=libaio", "--direct=1", "--size=1g")
 FIO_RUNTIME_MAX_S = 1200
 
-COLUMNS = (
-    "connector_ms_p50",
-    "connector_ms_p99",
-    "connector_ms_max",
-    "connector_cpu_ms_p50",
-    "connector_cpu_ms_p99",
-    "scheduler_ms_p50",
-    "scheduler_ms_p99",
-    "step_ms_p50",
-)
+COLUMNS = {
+    "plugin p50": "plugin_ms_p50",
+    "p99": "plugin_ms_p99",
+    "max": "plugin_ms_max",
+    "CPU p50": "plugin_cpu_ms_p50",
+    "CPU p99": "plugin_cpu_ms_p99",
+    "connector p50": "connector_ms_p50",
+    "its p99": "connector_ms_p99",
+    "scheduler p50": "scheduler_ms_p50",
+    "scheduler p99": "scheduler_ms_p99",
+    "step p50": "step_ms_p50",
+}
 
 Figures = dict[str, float]
 
@@ -149,8 +154,7 @@ def run_system(name: str, root: Path, model: Path, requests: int, *, busy_disk: 
                 ended = server.storm(prompts, at_once=RUNNING + WAITING, output_tokens=lengths)
             assert ended == requests, "every request comes to its end"
             hit_tokens = _hits(server.samples()) - _hits(before)
-        connector = list(Path(logs).glob("connector-*.jsonl"))
-        return Run(full(read_steps(Path(logs, "scheduler.jsonl"), connector)), hit_tokens)
+        return Run(full(read_steps(Path(logs))), hit_tokens)
 
 
 def full(steps: Sequence[Step]) -> list[Step]:
@@ -162,9 +166,12 @@ def figures(run: Run) -> Figures:
     """What one run has shown; milliseconds."""
     found: Figures = {"steps": len(run.steps), "hit_tokens": run.hit_tokens}
     for what, values in {
-        "connector": [step.connector_ms for step in run.steps],
-        "connector_cpu": [step.calls_cpu_ms for step in run.steps],
-        "scheduler": [step.scheduler_ms for step in run.steps],
+        "plugin": [step.plugin.total_ms for step in run.steps],
+        "plugin_cpu": [step.plugin.cpu_ms for step in run.steps],
+        "connector": [step.connector.total_ms for step in run.steps],
+        "connector_cpu": [step.connector.cpu_ms for step in run.steps],
+        "scheduler": [step.scheduler.total_ms for step in run.steps],
+        "scheduler_cpu": [step.scheduler.cpu_ms for step in run.steps],
         "step": [step.length_ms for step in run.steps],
     }.items():
         found |= {
@@ -174,8 +181,9 @@ def figures(run: Run) -> Figures:
         }
     for what in ("running", "waiting"):
         found[what] = statistics.median(getattr(step, what) for step in run.steps)
-    for call in sorted({name for step in run.steps for name in step.calls_ms}):
-        found[f"{call}_ms_p99"] = percentile([step.calls_ms.get(call, 0.0) for step in run.steps], 99)
+    for call in sorted({name for step in run.steps for name in step.plugin.took_ms}):
+        took_ms = [step.plugin.took_ms.get(call, 0.0) for step in run.steps]
+        found[f"plugin_{call}_ms_p99"] = percentile(took_ms, 99)
     return found
 
 
@@ -200,11 +208,9 @@ def saturated(root: Path) -> Iterator[None]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    table = Table("ms a step", "calls p50", "p99", "max", "CPU p50", "p99", "scheduler p50", "p99")
-    for column in ("step p50", "steps", "tokens from tiers"):
-        table.add_column(column)
+    table = Table("ms a step", *COLUMNS, "steps", "tokens from tiers")
     for name, row in result["systems"].items():
-        cells = [f"{row[column]:.2f}" for column in COLUMNS]
+        cells = [f"{row[column]:.2f}" for column in COLUMNS.values()]
         table.add_row(name, *cells, f"{row['steps']:.0f}", f"{row['hit_tokens']:.0f}")
     console.print(table)
 
@@ -226,7 +232,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run, fewer requests")
     parser.add_argument("--dir", type=Path, help="a directory on the drive to use (default: here)")
     options = parser.parse_args()
-    console = Console(stderr=True, width=120)
+    console = Console(stderr=True, width=WIDTH)
     busy_disk = shutil.which("fio") is not None
     if not busy_disk:
         console.print("fio is not installed: nothing keeps the drive busy")

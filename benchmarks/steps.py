@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -55,50 +55,58 @@ class StepLog:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """What a step's calls of one kind took, in all processes.
+
+    Attributes:
+        took_ms: on the wall, by name.
+        cpu_ms: on a core, together.
+    """
+
+    took_ms: Mapping[str, float]
+    cpu_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """On the wall, together."""
+        return sum(self.took_ms.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one step of a server took.
 
     Attributes:
         length_ms: from the beginning of this step to that of the next one.
-        scheduler_ms: the scheduler's own work, calls into the connector included.
-        calls_ms: by connector call, in the scheduler and in the worker.
-        calls_cpu_ms: what all these calls spent on a core.
+        scheduler: the scheduler's own work, calls into the connector included.
+        connector: calls into the connector, in the scheduler and in the worker.
+        plugin: the calls among these that went on into the plugin.
         running: requests that run.
         waiting: requests that wait.
     """
 
     length_ms: float
-    scheduler_ms: float
-    calls_ms: Mapping[str, float]
-    calls_cpu_ms: float
+    scheduler: Calls
+    connector: Calls
+    plugin: Calls
     running: int
     waiting: int
 
-    @property
-    def connector_ms(self) -> float:
-        """What all connector calls took."""
-        return sum(self.calls_ms.values())
 
-
-def read_steps(scheduler: Path, connector: Sequence[Path]) -> list[Step]:
+def read_steps(directory: Path) -> list[Step]:
     """Put together what the processes of a server wrote, step by step; the last step has no end."""
-    calls_ns: defaultdict[int, Counter[str]] = defaultdict(Counter)
-    cpu_ns: Counter[int] = Counter()
-    for path in connector:
-        for line in _lines(path):
-            calls_ns[line["step"]].update(line["took_ns"])
-            cpu_ns[line["step"]] += line["cpu_ns"]
-    lines = _lines(scheduler)
+    connector, plugin = (_read_calls(directory.glob(f"{kind}-*.jsonl")) for kind in ("connector", "plugin"))
+    scheduler, none = _read_calls([directory / "scheduler.jsonl"]), Calls({}, 0.0)
     return [
         Step(
             length_ms=(following["began_ns"] - line["began_ns"]) / NS_PER_MS,
-            scheduler_ms=sum(line["took_ns"].values()) / NS_PER_MS,
-            calls_ms={name: ns / NS_PER_MS for name, ns in calls_ns[line["step"]].items()},
-            calls_cpu_ms=cpu_ns[line["step"]] / NS_PER_MS,
+            scheduler=scheduler[line["step"]],
+            connector=connector.get(line["step"], none),
+            plugin=plugin.get(line["step"], none),
             running=line["running"],
             waiting=line["waiting"],
         )
-        for line, following in itertools.pairwise(lines)
+        for line, following in itertools.pairwise(_lines(directory / "scheduler.jsonl"))
     ]
 
 
@@ -106,6 +114,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of the values that at least so many per cent of them do not exceed."""
     rank = math.ceil(len(values) * percent / 100)
     return sorted(values)[max(0, rank - 1)]
+
+
+def _read_calls(paths: Iterable[Path]) -> dict[int, Calls]:
+    took_ns: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    cpu_ns: Counter[int] = Counter()
+    for path in paths:
+        for line in _lines(path):
+            took_ns[line["step"]].update(line["took_ns"])
+            cpu_ns[line["step"]] += line["cpu_ns"]
+    return {
+        step: Calls({name: ns / NS_PER_MS for name, ns in by_name.items()}, cpu_ns[step] / NS_PER_MS)
+        for step, by_name in took_ns.items()
+    }
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -211,7 +211,7 @@ class Chain:
     def stats(self) -> ChainStats:
         with self._lock:
             counters = dict(self._placement.counters)
-            dirty, pinned = len(self._placement.dirty), self._placement.table.pinned_count
+            dirty, pinned = self._placement.dirty_count, self._placement.table.pinned_count
             pinned_stats = self._placement.stats()
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower}}
         return ChainStats(tiers, dirty, pinned, counters)

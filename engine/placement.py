@@ -106,6 +106,11 @@ class Placement:
         """Slots that wait for the tiers below, or are being copied there."""
         return frozenset(self._dirty)
 
+    @property
+    def dirty_count(self) -> int:
+        """How many these are."""
+        return len(self._dirty)
+
     # Finding.
 
     def pin(self, key: ChunkKey) -> Found:

@@ -59,6 +59,7 @@ class SlotTable:
         self._by_key: dict[ChunkKey, Slot] = {}
         self._policy = policy
         self._leaving: set[Slot] = set()
+        self._pinned_count = 0  # kept, not counted: a server's step asks for it, and slots can be a million
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -74,7 +75,8 @@ class SlotTable:
 
     @property
     def pinned_count(self) -> int:
-        return len(self._leaving) + sum(1 for slot in self._by_key.values() if slot.pins)
+        """Slots that somebody holds a pin on."""
+        return self._pinned_count
 
     def get(self, key: ChunkKey) -> Slot | None:
         return self._by_key.get(key)
@@ -96,6 +98,7 @@ class SlotTable:
             assert key not in self._by_key, "a chunk has one slot"
             slot = self._by_key[key] = Slot(key, self._free.pop())
             slots.append(slot)
+        self._pinned_count += len(slots)
         return slots, evicted
 
     def commit(self, slots: Sequence[Slot]) -> None:
@@ -112,12 +115,16 @@ class SlotTable:
         for slot in slots:
             assert slot.state is not SlotState.GONE, "a slot that left cannot be pinned again"
             slot.pins += 1
+            self._pinned_count += slot.pins == 1
 
     def unpin(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
             assert slot.pins > 0, "each pin is returned once"
             slot.pins -= 1
-            if slot.state is SlotState.GONE and not slot.pins:
+            if slot.pins:
+                continue
+            self._pinned_count -= 1
+            if slot.state is SlotState.GONE:
                 self._leaving.remove(slot)
                 self._free.append(slot.index)
 
@@ -145,6 +152,8 @@ class SlotTable:
         held = [slot.index for slot in (*self._by_key.values(), *self._leaving)]
         assert sorted(held + self._free) == list(range(self.slots_count)), "a slot leaked or is held twice"
         assert all(slot.state is SlotState.GONE and slot.pins for slot in self._leaving)
+        pinned = [slot for slot in (*self._by_key.values(), *self._leaving) if slot.pins]
+        assert len(pinned) == self._pinned_count, "every slot that somebody holds is counted"
         ready = {slot.key for slot in self._by_key.values() if slot.state is SlotState.READY}
         assert len(self._policy) == len(ready), "the policy holds exactly what can be read"
         assert all(key in self._policy for key in ready)

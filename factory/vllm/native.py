@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.kv_offload.base import (
@@ -29,14 +30,16 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
 from ...engine.chain import ChainStats
+from ...engine.events import EventLog
 from ...engine.loop import LoopThread
-from ...tiers.base import Buffer, ChunkKey, Outcome
+from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
 from ..validation import validated
 from . import metrics
+from .events import offloading_events
 from .facts import ServerFacts, of_offloading_config
 from .identity import identity_fields, warn_of_random_hashes
 
@@ -82,10 +85,8 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
         config = config.resolve(chunk_bytes=self._row_bytes, json_path=tier_type)
-        fields = {
-            **_identity(of_offloading_config(offloading_spec.config)),
-            "weights_epoch": str(weights_epoch),
-        }
+        facts = of_offloading_config(offloading_spec.config)
+        fields = {**_identity(facts), "weights_epoch": str(weights_epoch)}
         context = TierContext(part_bytes=self._row_bytes, parts=1, identity=fields, json_path=tier_type)
         self._loop = LoopThread()
         try:
@@ -95,6 +96,9 @@ class KvtierNvmeTier(SecondaryTierManager):
             raise
         warn_of_random_hashes()
         self._tier = Breaker(tier, slow_s=config.load_deadline_s)
+        self._events = EventLog() if facts.has_events else None
+        if self._events is not None:
+            self._tier.watch(partial(self._events.removed, tier.name))
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
         # Grows on the loop thread and shrinks on the scheduler's, by calls that are atomic.
@@ -134,6 +138,9 @@ class KvtierNvmeTier(SecondaryTierManager):
     def drain_jobs(self) -> None:
         wait(self._under_way.values())
 
+    def take_events(self) -> Iterable[Any]:
+        return offloading_events(self._events.take()) if self._events is not None else ()
+
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._reporter.report()
 
@@ -161,6 +168,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         succeeded = [OffloadKey(key) for key in outcome.succeeded]
         if job.is_promotion:
             self._remember_failed(set(keys).difference(succeeded))
+        self._tell(outcome, is_store=not job.is_promotion)
         took_s = time.monotonic() - began_s
         self._moved_us["loaded_us" if job.is_promotion else "stored_us"] += int(took_s * 1_000_000)
         result = JobResult(
@@ -172,6 +180,14 @@ class KvtierNvmeTier(SecondaryTierManager):
         )
         self._finished.append(result)
         return outcome
+
+    def _tell(self, outcome: Outcome, *, is_store: bool) -> None:
+        if self._events is None:
+            return
+        if is_store:
+            self._events.stored(self._tier.name, outcome.succeeded)
+        corrupt = [key for key, reason in outcome.failed.items() if reason is Failure.CORRUPT]
+        self._events.removed(self._tier.name, corrupt, RemoveReason.CORRUPT)
 
     async def _close(self) -> None:
         try:

@@ -39,9 +39,8 @@ def took(use: Callable[[Any, Clock], None]) -> list[dict[str, int]]:
     return [line["took_ns"] for line in lines_of(use)]
 
 
-def written(path: Path, *lines: dict[str, Any]) -> Path:
+def written(path: Path, *lines: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def test_calls_are_summed_by_name_and_each_step_begins_at_zero() -> None:
@@ -94,51 +93,33 @@ def test_a_call_returns_what_it_returns() -> None:
 
 def test_processes_are_put_together_by_the_number_of_the_step(tmp_path: Path) -> None:
     ms = steps.NS_PER_MS
-    scheduler = written(
+    written(
         tmp_path / "scheduler.jsonl",
-        {"step": 1, "took_ns": {"schedule": 4 * ms}, "cpu_ns": 0, "began_ns": 0, "running": 3, "waiting": 1},
-        {
-            "step": 2,
-            "took_ns": {"schedule": 5 * ms},
-            "cpu_ns": 0,
-            "began_ns": 9 * ms,
-            "running": 3,
-            "waiting": 0,
-        },
-        {"step": 3, "took_ns": {}, "began_ns": 11 * ms, "running": 0, "waiting": 0},
+        {"step": 1, "took_ns": {"schedule": 4 * ms}, "cpu_ns": ms, "began_ns": 0, "running": 3, "waiting": 1},
+        {"step": 2, "took_ns": {}, "cpu_ns": 0, "began_ns": 9 * ms, "running": 3, "waiting": 0},
+        {"step": 3, "took_ns": {}, "cpu_ns": 0, "began_ns": 11 * ms, "running": 0, "waiting": 0},
     )
-    connectors = [
-        written(tmp_path / "a.jsonl", {"step": 2, "took_ns": {"lookup": 2 * ms}, "cpu_ns": ms}),
-        written(tmp_path / "b.jsonl", {"step": 2, "took_ns": {"load": ms}, "cpu_ns": ms}),
-    ]
-    assert steps.read_steps(scheduler, connectors) == [
-        steps.Step(length_ms=9, scheduler_ms=4, calls_ms={}, calls_cpu_ms=0, running=3, waiting=1),
+    written(
+        tmp_path / "connector-scheduler.jsonl",
+        {"step": 2, "took_ns": {"match": 5 * ms, "stats": ms}, "cpu_ns": ms},
+    )
+    written(tmp_path / "connector-worker.jsonl", {"step": 2, "took_ns": {"stats": 2 * ms}, "cpu_ns": ms})
+    written(tmp_path / "plugin-worker.jsonl", {"step": 2, "took_ns": {"lookup": 2 * ms}, "cpu_ns": 0})
+    none = steps.Calls({}, 0)
+    assert steps.read_steps(tmp_path) == [
+        steps.Step(9, steps.Calls({"schedule": 4}, 1), connector=none, plugin=none, running=3, waiting=1),
         steps.Step(
-            length_ms=2,
-            scheduler_ms=5,
-            calls_ms={"lookup": 2, "load": 1},
-            calls_cpu_ms=2,
+            2,
+            none,
+            steps.Calls({"match": 5, "stats": 3}, 2),
+            steps.Calls({"lookup": 2}, 0),
             running=3,
             waiting=0,
         ),
     ]
-    assert steps.read_steps(scheduler, connectors)[1].connector_ms == 3
+    assert steps.read_steps(tmp_path)[1].connector.total_ms == 8
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 50), (99, 99), (100, 100), (0, 1), (98.5, 99)])
 def test_a_percentile_is_one_of_the_values(percent: float, expected: int) -> None:
     assert steps.percentile(range(100, 0, -1), percent) == expected
-
-
-def test_names_in_both_processes_add_up(tmp_path: Path) -> None:
-    """Statistics are asked for in the scheduler and in the worker."""
-    scheduler = written(
-        tmp_path / "scheduler.jsonl",
-        {"step": 1, "took_ns": {}, "began_ns": 0, "running": 1, "waiting": 0},
-        {"step": 2, "took_ns": {}, "began_ns": 1, "running": 1, "waiting": 0},
-    )
-    both = [
-        written(tmp_path / name, {"step": 1, "took_ns": {"stats": steps.NS_PER_MS}, "cpu_ns": 0})
-        for name in ("a", "b")
-    ]
-    assert steps.read_steps(scheduler, both)[0].connector_ms == 2

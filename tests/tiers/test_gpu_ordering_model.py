@@ -132,6 +132,14 @@ class Caller(RuleBasedStateMachine):
         self._pump()
 
     @invariant()
+    def nobody_was_too_early(self) -> None:
+        self.rig.detector.check()
+
+    @invariant()
+    def kernels_have_read_what_they_should(self) -> None:
+        assert self.rig.seen == self.reads[: len(self.rig.seen)]
+
+    @invariant()
     def finished_transfers_have_done_what_they_should(self) -> None:
         over = [transfer for transfer in self.transfers if transfer.under_way.done()]
         self.transfers = [transfer for transfer in self.transfers if transfer not in over]
@@ -142,20 +150,13 @@ class Caller(RuleBasedStateMachine):
             for slot in transfer.slots:
                 self._check_slot(slot)
 
-    @invariant()
-    def kernels_have_read_what_they_should(self) -> None:
-        assert self.rig.seen == self.reads[: len(self.rig.seen)]
-
-    @invariant()
-    def nobody_was_too_early(self) -> None:
-        self.rig.detector.check()
-
     def teardown(self) -> None:
         try:
             self.rig.copies.free()
             tasks = [t.under_way for t in self.transfers if isinstance(t.under_way, asyncio.Task)]
             if tasks:
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=10))
+            self.nobody_was_too_early()
             self.finished_transfers_have_done_what_they_should()
             assert not self.transfers
             for block in range(BLOCKS):
@@ -236,5 +237,5 @@ def test_no_byte_is_touched_too_early_whatever_the_order(copies):
     ],
 )
 def test_a_tier_that_breaks_a_rule_is_caught_at_random_as_well(copies, tier):
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"(begins before the end of|in no order with|touches what is)"):
         run_state_machine_as_test(caller(copies, tier), settings=UNTIL_CAUGHT)
