@@ -107,7 +107,7 @@ def timed(case: Case, submit: Callable[..., Any]) -> Sample:
     latencies: list[float] = []
     for first in range(0, case.requests, case.at_once):
         sent_s = time.perf_counter()
-        under_way = [submit(*_request(i)) for i in range(first, min(first + case.at_once, case.requests))]
+        under_way = [submit(*request(i)) for i in range(first, min(first + case.at_once, case.requests))]
         for request in under_way:
             request.result()
             latencies.append(time.perf_counter() - sent_s)
@@ -115,7 +115,7 @@ def timed(case: Case, submit: Callable[..., Any]) -> Sample:
     return Sample(case.total_bytes / took_s, (_cpu_s() - cpu_s) / (case.total_bytes / GIB), latencies)
 
 
-def _request(index: int, prefix: bytes = b"") -> tuple[list[bytes], list[int]]:
+def request(index: int, prefix: bytes = b"") -> tuple[list[bytes], list[int]]:
     rows = list(range(index * REQUEST_CHUNKS, (index + 1) * REQUEST_CHUNKS))
     return [_key(prefix + b"%d" % row) for row in rows], rows
 
@@ -138,7 +138,7 @@ def run_pair(name: str, root: Path, pages: Pages, storing: Case) -> dict[str, Sa
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
     store = STORES[name](path / "store", memory, CAPACITY_BYTES)
     try:
-        store.store(*_request(0, b"warm")).result()  # files and threads that are made once
+        store.store(*request(0, b"warm")).result()  # files and threads that are made once
         _settle_heap()
         stored = timed(storing, store.store)
         drop_page_cache_of(path)
@@ -222,7 +222,7 @@ def flush_cost(root: Path, chunk_bytes: int) -> dict[str, float]:
     try:
         for i in range(1 + FLUSHES):
             began_s = time.perf_counter()
-            store.store(_request(i)[0], rows).result()
+            store.store(request(i)[0], rows).result()
             stored_s = time.perf_counter()
             store.flush()
             stores_s.append(stored_s - began_s)
