@@ -6,17 +6,19 @@
 # make bench-nvme  the NVMe tier beside vLLM's file tier and fio; ARGS="--quick" for a first look
 # make gpu-check   copies between a GPU and slots: every bit, and what they cost; installs nothing
 # make vllm-matrix the token test on every release of vLLM that runs here; ARGS="0.27.0" chooses some
+# make crash     kills of the NVMe tier's process for as long as you like; KILLS=5000
 # make clean     remove what was built, but for .venv
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 ARGS ?=
+KILLS ?= 2000
 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix clean
+.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix crash clean
 
 install: $(VENV)/.kvtier
 
@@ -60,6 +62,9 @@ gpu-check:
 
 vllm-matrix: install
 	$(BIN)/python tools/vllm_matrix.py $(ARGS)
+
+crash: install
+	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/test_nvme_crash.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Kills at every labelled step and at random times: the store opens, is right, and kept what it promised.
 
-KVTIER_KILLS sets how many random kills there are; the default keeps the whole file under a minute.
+KVTIER_KILLS sets how many random kills there are (`make crash`); the default is what CI has time for.
 """
 
 from __future__ import annotations
