@@ -9,27 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager, OffloadingSpec
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager
 
 from ...engine.placement import Presence
 from ...tiers.copyplan import Spans
-from . import metrics
-from .canonical import gpu_tier, spans
-from .facts import of_vllm_config
+from .canonical import spans
 from .handler import Handler
 from .leases import Leases
 from .manager import KeyedManager, SlotsSpec
-from .plugin import Plugin
 from .server import SchedulerSide
+from .spec_of_config import SpecOfConfig
 from .worker import CopyWorker
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.kv_offload.base import (
         CanonicalKVCaches,
         LoadStoreSpec,
-        OffloadingMetricMetadata,
         OffloadKey,
         ReqContext,
     )
@@ -92,32 +87,13 @@ class GroupHandler(Handler):
         return spans(spec)
 
 
-class CompositeOffloadingSpec(OffloadingSpec):
-    """One offloading spec for the whole chain of a tier config.
-
-    Raises:
-        ConfigError: the document under ``kvtier`` is missing or wrong.
-    """
-
-    def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
-        super().__init__(vllm_config, kv_cache_config)
-        facts = of_vllm_config(
-            vllm_config,
-            kv_cache_config,
-            tokens_per_block=self.gpu_block_size,
-            blocks_per_chunk=self.block_size_factor,
-            tokens_per_hash=self.hash_block_size,
-        )
-        self._plugin = Plugin(facts)
-
-    @classmethod
-    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
-        return metrics.definitions()
+class CompositeOffloadingSpec(SpecOfConfig):
+    """One offloading spec for the whole chain of a tier config."""
 
     def get_manager(self) -> Manager:
         return Manager(self._plugin.scheduler())
 
     def get_handlers(self, kv_caches: CanonicalKVCaches) -> Iterator[tuple[type[Any], type[Any], Handler]]:
-        handler = GroupHandler(self._plugin.worker(gpu_tier(kv_caches, self.block_size_factor)))
+        handler = GroupHandler(self._copies(kv_caches))
         yield GPULoadStoreSpec, SlotsSpec, handler
         yield SlotsSpec, GPULoadStoreSpec, handler

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vllm.v1.kv_offload.base import LookupResult, OffloadingSpec, OffloadingWorker, TransferResult
+from vllm.v1.kv_offload.base import LookupResult, OffloadingWorker, TransferResult
 
 from ...engine.placement import Presence
-from . import metrics
-from .canonical import gpu_tier, spans
-from .facts import of_vllm_config
+from .canonical import spans
 from .manager import KeyedManager, SlotsSpec, tiers_of
-from .plugin import Plugin
+from .spec_of_config import SpecOfConfig
 from .worker import CopyWorker
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.kv_offload.base import (
         CanonicalKVCaches,
         GPULoadStoreSpec,
         LoadStoreSpec,
-        OffloadingMetricMetadata,
         OffloadKey,
         ReqContext,
         ScheduleEndContext,
@@ -74,30 +69,11 @@ class Worker(OffloadingWorker):
         self._copies.close()
 
 
-class CompositeOffloadingSpec(OffloadingSpec):
-    """One offloading spec for the whole chain of a tier config.
-
-    Raises:
-        ConfigError: the document under ``kvtier`` is missing or wrong.
-    """
-
-    def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
-        super().__init__(vllm_config, kv_cache_config)
-        facts = of_vllm_config(
-            vllm_config,
-            kv_cache_config,
-            tokens_per_block=self.gpu_block_size,
-            blocks_per_chunk=self.block_size_factor,
-            tokens_per_hash=self.hash_block_size,
-        )
-        self._plugin = Plugin(facts)
-
-    @classmethod
-    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
-        return metrics.definitions()
+class CompositeOffloadingSpec(SpecOfConfig):
+    """One offloading spec for the whole chain of a tier config."""
 
     def get_manager(self) -> Manager:
         return Manager(self._plugin.scheduler())
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
-        return Worker(self._plugin.worker(gpu_tier(kv_caches, self.block_size_factor)))
+        return Worker(self._copies(kv_caches))
