@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ SAMPLE_BYTES = 64 * 1024  # read at each sampled place of a weights file
 SAMPLES_PER_SHARD = 4  # first, two inside, last: enough to tell a fine-tune, which changes every tensor
 HEADER_BYTES_MAX = 16 * 1024 * 1024  # of a safetensors header; real ones are far below 1 MiB
 SHARDS_SAMPLED_MAX = 256  # bounds what a start reads: 256 shards * 4 * 64 KiB = 64 MiB, beside the headers
+
+ONE_PROCESS = "process"  # the field of a namespace that nobody but one process ever uses
 
 _WHOLE_FILES = (
     "config.json",
@@ -56,6 +59,15 @@ class Identity:
         """What to call the namespace in a sentence."""
         return self.name or self.fields.get("model", "") or self.digest.hex()[:12]
 
+    @property
+    def is_of_one_process(self) -> bool:
+        """Whether the namespace is worth nothing once the process that made it has ended."""
+        return ONE_PROCESS in self.fields
+
+    def of_one_process(self) -> Identity:
+        """The same, shared with nobody: for weights that no field can name."""
+        return Identity({**self.fields, **one_process()}, self.name)
+
     def differences(self, other: Identity) -> tuple[str, ...]:
         """One part of a sentence for each field in which `other` differs; empty when all are equal."""
         named = dict.fromkeys((*self.fields, *other.fields))
@@ -81,6 +93,11 @@ class Identity:
         if not isinstance(name, str) or not isinstance(fields, list):
             raise ValueError("an identity has a name and a list of fields")
         return Identity({str(field): str(value) for field, value in fields}, name)
+
+
+def one_process() -> dict[str, str]:
+    """The field that makes a namespace this process' own, until it ends."""
+    return {ONE_PROCESS: str(uuid.uuid4())}
 
 
 def weights_fingerprint(model_dir: str | os.PathLike[str]) -> str:

@@ -83,14 +83,12 @@ class NvmeTier:
         chunk_bytes: int,
         write_amplification: float,
     ) -> None:
-        self._lanes, self._store, self._identity = lanes, store, identity
+        self._lanes, self._store = lanes, store
         self._directory, self._index = store.directory, store.index
         self._chunk_bytes = chunk_bytes
         self._budget = budget
-        self._namespace = identity.digest
-        self._checksum = ChunkChecksum(self._namespace)
         self._log = Log(files, self._directory, self._index)
-        self._readers = Readers(files, self._directory, self._index, self._namespace)
+        self._readers = Readers(files, self._directory, self._index, identity.digest)
         self._quarantine = Quarantine(files, self._directory.quarantine_path, budget.quarantine_bytes)
         self._allowance = Allowance(write_amplification)
         self._appender = Appender(
@@ -107,6 +105,7 @@ class NvmeTier:
         self._upkeep = Upkeep(lanes, store, self._log, self._appender, self._carrier, self._failed)
         self._files = files
         # Mutable state, changed on the loop only.
+        self._enter(identity)
         self._counters = dict.fromkeys(_COUNTERS, 0)
         self._calls = 0  # stores, loads and the like under way
         self._idle = asyncio.Event()
@@ -195,9 +194,11 @@ class NvmeTier:
         with self._call() as allowed:
             if not allowed or not keys:
                 return
-            scope, gone = await self._lanes.index(partial(self._index.write, partial(self._forget, keys)))
+            namespace, checksum = self._namespace, self._checksum
+            forget = partial(self._forget, namespace, keys)
+            scope, gone = await self._lanes.index(partial(self._index.write, forget))
             if gone and reason is RemoveReason.REQUESTED:
-                await self._appender.append_removals(Target(self._namespace, scope, self._checksum), gone)
+                await self._appender.append_removals(Target(namespace, scope, checksum), gone)
 
     async def flush(self) -> None:
         """Return when everything stored so far would survive a power loss.
@@ -214,10 +215,17 @@ class NvmeTier:
                 raise TierError(self.name, f"what was written may not be durable: {error}") from error
 
     async def invalidate(self) -> None:
-        """Raise the epoch: every older chunk of this namespace is a miss from now on, for every process."""
+        """Raise the epoch: every older chunk of this namespace is a miss from now on, for every process.
+
+        The weights may have changed, and no field says into what: from here on the tier keeps its chunks in
+        a namespace of its own. Nothing is found or kept until the index knows it.
+        """
         with self._call() as allowed:
-            if allowed:
-                await self._lanes.index(partial(invalidate, self._store, self._identity))
+            if not allowed:
+                return
+            before = self._identity
+            self._enter(before if before.is_of_one_process else before.of_one_process())
+            await self._lanes.index(partial(invalidate, self._store, before, self._identity))
 
     def stats(self) -> TierStats:
         """Return the tier's numbers; chunks are this namespace's, bytes the whole directory's."""
@@ -374,8 +382,10 @@ class NvmeTier:
             with contextlib.suppress(OSError):  # the chunk is dropped all the same
                 self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer)
 
-    def _forget(self, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey]]:
-        namespace = txn.namespace(self._namespace)
+    def _forget(
+        self, digest: bytes, keys: Sequence[ChunkKey], txn: Transaction
+    ) -> tuple[int, list[ChunkKey]]:
+        namespace = txn.namespace(digest)
         scope, gone = namespace.scope if namespace else 0, []
         ledger = Ledger(txn)
         for key in dict.fromkeys(keys):
@@ -387,6 +397,12 @@ class NvmeTier:
         return scope, gone
 
     # Calls and their end.
+
+    def _enter(self, identity: Identity) -> None:
+        """Keep and find chunks under this identity from now on."""
+        self._identity = identity
+        self._namespace = self._readers.namespace = identity.digest
+        self._checksum = ChunkChecksum(self._namespace)
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[bool]:
@@ -406,7 +422,7 @@ class NvmeTier:
         self._readers.close()
         self._last_record = self._record()
         try:
-            await self._lanes.upkeep(partial(close_store, self._store))
+            await self._lanes.upkeep(partial(close_store, self._store, self._identity))
         except (OSError, TierError) as error:
             self._failed(f"close: {error}")
         self._lanes.close()

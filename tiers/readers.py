@@ -23,11 +23,15 @@ class _Held:
 
 
 class Readers:
-    """A `pieces.Source` over the store's segments, for one namespace. Any thread."""
+    """A `pieces.Source` over the store's segments, for one namespace. Any thread.
+
+    Attributes:
+        namespace: whose chunks are read; while it changes, one of the old one's that fails is a miss.
+    """
 
     def __init__(self, files: Files, directory: StoreDirectory, index: Index, namespace: bytes) -> None:
         self._files, self._directory, self._index = files, directory, index
-        self._namespace = namespace
+        self.namespace = namespace
         self._lock = threading.Lock()
         # Mutable state, under the lock; the least recently used first.
         self._held: OrderedDict[int, _Held] = OrderedDict()
@@ -58,7 +62,7 @@ class Readers:
 
     def in_force(self, wanted: Wanted) -> bool:
         """Whether the index still says that the chunk lies there."""
-        _, (extent,) = self._index.find(self._namespace, [wanted.key])
+        _, (extent,) = self._index.find(self.namespace, [wanted.key])
         return extent is not None and extent[:4] == wanted.extent[:4]
 
     def close(self) -> None:

@@ -69,6 +69,8 @@ def open_store(
             _open_namespace(directory, index, identity)
             index.write(lambda txn: _set_cap(txn, budget))
             index.write(lambda txn: _remove_orphans(txn, directory))
+            if directory.alone:
+                _drop_ended(directory, index, identity)
             directory.ready()
         undo.pop_all()
     files.reached("opened")
@@ -121,10 +123,15 @@ def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirector
     return Store(directory, index)
 
 
-def close_store(store: Store) -> None:
-    """Leave the store; its last user leaves the index synced, so that the next open can trust it."""
+def close_store(store: Store, identity: Identity | None = None) -> None:
+    """Leave the store; its last user leaves the index synced, so that the next open can trust it.
+
+    A namespace that is this process' own goes with it, if its identity is given.
+    """
     directory, index = store.directory, store.index
     try:
+        if identity is not None and identity.is_of_one_process:
+            _drop_namespace(directory, index, identity)
         last = directory.last_user_leaving()
         if last:
             index.sync()
@@ -136,13 +143,15 @@ def close_store(store: Store) -> None:
         directory.close()
 
 
-def invalidate(store: Store, identity: Identity) -> None:
-    """Give the namespace a new scope: every older chunk is out of sight at once, in every process."""
+def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
+    """Put every chunk of the namespace out of sight at once, in every process, and make the successor's."""
     namespace = store.index.write(lambda txn: _raise_epoch(txn, identity.digest))
     store.directory.files.reached("epoch raised")
     # The index first: `scope` in the file must never name a scope that the index could give away again.
     file = NamespaceFile(identity, namespace.scope, namespace.epoch)
     store.directory.write_namespace(identity.digest, file)
+    if successor.digest != identity.digest:
+        _open_namespace(store.directory, store.index, successor)
 
 
 @contextlib.contextmanager
@@ -263,6 +272,19 @@ def _tell_relatives(directory: StoreDirectory, identity: Identity) -> None:
             logger.info(
                 "nvme: %s starts empty: chunks of the same name differ: %s", identity.label, differences
             )
+
+
+def _drop_ended(directory: StoreDirectory, index: Index, identity: Identity) -> None:
+    """Drop the namespaces that were one process' own: nobody else has the store open, so they have ended."""
+    for namespace in directory.namespaces().values():
+        if namespace.identity.is_of_one_process and namespace.identity.digest != identity.digest:
+            _drop_namespace(directory, index, namespace.identity)
+
+
+def _drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
+    """Its chunks are out of sight at once, and leave with their segments."""
+    index.write(lambda txn: txn.drop_namespace(identity.digest))
+    directory.files.unlink(directory.namespace_path(identity.digest))
 
 
 def _ensure_scope(txn: Transaction, digest: bytes) -> None:

@@ -24,7 +24,7 @@ from kvtier.tiers.base import RemoveReason
 from kvtier.tiers.files import Files
 
 LIFE_MAX_S = 20.0  # a life that was not killed and does not end is stuck
-FLUSH_ODDS, LOAD_ODDS, REMOVE_ODDS, EPOCH_ODDS = 0.4, 0.5, 0.1, 0.05
+FLUSH_ODDS, LOAD_ODDS, REMOVE_ODDS, EPOCH_ODDS = 0.4, 0.5, 0.1, 0.02
 BATCH_MAX = 8
 ROUNDS = 12
 
@@ -55,11 +55,11 @@ async def live(life: dict[str, Any]) -> None:
     if life["step"] == "removed a segment file":
         capacity = max(life["least_bytes"], capacity // 2)  # room has to be given back
     tier = await opened(Path(life["path"]), capacity_bytes=capacity, files=files)
-    first, unflushed = life["first"], []
+    first, unflushed, invalidated = life["first"], [], False
     for _ in range(ROUNDS):
         keys = keys_of(first, rng.randint(1, BATCH_MAX))
         first += len(keys)
-        say(asked=first)
+        say(asked=first, never_again=[key.decode() for key in keys] if invalidated else [])
         outcome = await tier.store(keys, filled(keys))
         unflushed += outcome.succeeded
         if rng.random() < LOAD_ODDS:
@@ -71,11 +71,11 @@ async def live(life: dict[str, Any]) -> None:
             unflushed = [key for key in unflushed if key not in gone]
         if rng.random() < EPOCH_ODDS or life["step"] == "epoch raised":
             say(invalidating=True)
-            unflushed = []
+            unflushed, invalidated = [], True
             await tier.invalidate()
         if rng.random() < FLUSH_ODDS:
             await tier.flush()
-            say(durable=[key.decode() for key in unflushed])
+            say(durable=[] if invalidated else [key.decode() for key in unflushed])
             unflushed = []
     await tier.close()
 

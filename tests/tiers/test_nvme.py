@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nvme_rig import CHUNK_BYTES, KIB, MIB, filled, keys_of, made, names, opened, right, stored
+from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, made, names, opened, right, stored
 
 from kvtier.tiers.base import Failure, RemoveReason
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
@@ -107,6 +108,50 @@ async def test_an_older_epoch_is_a_miss_and_its_store_under_way_too(tier: NvmeTi
     assert not any(tier.lookup(old + late))
     await stored(tier, new + old)
     assert await right(tier, new + late + old) == new + old
+
+
+async def test_what_is_stored_after_new_weights_is_nobody_elses(path: Path, tier: NvmeTier) -> None:
+    old, new = keys_of(0, 4), keys_of(10, 4)
+    other = await opened(path)
+    try:
+        await stored(other, old)
+        await tier.invalidate()
+        assert not any(other.lookup(old)), "nothing older is served again, by no process"
+        await stored(tier, new + old)
+        assert not any(other.lookup(new + old)), "the other process still has the old weights"
+        await stored(other, keys_of(0, 2))
+        await tier.invalidate()
+        assert not any(tier.lookup(new + old))
+        assert await right(other, old) == keys_of(0, 2), "the second time it is the tier's own chunks alone"
+    finally:
+        await other.close()
+
+
+async def test_after_a_restart_the_weights_are_those_on_disk_again(path: Path, tier: NvmeTier) -> None:
+    await tier.invalidate()
+    await stored(tier, keys_of(0, 4))
+    assert len(names(path / "namespaces")) == 2
+    await tier.close()
+    assert len(names(path / "namespaces")) == 1, "what nobody can use any more does not pile up"
+    again = await opened(path)
+    try:
+        assert not any(again.lookup(keys_of(0, 4)))
+        await stored(again, keys_of(0, 4))
+        assert await right(again, keys_of(0, 4)) == keys_of(0, 4)
+    finally:
+        await again.close()
+
+
+async def test_the_namespace_of_a_killed_process_is_dropped_at_the_next_start(path: Path) -> None:
+    killed = await opened(path, identity=IDENTITY.of_one_process())
+    await stored(killed, keys_of(0, 4))
+    shutil.copytree(path, path.with_name("left"))
+    await killed.close()
+    after = await opened(path.with_name("left"))
+    try:
+        assert names(path.with_name("left") / "namespaces") == [f"{IDENTITY.digest.hex()}.json"]
+    finally:
+        await after.close()
 
 
 async def test_another_identity_sees_nothing_of_it(path: Path, tier: NvmeTier) -> None:

@@ -86,6 +86,7 @@ class Store:
     children: Children
     first: int = 0
     durable: set[str] = field(default_factory=set)
+    never_again: set[str] = field(default_factory=set)  # stored with weights that nobody else has
     kills: int = 0
 
     def lead(
@@ -108,6 +109,7 @@ class Store:
             self.first = line.get("asked", self.first)
             if "invalidating" in line:
                 self.durable.clear()
+            self.never_again.update(line.get("never_again", ()))
             self.durable.difference_update(line.get("removing", ()))
             self.durable.update(line.get("durable", ()))
         self.kills += result["killed"]
@@ -118,6 +120,7 @@ class Store:
         tier = await opened(self.path, capacity_bytes=self.capacity_bytes)
         try:
             found = await right(tier, keys_of(0, self.first))
+            assert self.never_again.isdisjoint(key.decode() for key in found)
             if self.keeps_all:
                 lost = self.durable - {key.decode() for key in found}
                 assert not lost, f"flushed and lost: {sorted(lost)[:4]}"

@@ -54,6 +54,8 @@ async def test_evidence_in_quarantine_is_counted(path: Path) -> None:
 async def test_chunks_of_a_past_epoch_are_not_told(path: Path) -> None:
     tier = await opened(path)
     await tier.invalidate()
+    await tier.close()
+    tier = await opened(path)
     await stored(tier, keys_of(0, 2))
     await tier.close()
     assert damage.using(path, usage).live_chunks == 2
