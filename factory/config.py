@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias
@@ -19,9 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from ..tiers import ConfigError
 from .base import TierConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
-from .registry import tier_factory, tier_types
+from .registry import module_of_tier, tier_factory, tier_types
 from .validation import validated
-from .wording import listed, nearest, quoted, shown
+from .wording import listed, nearest, quoted, reason_of, shown
 
 BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
     "gpu": GpuConfig,
@@ -82,13 +83,26 @@ def read_document(path: Path) -> Any:
         ConfigError: it cannot be read, or is not JSON; says where.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(DOCUMENT_BYTES_MAX + 1)
+        content = _beginning(path)
     except (OSError, ValueError) as error:
         _refuse_file(path, error)
+    if content is None:
+        raise ConfigError("", f"{path}: is not a regular file")
     if len(content) > DOCUMENT_BYTES_MAX:
         raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, so not a tier config")
     return parse_json(content, str(path))
+
+
+def _beginning(path: Path) -> bytes | None:
+    """As much of a file as a document may be long and a byte more; None of a pipe or a device."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        return file.read(DOCUMENT_BYTES_MAX + 1) if is_regular else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open, without the wait for somebody who writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _refuse_file(path: Path, error: Exception) -> NoReturn:
@@ -96,10 +110,9 @@ def _refuse_file(path: Path, error: Exception) -> NoReturn:
         raise ConfigError(
             "", "a string is the path of a file; parse a document in text form first"
         ) from error
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, FileNotFoundError) and (near := _nearest_file(path)) is not None:
-        reason += f"; did you mean {near}?"
-    raise ConfigError("", f"{path}: {reason[:1].lower()}{reason[1:]}") from error
+    near = _nearest_file(path) if isinstance(error, FileNotFoundError) else None
+    meant = "" if near is None else f"; did you mean {near}?"
+    raise ConfigError("", f"{path}: {reason_of(error)}{meant}") from error
 
 
 def _nearest_file(path: Path) -> Path | None:
@@ -195,8 +208,7 @@ def _model_of_type(name: Any, module_path: Any, json_path: str) -> type[TierConf
 
 
 def _imported_model(name: str, module_path: Any, json_path: str) -> type[TierConfig]:
-    if name not in tier_types():
-        _import_named(module_path, f"{json_path}.module_path")
+    _import_named(module_of_tier(name) or module_path, f"{json_path}.module_path")
     try:
         model: type[TierConfig] = tier_factory(name, module_path).Config
     except (AttributeError, TypeError) as error:
@@ -213,10 +225,16 @@ def _import_named(module_path: Any, json_path: str) -> None:
     try:
         importlib.import_module(module_path)
     except ModuleNotFoundError as error:
-        # A module that exists and misses one of its own is its author's matter: that error stays as it is.
         if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
-            raise
+            _refuse_module(module_path, error, json_path)
         raise ConfigError(json_path, f"there is no module {quoted(error.name)}") from error
+    except (Exception, SystemExit) as error:  # whatever stands in a module of somebody else
+        _refuse_module(module_path, error, json_path)
+
+
+def _refuse_module(module_path: str, error: BaseException, json_path: str) -> NoReturn:
+    reason = f"{type(error).__name__}: {error}"
+    raise ConfigError(json_path, f"{quoted(module_path)} cannot be imported: {reason}") from error
 
 
 def _check_order(types: Sequence[str]) -> None:
@@ -245,14 +263,27 @@ def _check_place(name: str, above: Sequence[str], json_path: str) -> None:
 
 
 def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) -> None:
-    taken: dict[str, int] = {}
+    """Refuse two tiers in one directory, and one in the directory of another."""
+    above: list[tuple[int, NvmeConfig]] = []
     for i, tier in enumerate(tiers):
         if isinstance(tier, NvmeConfig):
-            first = taken.setdefault(canonical(tier.path), i)
-            if first != i:
-                raise ConfigError(
-                    f"tiers[{i}].path", f"{quoted(tier.path)} is the directory of tiers[{first}] already"
-                )
+            for first, other in above:
+                _check_apart(tier.path, other.path, canonical, f"tiers[{first}]", f"tiers[{i}].path")
+            above.append((i, tier))
+
+
+def _check_apart(
+    path: Path, other: Path, canonical: Callable[[Path], str], owner: str, json_path: str
+) -> None:
+    place, taken = Path(canonical(path)), Path(canonical(other))
+    if place == taken:
+        raise ConfigError(json_path, f"{quoted(path)} is the directory of {owner} already")
+    if place.is_relative_to(taken) or taken.is_relative_to(place):
+        relation = "lies in" if place.is_relative_to(taken) else "holds"
+        raise ConfigError(
+            json_path,
+            f"{quoted(path)} {relation} {quoted(other)}, the directory of {owner}; choose one beside it",
+        )
 
 
 def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:

@@ -18,7 +18,7 @@ from ..tiers.numa import memory_nodes
 from .base import TierConfig
 from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
-from .wording import quoted, shown, suggested
+from .wording import quoted, reason_of, shown, suggested
 
 WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
 
@@ -32,12 +32,20 @@ def _known_policy(name: str) -> str:
 def _absolute_path(path: object) -> Path:
     if not isinstance(path, str | Path):
         raise ValueError(f"should be a path, not {shown(path)}")
-    if not str(path).strip() or "\0" in str(path):
+    if not str(path).strip() or "\0" in str(path) or not _is_utf8(str(path)):
         raise ValueError(f"{shown(str(path))} names no directory")
     if not os.path.isabs(path):
         meant = os.path.abspath(os.path.expanduser(path))
         raise ValueError(f"{shown(str(path))} is not absolute; did you mean {quoted(meant)}?")
     return Path(path)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class GpuConfig(TierConfig):
@@ -171,16 +179,21 @@ def _refuse_unknown_node(node: int, json_path: str) -> None:
 
 def _probed(path: Path, json_path: str) -> Path:
     """Return what exists of `path`, if it is or can become a directory that this user may write in."""
-    if path.is_symlink() and not path.exists():
-        raise ConfigError(json_path, f"{quoted(path)} is a link to nothing; create what it names")
-    found = path
-    while not found.exists() and found != found.parent:
-        found = found.parent
+    found = _existing(path, json_path)
     if not found.is_dir():
         raise ConfigError(json_path, f"{_cannot(path, found)} is not a directory")
     if not os.access(found, WRITABLE):
         raise ConfigError(json_path, f"{_cannot(path, found)} is not writable by user {os.geteuid()}")
     return found
+
+
+def _existing(path: Path, json_path: str) -> Path:
+    for found in (path, *path.parents):
+        if found.exists():
+            return found
+        if found.is_symlink():
+            raise ConfigError(json_path, f"{_cannot(path, found)} is a link to nothing; create what it names")
+    raise AssertionError("the root of an absolute path exists")
 
 
 def _cannot(path: Path, found: Path) -> str:
@@ -189,7 +202,10 @@ def _cannot(path: Path, found: Path) -> str:
 
 
 def _file_system_bytes(path: Path, json_path: str) -> int:
-    status = os.statvfs(_probed(path, json_path))
+    try:
+        status = os.statvfs(_probed(path, json_path))
+    except OSError as error:
+        raise ConfigError(json_path, f"{quoted(path)} cannot be used: {reason_of(error)}") from error
     if status.f_blocks == 0:
         raise ConfigError(json_path, f"{quoted(path)} is on a file system that cannot hold files")
     return status.f_blocks * status.f_frsize

@@ -22,6 +22,7 @@ __all__ = [
     "TierContext",
     "TierFactory",
     "create_spec",
+    "module_of_tier",
     "register_spec",
     "register_tier",
     "tier_factory",
@@ -149,6 +150,12 @@ def register_tier(type: str, module_path: str, class_name: str) -> None:
 def tier_types() -> tuple[str, ...]:
     """The registered types of tiers."""
     return TIERS.names()
+
+
+def module_of_tier(type: str) -> str | None:
+    """The module that a registered type of tier is in, None of other types."""
+    place = TIERS.places.get(type)
+    return None if place is None else place.module_path
 
 
 def tier_factory(type: str, module_path: str | None = None) -> Any:

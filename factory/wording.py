@@ -15,7 +15,7 @@ NEAR_RATIO_MIN = 0.6  # difflib's own default: one or two slips in a short word
 def shown(value: object) -> str:
     """`value` as it would stand in the document, shortened."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = _printable(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}…"
@@ -23,7 +23,12 @@ def shown(value: object) -> str:
 
 def quoted(text: str | Path) -> str:
     """A name or path in quotes, whole, however long it is: half of it would be of no use."""
-    return json.dumps(str(text), ensure_ascii=False)
+    return _printable(json.dumps(str(text), ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Half a character, which JSON can name and no output can encode, stays the escape that names it."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def listed(names: Iterable[str]) -> str:
@@ -44,3 +49,9 @@ def suggested(word: str, names: Iterable[str]) -> str:
     names = tuple(names)
     near = nearest(word, names)
     return f"choose from {listed(names)}" if near is None else f"did you mean {quoted(near)}?"
+
+
+def reason_of(error: Exception) -> str:
+    """What the system says about a call that failed, as part of a sentence."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{reason[:1].lower()}{reason[1:]}"

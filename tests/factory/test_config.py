@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import sys
@@ -128,6 +129,23 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0/./kvtier//")),
         'tiers[3].path: "/mnt/nvme0/kvtier" is the directory of tiers[2] already',
     ),
+    (
+        "one directory twice, by a detour",
+        lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0/other/../kvtier")),
+        'tiers[3].path: "/mnt/nvme0/other/../kvtier" is the directory of tiers[2] already',
+    ),
+    (
+        "a directory in another one's",
+        lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0/kvtier/second")),
+        'tiers[3].path: "/mnt/nvme0/kvtier/second" lies in "/mnt/nvme0/kvtier", the directory of tiers[2]; '
+        "choose one beside it",
+    ),
+    (
+        "a directory around another one's",
+        lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0")),
+        'tiers[3].path: "/mnt/nvme0" holds "/mnt/nvme0/kvtier", the directory of tiers[2]; '
+        "choose one beside it",
+    ),
     # an entry
     (
         "tier as text",
@@ -199,6 +217,12 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         'tiers[1].numa_node: should be a valid integer, not "auto"; for example 0',
     ),
     ("empty path", with_(2, path=""), 'tiers[2].path: "" names no directory'),
+    ("path with a zero byte", with_(2, path="/mnt/\0"), 'tiers[2].path: "/mnt/\\u0000" names no directory'),
+    (
+        "path with half a character",
+        with_(2, path="/mnt/\ud800"),
+        'tiers[2].path: "/mnt/\\ud800" names no directory',
+    ),
     ("path as number", with_(2, path=4), "tiers[2].path: should be a path, not 4"),
     (
         "deadline of nothing",
@@ -366,6 +390,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (b'{"version": NaN}', "NaN is not JSON"),
         (b'{"version": 1, "version": 1}', '"version" stands twice in one object'),
         (b'"\xff"', "not UTF-8 text at byte 1"),
+        (bytes(range(256)), "not UTF-8 text at byte 128"),
+        (b"\0" * 16, "line 1, column 1: expecting value"),
         (b"[" * 200_000, "nested too deeply"),
         (b" " * (1 << 20) + b"1", "larger than 1048576 bytes, so not a tier config"),
     ],
@@ -391,6 +417,19 @@ def test_a_directory_is_not_a_document(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path)
     assert str(caught.value) == f"{tmp_path}: is a directory"
+
+
+def test_a_pipe_is_refused_though_nobody_writes_into_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "pipe")
+    assert str(caught.value) == f"{tmp_path}/pipe: is not a regular file"
+
+
+def test_a_device_is_not_a_document() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("/dev/zero")
+    assert str(caught.value) == "/dev/zero: is not a regular file"
 
 
 def test_a_document_as_text_is_not_a_path() -> None:
@@ -501,6 +540,37 @@ def test_a_path_that_is_a_link_to_nothing_is_refused(document: Document, tmp_pat
     assert not_resolved(document) == expected
 
 
+@pytest.mark.parametrize("target", ["gone", "link"])
+def test_a_path_below_a_link_to_nothing_or_to_itself_is_refused(
+    document: Document, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    document["tiers"][2]["path"] = f"{tmp_path}/link/store"
+    expected = (
+        f'tiers[2].path: "{tmp_path}/link/store" cannot be created: "{tmp_path}/link" is a link to nothing; '
+        "create what it names"
+    )
+    assert not_resolved(document) == expected
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 256, "/a" * 2100])
+def test_a_path_that_is_too_long_is_refused(document: Document, path: str) -> None:
+    document["tiers"][2]["path"] = path
+    assert not_resolved(document) == f'tiers[2].path: "{path}" cannot be used: file name too long'
+
+
+def test_a_path_below_a_directory_that_may_not_be_searched_is_refused(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The super-user may search everywhere, so the answer of the system is made up.
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    expected = f'tiers[2].path: "{tmp_path}/store" cannot be used: permission denied'
+    assert not_resolved(document) == expected
+
+
 def test_a_path_that_cannot_be_written_is_refused(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +594,22 @@ def test_one_directory_under_two_names_is_refused(document: Document, tmp_path: 
     (tmp_path / "link").symlink_to("store")
     document["tiers"].append(dict(document["tiers"][2], path=f"{tmp_path}/link"))
     assert not_resolved(document) == f'tiers[3].path: "{tmp_path}/link" is the directory of tiers[2] already'
+
+
+def test_a_directory_in_another_ones_behind_a_link_is_refused(document: Document, tmp_path: Path) -> None:
+    (tmp_path / "store" / "second").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("store/second")
+    document["tiers"].append(dict(document["tiers"][2], path=f"{tmp_path}/link"))
+    expected = (
+        f'tiers[3].path: "{tmp_path}/link" lies in "{tmp_path}/store", the directory of tiers[2]; '
+        "choose one beside it"
+    )
+    assert not_resolved(document) == expected
+
+
+def test_directories_whose_names_begin_alike_are_two(document: Document, tmp_path: Path) -> None:
+    document["tiers"].append(dict(document["tiers"][2], path=f"{tmp_path}/store2"))
+    resolved(document)
 
 
 # Tiers of other packages
@@ -585,14 +671,30 @@ def test_a_tier_of_another_package_needs_pinned_above_it(tape: str) -> None:
     assert str(refused(document)) == expected
 
 
-def test_a_module_that_misses_one_of_its_own_says_so_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("import kvtier_never_written", "ModuleNotFoundError: No module named 'kvtier_never_written'"),
+        ("def", "SyntaxError: invalid syntax (kvtier_broken_test.py, line 1)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_a_module_that_cannot_be_imported_is_refused_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, reason: str, is_registered: bool
 ) -> None:
-    (tmp_path / "kvtier_broken_test.py").write_text("import kvtier_never_written\n")
+    (tmp_path / "kvtier_broken_test.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
-    document = changed(with_(2, type="Tape", module_path="kvtier_broken_test"))
-    with pytest.raises(ModuleNotFoundError, match="kvtier_never_written"):
-        parse_config(document)
+    monkeypatch.setattr(registry.TIERS, "places", dict(registry.TIERS.places))
+    entry = {"type": "Tape"}
+    if is_registered:
+        registry.register_tier("Tape", "kvtier_broken_test", "Tape")
+    else:
+        entry["module_path"] = "kvtier_broken_test"
+    error = refused(changed(lambda d: d["tiers"].append(entry)))
+    assert str(error) == f'tiers[3].module_path: "kvtier_broken_test" cannot be imported: {reason}'
+    assert error.__cause__ is not None
 
 
 def test_percent_is_kept_until_the_machine_is_known() -> None:
