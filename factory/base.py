@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -11,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..tiers import Tier
 
 PART_ALIGNMENT_BYTES = 4096  # what direct reads and writes ask of memory and file offsets
+
+
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """The name of a tier in a chain with tiers of the names `taken` above it: `nvme`, `nvme1`, and so on."""
+    numbered = (f"{name}{number}" for number in itertools.count(1))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
 
 
 class TierConfig(BaseModel):

@@ -11,7 +11,7 @@ from ..tiers import Tier
 from ..tiers.arena import Arena
 from ..tiers.breaker import Breaker
 from ..tiers.pinned import PinnedTier
-from .base import SharedPlace, TierContext
+from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
 from .config import KvtierConfig, load_config, resolve_config
 from .entries import PinnedConfig
@@ -19,14 +19,15 @@ from .registry import tier_factory
 
 logger = logging.getLogger(__name__)
 
-NO_DEADLINE_S = 10.0  # chains without a disk: nothing there can be slow
+NO_DEADLINE_S = 10.0  # of chains without a disk, where nothing can be slow, and of tiers that name none
 
 
 class CompositeSpec:
     """Builds every tier below the device from one config.
 
     The gpu entry stands for the server's own tensors, which are wherever the server put them: whoever
-    has them makes the gpu tier. `start` and `close` belong to one event loop.
+    has them makes the gpu tier. Tiers of one chain have names of their own, which statistics, metrics and
+    events go by: `pinned`, `nvme`, `nvme1`. `start` and `close` belong to one event loop.
     """
 
     def __init__(self, config: KvtierConfig) -> None:
@@ -88,7 +89,7 @@ class CompositeSpec:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)
                 tier = await factory.open(entry, context.at(f"tiers[{index}]"))
-                self._tiers.append(tier if index == 1 else Breaker(tier, slow_s=self.load_deadline_s))
+                self._tiers.append(tier if index == 1 else self._guarded(tier, entry))
         except BaseException:
             await self.close()
             raise
@@ -112,6 +113,11 @@ class CompositeSpec:
                 await tier.close()
             except Exception:
                 logger.exception("the %s tier did not close cleanly", tier.name)
+
+    def _guarded(self, tier: Tier, entry: TierConfig) -> Breaker:
+        """The tier, under a name of its own in this chain, behind a breaker with its own deadline."""
+        name = unique_name(tier.name, {other.name for other in self._tiers})
+        return Breaker(tier, name=name, slow_s=getattr(entry, "load_deadline_s", NO_DEADLINE_S))
 
     def summary(self) -> str:
         """One line for people: the tiers, in order."""

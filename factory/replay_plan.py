@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..engine.replay_tiers import LogWithoutBytes, SlotsWithoutBytes
 from ..tiers import ConfigError, Tier
-from .base import PART_ALIGNMENT_BYTES, TierConfig
+from .base import PART_ALIGNMENT_BYTES, TierConfig, unique_name
 from .config import KvtierConfig
 from .entries import NvmeConfig, PinnedConfig
 from .sizes import Percent, format_size, parse_size, size_bytes
@@ -90,12 +90,14 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
     _, pinned, *lower = config.tiers
     assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
     pinned = pinned.resolve(chunk_bytes=chunk_bytes, json_path="tiers[1]")
-    alone = len(lower) == 1
-    logs = [_log(tier, chunk_bytes, f"tiers[{i}]", alone=alone) for i, tier in enumerate(lower, start=2)]
+    logs: list[LogPlan] = []
+    for i, tier in enumerate(lower, start=2):
+        name = unique_name("nvme", [log.name for log in logs])
+        logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
     return ReplayPlan(pinned.capacity_bytes // chunk_bytes, pinned.policy, chunk_bytes, tuple(logs))
 
 
-def _log(tier: TierConfig, chunk_bytes: int, json_path: str, *, alone: bool) -> LogPlan:
+def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:
     if not isinstance(tier, NvmeConfig):
         raise ConfigError(
             f"{json_path}.type", f'{shown(tier.type)} cannot be replayed, only "pinned" and "nvme" can'
@@ -108,7 +110,6 @@ def _log(tier: TierConfig, chunk_bytes: int, json_path: str, *, alone: bool) -> 
             f"{format_size(capacity_bytes)} is too small for chunks of {format_size(chunk_bytes)}; "
             f"the least that works is {least_bytes} bytes",
         )
-    name = "nvme" if alone else f"nvme {json_path}"
     return LogPlan(name, capacity_bytes, tier.write_amplification)
 
 

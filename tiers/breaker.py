@@ -43,7 +43,8 @@ class BreakerState(enum.IntEnum):
 class _Switch:
     """The state, without a tier. Thread-safe."""
 
-    def __init__(self, slow_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, slow_s: float, clock: Callable[[], float]) -> None:
+        self._name = name  # of the tier, for messages
         self._slow_s = slow_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -99,7 +100,7 @@ class _Switch:
                 self._bad_calls = 0
                 if is_trial:
                     self._state, self._pause_s = BreakerState.CLOSED, PAUSE_S
-                    logger.warning("the tier answers again; it is used again")
+                    logger.warning("%s answers again; it is used again", self._name)
 
     def _goes_through(self) -> bool:
         trying = self._state is BreakerState.TRYING and self._trial is None
@@ -123,19 +124,27 @@ class _Switch:
             self.openings += 1
         self._state, self._bad_calls = BreakerState.OPEN, 0
         self._try_at_s = self._clock() + self._pause_s
-        logger.warning("the tier fails or hangs; it is not used for %.0f s", self._pause_s)
+        logger.warning("%s fails or hangs; it is not used for %.0f s", self._name, self._pause_s)
 
 
 class Breaker:
     """A tier as it is, until it fails or hangs; then a tier that has nothing and keeps nothing.
 
-    Threads and cancellation are the tier's own. `remove`, `flush`, `invalidate` and `close` always reach it.
+    Its name is the tier's, or what a chain of several alike calls it. Threads and cancellation are the
+    tier's own. `remove`, `flush`, `invalidate` and `close` always reach it.
     """
 
-    def __init__(self, tier: Tier, *, slow_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = tier.name
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        slow_s: float,
+        name: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name or tier.name
         self._tier = tier
-        self._switch = _Switch(slow_s, clock)
+        self._switch = _Switch(self.name, slow_s, clock)
         # Lookups come from any thread; a lost count is no harm.
         self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
 

@@ -116,7 +116,7 @@ def test_two_drives_are_told_apart(run: Run, trace: Path, document: Document) ->
     config = document(pinned("128MiB"), nvme("1TiB"), nvme("2TiB", "/nowhere/else"))
     _, output, _ = run(trace, "--config", config, "--json")
     names = [tier["tier"] for tier in json.loads(output)["tiers"]]
-    assert names == ["pinned", "nvme tiers[2]", "nvme tiers[3]"]
+    assert names == ["pinned", "nvme", "nvme1"]
 
 
 def test_chunks_take_whole_pages(run: Run, trace: Path, document: Document) -> None:
