@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .identity import Identity
 from .index import Index, IndexDamaged, Namespace, SegmentState, Transaction
 from .rebuild import rebuild
 from .segment import CLAIM_BYTE, blocks_of, table_bytes
-from .store_dir import Facts, NamespaceFile, StoreDirectory
+from .store_dir import Facts, NamespaceFile, StoreDirectory, mapped_os_errors
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +49,13 @@ def open_store(
         TierUnavailable: the store cannot be used; the message says why.
         IdentityMismatch: the namespace on disk names other fields.
     """
-
-    def budget_of_new(capacity_bytes: int) -> Budget:
-        return Budget(capacity_bytes, reserve_bytes, *facts_for(capacity_bytes, chunk_bytes)[1:])
-
-    _refuse_small(budget_of_new, capacity_bytes)
+    refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
     directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes))
     with contextlib.ExitStack() as undo:
-        undo.callback(directory.close)
+        undo.callback(directory.give_up)
         budget = Budget(capacity_bytes, reserve_bytes, *directory.facts[1:])
-        _refuse_small(lambda size: budget._replace(capacity_bytes=size), capacity_bytes)
-        _refuse_large(directory.facts, chunk_bytes)
+        refuse_small(directory.facts, capacity_bytes, chunk_bytes)
+        refuse_large(directory.facts, chunk_bytes)
         files.reached("opening")
         with mapped_os_errors(root):
             _probe_direct(files, directory)
@@ -112,7 +108,7 @@ def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirector
         raise TierUnavailable("nvme", f"{root} is no store: it has no kvtier.json")
     directory = StoreDirectory.open(files, root, Facts(b"", 0, 0))
     with contextlib.ExitStack() as undo:
-        undo.callback(directory.close)
+        undo.callback(directory.give_up)
         with mapped_os_errors(root):
             _probe_direct(files, directory)
             index = open_index(directory)
@@ -154,29 +150,36 @@ def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
         _open_namespace(store.directory, store.index, successor)
 
 
-@contextlib.contextmanager
-def mapped_os_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> None:
+    """Refuse a cap under which the store of these facts, or else a new one, holds no chunks.
 
+    Raises:
+        TierUnavailable: names the least cap that works.
+    """
 
-def _refuse_small(budget_of: Callable[[int], Budget], capacity_bytes: int) -> None:
-    least_bytes = budget_of(capacity_bytes).least_bytes
+    def least_under(cap_bytes: int) -> int:
+        sizes = facts or facts_for(cap_bytes, chunk_bytes)
+        return Budget(cap_bytes, 0, sizes.segment_bytes, sizes.index_bytes).least_bytes
+
+    least_bytes = least_under(capacity_bytes)
     if capacity_bytes >= least_bytes:
         return
     # Some shares grow with the cap itself: go on until the number that is named is one that works.
-    while (grown := budget_of(least_bytes).least_bytes) > least_bytes:
+    while (grown := least_under(least_bytes)) > least_bytes:
         least_bytes = grown
     raise TierUnavailable(
         "nvme",
-        f"a capacity of {capacity_bytes} bytes is too small for chunks of this size; "
+        f"a capacity of {capacity_bytes} bytes is too small for chunks of {chunk_bytes} bytes; "
         f"the least that works is {least_bytes}",
     )
 
 
-def _refuse_large(facts: Facts, chunk_bytes: int) -> None:
+def refuse_large(facts: Facts, chunk_bytes: int) -> None:
+    """Refuse chunks that are too long for the segments that a store was made with.
+
+    Raises:
+        TierUnavailable: they are.
+    """
     longest_key = table_bytes([ChunkKey(256)])
     overhead_blocks = 2 + 2 * blocks_of(longest_key)  # header, footer, table and its copy
     if aligned(chunk_bytes) + overhead_blocks * BLOCK_BYTES > facts.segment_bytes:

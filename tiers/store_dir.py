@@ -12,6 +12,10 @@ Theory of operation. OPENING_BYTE of `lock` is held alone by whoever opens or cl
 only one process at a time looks at it as a whole. USERS_BYTE is shared by all who have it open; whoever
 gets it alone while opening knows that nobody else uses the store and may rebuild what is broken.
 
+An open that fails takes back what it has made, before it gives up OPENING_BYTE. Whoever waited for that then
+holds a lock on a file that is gone; so whoever gets the byte looks whether the path still names its file,
+and starts over where it does not.
+
 The index is not synced at each commit. A killed process leaves it whole in the page cache; a power loss
 may tear it. So `in-use` names the boot, and an index that was in use on another boot is not trusted.
 """
@@ -20,9 +24,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import time
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,10 +43,12 @@ OPENING_BYTE, USERS_BYTE = 0, 1
 OPENING_WAIT_S = 60.0  # far above the longest rebuild seen; then something else is wrong
 CLOSING_WAIT_S = 2.0  # a close that cannot look around leaves the mark, which costs nothing but a rebuild
 OPENING_POLL_S = 0.005  # how often a process looks whether the other one has finished opening
+OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that took its new store back at that very moment
 
 _FACTS, _LOCK, _IN_USE = "kvtier.json", "lock", "in-use"
 _DIRECTORIES = ("namespaces", "segments", "quarantine")
 _EXPECTED = {_LOCK, _FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
+_FILES = (_IN_USE + ".new", _IN_USE, _FACTS + ".new", _FACTS, _LOCK)  # the facts outlive what they stand for
 
 
 class Facts(NamedTuple):
@@ -61,10 +70,13 @@ class NamespaceFile(NamedTuple):
 class StoreDirectory:
     """An opened store directory. Blocking; methods may be called from any thread, one at a time."""
 
-    def __init__(self, files: Files, root: Path, lock_fd: int, facts: Facts, *, alone: bool) -> None:
+    def __init__(
+        self, files: Files, root: Path, lock_fd: int, facts: Facts, *, alone: bool, undo: ExitStack
+    ) -> None:
         self.files, self.root, self.facts = files, root, facts
         self.alone = alone  # nobody else had the store open when we opened it
         self._lock_fd = lock_fd
+        self._undo = undo  # closes the lock too
         self._closed = False
 
     @staticmethod
@@ -74,10 +86,18 @@ class StoreDirectory:
         Raises:
             TierUnavailable: it cannot be used; the message says why and what to do.
         """
-        try:
+        with mapped_os_errors(root):
             return _open(files, root, new)
-        except OSError as error:
-            raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+
+    @staticmethod
+    def look(root: Path) -> Facts | None:
+        """What the store at `root` says of itself, None where one could be made; changes nothing.
+
+        Raises:
+            TierUnavailable: `open` would refuse it.
+        """
+        with mapped_os_errors(root):
+            return _look(root)
 
     @property
     def index_path(self) -> Path:
@@ -123,6 +143,11 @@ class StoreDirectory:
         self.files.unlink(self.root / _IN_USE)
         self.files.sync_directory(self.root)
 
+    def give_up(self) -> None:
+        """Close before `ready`: a store that this open has made leaves nothing behind. Idempotent."""
+        self._closed = True
+        self._undo.close()
+
     def close(self) -> None:
         """Give up every lock; idempotent."""
         if not self._closed:
@@ -163,22 +188,85 @@ class StoreDirectory:
         return namespace
 
 
-def _open(files: Files, root: Path, new: Facts) -> StoreDirectory:
-    if root.exists():
-        _refuse_unsafe(root)
-        _read_facts(root)  # a newer format is refused before anything is touched
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock_fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+@contextmanager
+def mapped_os_errors(root: Path) -> Iterator[None]:
+    """What the system refuses is a `TierUnavailable` that names the store."""
     try:
-        _wait_for_opening(files, lock_fd, root, OPENING_WAIT_S)
-        facts = _read_facts(root) or _create(files, root, new)
+        yield
+    except OSError as error:
+        raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+
+
+def _open(files: Files, root: Path, new: Facts) -> StoreDirectory:
+    _look(root)  # what is refused is not touched
+    with ExitStack() as undo:
+        undo.callback(_remove_empty, [path for path in (root, *root.parents) if not path.exists()])
+        lock_fd = _locked(files, root)
+        undo.callback(os.close, lock_fd)
+        facts = _look(root)
+        if facts is None:
+            undo.callback(_remove_store, root)
+            facts = _create(files, root, new)
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o700, exist_ok=True)
         alone = files.try_lock(lock_fd, USERS_BYTE, exclusive=True)
-        return StoreDirectory(files, root, lock_fd, facts, alone=alone)
-    except BaseException:
-        os.close(lock_fd)
-        raise
+        return StoreDirectory(files, root, lock_fd, facts, alone=alone, undo=undo.pop_all())
+
+
+def _locked(files: Files, root: Path) -> int:
+    """Make the directory and its lock file where they are missing, and hold OPENING_BYTE."""
+    for _ in range(OPEN_ATTEMPTS_MAX):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # taken back since
+            lock_fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _wait_for_opening(files, lock_fd, root, OPENING_WAIT_S)
+                if os.path.samestat((root / _LOCK).stat(), os.fstat(lock_fd)):
+                    return lock_fd
+            except BaseException:
+                os.close(lock_fd)
+                raise
+            os.close(lock_fd)
+    raise TierUnavailable("nvme", f"{root} is removed as often as it is made")
+
+
+def _remove_store(root: Path) -> None:
+    """Remove a store that nobody else has seen; what cannot be removed is in nobody's way."""
+    for name in (*_DIRECTORIES, "index"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in _FILES:
+        with suppress(OSError):
+            (root / name).unlink()
+
+
+def _remove_empty(paths: Iterable[Path]) -> None:
+    """Remove directories, each before the one around it, unless somebody uses them by now."""
+    with suppress(OSError):
+        for path in paths:
+            path.rmdir()
+
+
+def _look(root: Path) -> Facts | None:
+    if not root.exists():
+        return None
+    _refuse_unsafe(root)
+    facts = _read_facts(root)
+    if facts is None and (obstacle := _obstacle(root)) is not None:
+        # Another process may have made the store meanwhile: its facts are written first of all.
+        facts = _read_facts(root)
+        if facts is None:
+            raise TierUnavailable("nvme", obstacle)
+    return facts
+
+
+def _obstacle(root: Path) -> str | None:
+    """Why no store can be made in a directory that has none."""
+    if any((root / name).exists() for name in ("index", "segments")):
+        return f"{root / _FACTS} is missing from a store; remove {root}, or choose another path"
+    others = sorted({path.name for path in root.iterdir()} - _EXPECTED)
+    if others:
+        return f"{root} holds other files ({others[0]}); choose another path, which kvtier has for itself"
+    return None
 
 
 def _refuse_unsafe(root: Path) -> None:
@@ -215,11 +303,6 @@ def _read_facts(root: Path) -> Facts | None:
 
 
 def _create(files: Files, root: Path, new: Facts) -> Facts:
-    if any((root / name).exists() for name in ("index", "segments")):
-        raise TierUnavailable("nvme", f"{root / _FACTS} is missing from a store; remove {root}")
-    others = sorted({path.name for path in root.iterdir()} - _EXPECTED)
-    if others:
-        raise TierUnavailable("nvme", f"{root} holds other files ({others[0]}); give kvtier one of its own")
     files.reached("creating")
     facts = new._replace(store=uuid.uuid4().bytes)
     document = {"format": FORMAT, **facts._asdict(), "store": facts.store.hex()}
