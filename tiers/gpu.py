@@ -119,14 +119,20 @@ class GpuTier:
         """Copy chunks to device blocks; otherwise like `submit_store`."""
         return self._submit(spans, host_addresses, Lane.EXPEDITED if expedited else Lane.LOAD, after)
 
-    def window(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> GpuWindow:
+    def window(
+        self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool = False
+    ) -> GpuWindow:
         """View `blocks_per_chunk` device blocks under each key as a tier; made on the thread that wrote them.
 
+        Args:
+            distinct: whether no block may be named twice; two chunks cannot be written into one.
+
         Raises:
-            ValueError: the block ids are not on the device, or do not match the keys.
+            ValueError: the block ids are no whole numbers, not on the device, named twice, or do not match
+                the keys.
         """
         per_chunk = self._layout.blocks_per_chunk
-        ids = np.asarray(block_ids, np.int64).reshape(-1)
+        ids = _whole_numbers(block_ids)
         if len(ids) != len(keys) * per_chunk:
             raise ValueError(
                 f"{len(keys)} keys take {len(keys) * per_chunk} block ids, {per_chunk} each, not {len(ids)}"
@@ -135,6 +141,8 @@ class GpuTier:
         self._layout.plan(
             spans, np.zeros(len(keys), np.int64)
         )  # refuses wrong ids here, on the caller's thread
+        if distinct:
+            _check_distinct(ids)
         return GpuWindow(
             self, dict(zip(keys, ids.reshape(len(keys), per_chunk), strict=True)), self._copies.mark()
         )
@@ -297,6 +305,23 @@ def _copies_for(device: torch.device) -> Copies:
 
         return CudaCopies(device)
     raise ValueError(f"KV tensors are on a CUDA or ROCm device or in plain memory, not on {device}")
+
+
+def _whole_numbers(block_ids: Sequence[int]) -> Addresses:
+    kinds = {block_ids.dtype.type} if isinstance(block_ids, np.ndarray) else set(map(type, block_ids))
+    for kind in kinds:
+        if not issubclass(kind, (int, np.integer)) or kind is bool:
+            raise ValueError(f"block ids are whole numbers, not {kind.__name__}")
+    try:
+        return np.asarray(block_ids, np.int64).reshape(-1)
+    except OverflowError as error:
+        raise ValueError(f"block ids are numbers of blocks on the device: {error}") from error
+
+
+def _check_distinct(ids: Addresses) -> None:
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) < len(ids):
+        raise ValueError(f"block {unique[counts > 1][0]} is named twice, and takes one chunk only")
 
 
 def _check_tensor(index: int, tensor: Tensor, first: Tensor) -> None:
