@@ -16,12 +16,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from ..tiers.base import Buffer, ChunkKey, Failure, Outcome, Tier, TierStats
+from ..tiers.errors import TierError
 from ..tiers.slots import Slot, SlotState, SlotTier
 from .events import EventLog, TellsRemovals
 from .loop import LoopThread
@@ -88,9 +90,15 @@ class Chain:
             clock=clock,
         )
         self._invalidations = 0  # under way; while there is one, nothing is asked of the tiers below
+        self._room_waiters = 0  # who waits in `room`, and has to be told when a pin is returned
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
-        self._progress = asyncio.Event()  # set and replaced whenever a promotion or cascade ends
+        self._progress = asyncio.Event()  # set and replaced whenever something moved, or somebody let go
+        self._lost: Counter[Failure] = (
+            Counter()
+        )  # chunks that the last tier failed to take, since the last flush
+        self._stopped = False
+        self._disused = False  # the tiers below could not be told that the weights changed
         if events is not None:
             for tier in lower:
                 if isinstance(tier, TellsRemovals):
@@ -147,6 +155,8 @@ class Chain:
         """Return the caller's pin on each slot."""
         with self._lock:
             self._placement.table.unpin(slots)
+            wake = self._room_waiters > 0 and self._placement.tell_work()
+        self._wake(wake)
 
     def touch(self, keys: Sequence[ChunkKey]) -> None:
         """The chunks were used, in prefix order."""
@@ -246,17 +256,35 @@ class Chain:
         gone = {slot.key: Failure.MISSING for slot in useless if slot.state is SlotState.GONE}
         return ready, failed | late | gone
 
-    async def settled(self, keys: Sequence[ChunkKey]) -> None:
-        """Wait until nobody fills the slots of these keys any more, at most for the deadline."""
+    async def settled(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Wait until nobody fills the slots of these keys any more, at most for the deadline.
+
+        Returns:
+            Keys whose slots are still being filled.
+        """
         with self._lock:
             slots = [slot for slot in map(self._placement.table.get, keys) if slot is not None]
         await self._settle(slots)
+        return [slot.key for slot in slots if slot.state is SlotState.FILLING]
 
     async def room(self) -> bool:
-        """Wait until a cascade has ended; False when none is under way, so that waiting is in vain."""
-        if not self._dirty_now():
+        """Wait until a slot can be had, at most for the deadline; False where none came free.
+
+        Who waits here holds no slot, and who holds one waits for a device or a disk and never for another
+        slot: so nobody waits for himself, nor two for each other. Waiters are served in the order in which
+        they came; the slot is theirs if they reserve before they await anything else.
+        """
+        with self._lock:
+            self._room_waiters += 1
+        try:
+            async with asyncio.timeout(self._load_deadline_s):
+                while not self._has_room():
+                    await self._progress.wait()
+        except TimeoutError:
             return False
-        await self._progress.wait()
+        finally:
+            with self._lock:
+                self._room_waiters -= 1
         return True
 
     async def admit(self, count: int) -> int:
@@ -277,10 +305,20 @@ class Chain:
         return count
 
     async def flush(self) -> None:
-        """Return when everything committed so far is durable in the last tier."""
+        """Return when all that was committed so far, and found a place among what goes down, is durable.
+
+        A chunk that found no place, or that the cap of the last tier had no room for, is left out.
+
+        Raises:
+            TierError: a tier failed to make something durable, or the last one failed to take some chunks
+                since the last flush. Every tier was flushed all the same.
+        """
         await self.drain()
-        for tier in self._lower:
-            await tier.flush()
+        flushed = [await _outcome_of(tier.flush()) for tier in self._lower]
+        for error in flushed:
+            if error is not None:
+                raise error
+        self._raise_lost()
 
     async def drain(self) -> None:
         """Return when everything committed so far has been offered to every tier below."""
@@ -292,6 +330,9 @@ class Chain:
         """Stop moving: cancel what runs, give up what waits, return once nothing touches a slot."""
         with self._lock:
             self._placement.stop_cascading()
+        self._stopped = True
+        self._signal()
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches its `finally`
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -300,7 +341,10 @@ class Chain:
         with self._lock:
             work = self._placement.take_work()
         for tier, slots in work.promotions:
-            self._spawn(self._promote(tier, slots))
+            if self._stopped:
+                self._settle_promotion(tier, slots, Outcome())
+            else:
+                self._spawn(self._promote(tier, slots))
         for slots in work.cascades:
             self._spawn(self._cascade(slots))
         self._signal()
@@ -310,10 +354,13 @@ class Chain:
         try:
             outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
         finally:
-            with self._lock:
-                self._placement.promoted(tier, slots, outcome)
-                self._placement.counters["loaded_us", tier.name] += _us_since(began_s)
+            self._settle_promotion(tier, slots, outcome)
+            self.count("loaded_us", tier.name, _us_since(began_s))
             self._signal()
+
+    def _settle_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
+        with self._lock:
+            self._placement.promoted(tier, slots, outcome)
 
     async def _cascade(self, slots: Sequence[Slot]) -> None:
         try:
@@ -321,11 +368,16 @@ class Chain:
                 # Asked anew for each tier, right before the call: a chunk that was invalidated while it
                 # waited must not reach a tier that starts over.
                 valid = [slot for slot in slots if slot.state is SlotState.READY]
-                began_s = time.monotonic()
+                began_s, invalidating = time.monotonic(), self._invalidations > 0
                 outcome = await tier.store([slot.key for slot in valid], self._buffers(valid))
                 with self._lock:
                     self._placement.stored_below(tier, outcome)
                     self._placement.counters["stored_us", tier.name] += _us_since(began_s)
+            # Stored for the new weights before the tier knows of them: dropped, and by no fault of the tier.
+            self._note_lost([] if invalidating else valid, outcome.failed)
+        except Exception:
+            self._note_lost(slots, dict.fromkeys((slot.key for slot in slots), Failure.IO_ERROR))
+            raise
         finally:
             with self._lock:
                 self._placement.cascaded(slots)
@@ -343,6 +395,8 @@ class Chain:
             logger.exception("a tier could not be told that the weights changed; it is used no more")
             with self._lock:
                 self._placement.stop_cascading()
+            self._disused = True
+            self._signal()
             raise
         with self._lock:
             self._invalidations -= 1
@@ -355,6 +409,27 @@ class Chain:
                     await self._progress.wait()
         except TimeoutError:
             self.count("late_loads", self._pinned.name, 1)
+
+    def _note_lost(self, slots: Sequence[Slot], failed: Mapping[ChunkKey, Failure]) -> None:
+        """The last tier did not take some chunks: remember those that still matter, for `flush` to tell."""
+        for slot in slots:
+            reason = failed.get(slot.key, Failure.NO_SPACE)
+            # A full tier chooses what to keep, and a chunk that was invalidated on the way may go.
+            if reason is not Failure.NO_SPACE and slot.state is SlotState.READY:
+                self._lost[reason] += 1
+
+    def _raise_lost(self) -> None:
+        if self._disused:
+            raise TierError(
+                self._lower[-1].name, "it could not be told that the weights changed, and is used no more"
+            )
+        lost, self._lost = self._lost, Counter()
+        if lost:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
+            raise TierError(
+                self._lower[-1].name,
+                f"{lost.total()} chunks that were stored since the last flush are not in it ({reasons})",
+            )
 
     def _signal(self) -> None:
         self._progress.set()
@@ -393,6 +468,10 @@ class Chain:
         with self._lock:
             return self._placement.admit(count)
 
+    def _has_room(self) -> bool:
+        with self._lock:
+            return self._placement.has_room
+
     def _dirty_now(self) -> frozenset[Slot]:
         with self._lock:
             return self._placement.dirty
@@ -402,6 +481,14 @@ class Chain:
 
 
 _WHY = {Presence.MISS: Failure.MISSING, Presence.LATE: Failure.TIMEOUT, Presence.FULL: Failure.NO_SPACE}
+
+
+async def _outcome_of(work: Awaitable[None]) -> TierError | None:
+    try:
+        await work
+    except TierError as error:
+        return error
+    return None
 
 
 def _us_since(began_s: float) -> int:

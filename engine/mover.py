@@ -15,7 +15,8 @@ Failures = dict[ChunkKey, Failure]
 class Mover:
     """Store and load for one chain, in batches that fit its arena, so that a job may be larger than it.
 
-    Runs on the loop thread. A cancelled move returns once nothing copies any more, and holds no slot.
+    A batch that finds no slot waits for one, at most for the chain's deadline, and holds none meanwhile. Runs
+    on the loop thread. A cancelled move returns once nothing copies any more, and holds no slot.
     """
 
     def __init__(self, chain: Chain, pinned: SlotTier) -> None:
@@ -43,7 +44,8 @@ class Mover:
         while waiting:
             reserved = self._chain.reserve(waiting)
             failed |= await self._copy_out(device, reserved.slots)
-            await self._chain.settled(reserved.busy)
+            late = await self._chain.settled(reserved.busy)
+            failed |= dict.fromkeys(late, Failure.TIMEOUT)
             # A busy slot that its filler gave up is ours to fill, in the next round.
             there = self._chain.lookup(reserved.busy)
             waiting = [key for key, ok in zip(reserved.busy, there, strict=True) if not ok] + reserved.left

@@ -111,6 +111,11 @@ class Placement:
         """How many these are."""
         return len(self._dirty)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot can be had now: free, or such that it may be evicted."""
+        return self.table.pinned_count < self.table.slots_count
+
     # Finding.
 
     def pin(self, key: ChunkKey) -> Found:

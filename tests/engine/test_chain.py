@@ -10,7 +10,8 @@ from chain_rig import SLOT_BYTES, Rig, Slots, rigged
 from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
-from kvtier.tiers.base import Failure
+from kvtier.tiers.base import Buffer, Failure, Outcome
+from kvtier.tiers.errors import TierError
 from kvtier.tiers.testing import MemoryTier, pattern
 
 
@@ -172,6 +173,31 @@ def test_stop_gives_up_what_waits_and_frees_every_pin(rig: Rig) -> None:
     assert rig.chain.stats().pinned_slots == 0
 
 
+def test_stop_frees_the_pins_of_what_has_not_taken_its_first_step(rig: Rig) -> None:
+    async def stop_at_once() -> None:
+        rig.chain.commit(rig.chain.reserve([b"a"]).slots)
+        await asyncio.sleep(0)  # the cascade is there now, and comes after us
+        await rig.chain.stop()
+
+    rig.loop.submit(stop_at_once()).result(5)
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_nothing_begins_to_move_after_a_stop(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+
+    async def wish_and_stop() -> Presence:
+        (found,) = rig.chain.acquire([b"x"])
+        assert found.slot is not None
+        await rig.chain.stop()
+        rig.chain.release([found.slot])
+        return rig.chain.state_of(found.slot)
+
+    assert rig.loop.submit(wish_and_stop()).result(5) is Presence.MISS
+    assert rig.lower.log == []
+    assert rig.chain.stats().pinned_slots == 0
+
+
 def test_many_threads_may_use_a_chain_at_once() -> None:
     for rig in rigged(16):
         use_from_many_threads(rig)
@@ -303,3 +329,121 @@ def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it() 
     assert found.presence is Presence.MISS
     loop.submit(chain.stop()).result(5)
     loop.close()
+
+
+class FailingTier(MemoryTier):
+    """A tier whose stores fail for a reason, or by an exception, while there is one."""
+
+    def __init__(self, why: Failure | None = None, raises: Exception | None = None) -> None:
+        super().__init__()
+        self.why, self.raises = why, raises
+
+    async def store(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        if self.raises is not None:
+            raise self.raises
+        if self.why is not None:
+            return Outcome(failed=dict.fromkeys(keys, self.why))
+        return await super().store(keys, buffers)
+
+    async def flush(self) -> None:
+        await super().flush()
+        if self.why is Failure.CLOSED:
+            raise TierError(self.name, "not durable")
+
+
+class Above:
+    """A chain over some tiers, for tests of what a flush says."""
+
+    def __init__(self, *lower: MemoryTier) -> None:
+        self.loop = LoopThread()
+        self.chain = Chain(Slots(4), lower, self.loop, load_deadline_s=5.0)
+
+    def store(self, *keys: bytes) -> None:
+        self.chain.commit(self.chain.reserve(keys).slots)
+
+    def flush(self) -> None:
+        self.loop.submit(self.chain.flush()).result(5)
+
+    def close(self) -> None:
+        self.loop.submit(self.chain.stop()).result(5)
+        self.chain.check()
+        self.loop.close()
+
+
+@pytest.mark.parametrize("why", [Failure.IO_ERROR, Failure.DROPPED])
+def test_a_flush_tells_once_of_chunks_that_the_last_tier_failed_to_take(why: Failure) -> None:
+    lower = FailingTier(why)
+    rig = Above(lower)
+    rig.store(b"a", b"b")
+    with pytest.raises(TierError, match=rf"memory: 2 chunks .* are not in it \({why} 2\)"):
+        rig.flush()
+    rig.flush()
+    lower.why = None
+    rig.store(b"c")
+    rig.flush()
+    rig.close()
+
+
+def test_a_flush_tells_of_a_tier_that_raised() -> None:
+    rig = Above(FailingTier(raises=OSError("gone")))
+    rig.store(b"a")
+    with pytest.raises(TierError, match=r"1 chunks .* \(io_error 1\)"):
+        rig.flush()
+    rig.close()
+
+
+def test_a_flush_says_nothing_of_what_placement_left_out() -> None:
+    lower = FailingTier(Failure.NO_SPACE)  # above the cap
+    rig = Above(lower)
+    rig.store(b"a", b"b", b"c")  # more than may be on their way down
+    rig.flush()
+    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 3
+    rig.close()
+
+
+def test_a_chunk_that_a_nearer_tier_failed_to_take_is_durable_in_the_last_one() -> None:
+    first, last = FailingTier(Failure.IO_ERROR), MemoryTier()
+    rig = Above(first, last)
+    rig.store(b"a")
+    rig.flush()
+    assert set(last.chunks) == {b"a"}
+    rig.close()
+
+
+def test_every_tier_is_flushed_also_after_one_that_fails() -> None:
+    first, last = FailingTier(Failure.CLOSED), MemoryTier()
+    rig = Above(first, last)
+    with pytest.raises(TierError, match="not durable"):
+        rig.flush()
+    assert ("flush", ()) in last.log
+    rig.close()
+
+
+def test_a_chunk_that_was_invalidated_on_its_way_down_is_not_missed() -> None:
+    lower = FailingTier(Failure.DROPPED)
+    rig = Above(lower)
+    gate = asyncio.Event()
+    store = lower.store
+
+    async def gated(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        began.set()
+        await gate.wait()
+        return await store(keys, buffers)
+
+    began = threading.Event()
+    lower.store = gated  # type: ignore[method-assign]
+    rig.store(b"old")
+    assert began.wait(5)
+    rig.chain.invalidate()
+    rig.loop.submit(_call(gate.set)).result(5)
+    rig.flush()
+    rig.close()
+
+
+def test_a_flush_to_a_tier_that_is_used_no_more_fails() -> None:
+    rig = Above(DeafTier())
+    rig.chain.invalidate()
+    rig.store(b"a")
+    with pytest.raises(TierError, match="used no more"):
+        rig.flush()
+    rig.close()
