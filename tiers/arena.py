@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
@@ -19,13 +20,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from .arenafile import SHARED_MEMORY, ArenaFile, ArenaLayout, sweep_stale
+from .arenafile import NOTE_OFFSET, SHARED_MEMORY, ArenaFile, ArenaLayout, sweep_stale
 from .errors import TierUnavailable
 from .memory import memory_room
 from .numa import prefer_node
 from .pinning import Piece, Pinning
 
 logger = logging.getLogger(__name__)
+
+_NOTE_LENGTH = struct.Struct("<I")
+NOTE_BYTES_MAX = mmap.PAGESIZE - NOTE_OFFSET - _NOTE_LENGTH.size
 
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
@@ -122,6 +126,23 @@ class Arena:
     def pinning(self) -> Pinning:
         """How far touching and page-locking have come, and which copies they rule out."""
         return self._pinning
+
+    @property
+    def note(self) -> bytes:
+        """What the server's other processes should know; empty where nobody has left any word."""
+        self._open()
+        (length,) = _NOTE_LENGTH.unpack_from(self._mapping, NOTE_OFFSET)
+        start = NOTE_OFFSET + _NOTE_LENGTH.size
+        return bytes(self._mapping[start : start + length])
+
+    @note.setter
+    def note(self, note: bytes) -> None:
+        """Leave word, at most `NOTE_BYTES_MAX`; all who do leave the same."""
+        self._open()
+        assert len(note) <= NOTE_BYTES_MAX, "a note is short"
+        start = NOTE_OFFSET + _NOTE_LENGTH.size
+        self._mapping[start : start + len(note)] = note
+        _NOTE_LENGTH.pack_into(self._mapping, NOTE_OFFSET, len(note))
 
     def buffer(self, index: int) -> memoryview:
         """The bytes of a slot, the parts of all ranks, writable."""

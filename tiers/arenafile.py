@@ -2,7 +2,7 @@
 
 Layout; every section starts on a page, and the parts of a slot start on multiples of 4 KiB:
 
-    header        magic, format, attached, slot_count, part_bytes, parts, ranks, mappers
+    header        magic, format, attached, slot_count, part_bytes, parts, ranks, mappers; a note, see `Arena`
     stores_done   uint32[ranks][slot_count]   stores that have ended, counted modulo 2**32
     loads_done    uint32[ranks][slot_count]   the same for loads
     store_failed  uint8[ranks][slot_count]    whether the last store failed
@@ -70,6 +70,7 @@ _MAGIC = b"kvtarena"
 _HEADER = struct.Struct("<8sIIQQIII")
 _ATTACHED = struct.Struct("<I")
 _ATTACHED_OFFSET = 12
+NOTE_OFFSET = 64  # behind the header, on the same page
 
 _process_gate = threading.Lock()  # around every lockf, and every open and close of an arena's file
 

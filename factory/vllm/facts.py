@@ -6,18 +6,17 @@ works the same facts out of them. No vLLM is imported: both are only looked at.
 
 from __future__ import annotations
 
-import logging
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...tiers.errors import ConfigError
-
-logger = logging.getLogger(__name__)
+from .served import served_fields
 
 EXTRA = "kv_connector_extra_config"
+
+_LAYOUT = "VLLM_KV_CACHE_LAYOUT"  # what vLLM itself reads; 0.29 and newer tell the outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,8 @@ class ServerFacts:
     Attributes:
         engine_id: unique on the host, one for each data-parallel replica.
         model: its name or the path of its directory.
-        kv_dtype: the type of keys and values.
+        served: how it serves the model where that is not what the files say, None where that is not told.
+        kv_dtype: the type of keys and values; "auto" where that is not told.
         kv_layout: how a block's bytes are arranged, as far as the server says.
         extra: what the user wrote into the connector's extra config.
         rank_block_bytes: one rank's bytes of one block, in all layers that share it.
@@ -59,6 +59,7 @@ class ServerFacts:
 
     engine_id: str
     model: str
+    served: Mapping[str, str] | None
     kv_dtype: str
     kv_layout: str
     extra: Mapping[str, Any]
@@ -71,7 +72,7 @@ class ServerFacts:
     has_events: bool
 
 
-def of_offloading_config(config: Any) -> ServerFacts:
+def of_offloading_config(config: Any, *, served: Mapping[str, str] | None = None) -> ServerFacts:
     """Take the facts from the `OffloadingConfig` of vLLM 0.26 and newer.
 
     Raises:
@@ -83,8 +84,9 @@ def of_offloading_config(config: Any) -> ServerFacts:
     return ServerFacts(
         engine_id=config.engine_id,
         model=config.model.name,
-        kv_dtype=_known_dtype(config.model.dtype),
-        kv_layout=str(getattr(config, "kv_cache_layout", None)),
+        served=served,
+        kv_dtype=config.model.dtype,
+        kv_layout=str(getattr(config, "kv_cache_layout", os.environ.get(_LAYOUT))),
         extra=config.extra_config,
         groups=tuple(
             Group(getattr(group, "group_id", index), group.tokens_per_block, tuple(group.layer_names))
@@ -132,6 +134,7 @@ def of_vllm_config(
     return ServerFacts(
         engine_id=transfer.engine_id,
         model=vllm_config.model_config.model,
+        served=served_fields(vllm_config),
         kv_dtype=_dtype(vllm_config),
         kv_layout=_layout(vllm_config),
         extra=extra,
@@ -157,17 +160,6 @@ def of_vllm_config(
     )
 
 
-def _known_dtype(dtype: str) -> str:
-    """The type of keys and values; one of this start alone where vLLM 0.26 hides it behind "auto"."""
-    if dtype != "auto":
-        return dtype
-    logger.warning(
-        "kvtier: this vLLM does not say which type keys and values have, so chunks are not reused after a "
-        "restart; name it with --kv-cache-dtype, or use vLLM 0.27 or newer"
-    )
-    return f"of this start alone: {uuid.uuid4()}"
-
-
 def _dtype(vllm_config: Any) -> str:
     dtype = vllm_config.cache_config.cache_dtype
     return str(vllm_config.model_config.dtype if dtype == "auto" else dtype).removeprefix("torch.")
@@ -177,7 +169,7 @@ def _layout(vllm_config: Any) -> str:
     """What decides how the kernels arrange a block, as far as it was asked for."""
     backend = getattr(getattr(vllm_config, "attention_config", None), "backend", None)
     backend = getattr(backend, "name", backend) or os.environ.get("VLLM_ATTENTION_BACKEND")
-    return f"{os.environ.get('VLLM_KV_CACHE_LAYOUT')} {backend}"
+    return f"{os.environ.get(_LAYOUT)} {backend}"
 
 
 def _block_bytes(kv_cache_config: Any) -> int:

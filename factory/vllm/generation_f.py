@@ -38,6 +38,8 @@ class Manager(KeyedManager):
         return _RESULT[self._placement.lookup(self._request(req_context), key, tiers_of(req_context))]
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        for request in context.new_req_ids:  # they run: what they held and did not load is of no use to them
+            self._placement.finish(request)
         self._placement.sweep()
 
 

@@ -12,6 +12,7 @@ from .facts import of_offloading_config
 from .generation_f import Worker
 from .manager import SlotsSpec
 from .plugin import Plugin
+from .served import served_here
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata, OffloadKey, ReqContext
@@ -28,6 +29,8 @@ class Manager(generation_f.Manager):
         from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
         source = self._placement.source(self._request(req_context), key)
+        if not source:
+            return CacheHitSource.EXTERNAL_UNSPECIFIED
         return CacheHitSource.HOST if source == "pinned" else CacheHitSource.DISK
 
 
@@ -41,7 +44,7 @@ class CompositeOffloadingSpec(OffloadingSpec):
 
     def __init__(self, config: OffloadingConfig) -> None:
         super().__init__(config)
-        facts = of_offloading_config(config)
+        facts = of_offloading_config(config, served=served_here())
         self.replicated_layout = facts.is_replicated  # vLLM reads it: then only the first rank stores
         self._plugin = Plugin(facts)
 

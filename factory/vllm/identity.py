@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,14 +11,16 @@ import vllm
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
-from ...tiers.identity import weights_fingerprint
+from ...tiers.identity import one_process, weights_fingerprint
 from .facts import Parallel, ServerFacts
 
 logger = logging.getLogger(__name__)
 
 
-def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
+def identity_fields(facts: ServerFacts, served: Mapping[str, str] | None = None) -> Mapping[str, str]:
     """The namespace of a server's chunks.
+
+    `served` is what a worker knows of how the model is served, where the facts do not say it.
 
     Two servers share chunks exactly if all of these are equal. vLLM's block hashes cover the tokens, the
     adapter, multi-modal inputs and the salt; this covers everything else. Data-parallel replicas hold the
@@ -29,8 +30,8 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
     return {
         "server": f"vllm {'.'.join(vllm.__version__.split('.')[:2])}",
         "model": facts.model,
-        "weights": _weights(facts.model),
-        "kv_dtype": facts.kv_dtype,
+        **_weights(facts.model),
+        **_kv_dtype(facts.kv_dtype),
         "kv_layout": facts.kv_layout,
         "bytes_per_block": str(facts.rank_block_bytes),
         "blocks_per_chunk": str(facts.blocks_per_chunk),
@@ -39,6 +40,7 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
         "parallel": _parallel(facts.parallel),
         "replicated": str(facts.is_replicated),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "default"),
+        **(facts.served or served or {}),
     }
 
 
@@ -70,22 +72,32 @@ def _parallel(parallel: Parallel) -> str:
     return f"{sizes} layers {os.environ.get('VLLM_PP_LAYER_PARTITION', 'by default')}"
 
 
-def _weights(model: str) -> str:
-    """A fingerprint of the weights; one of this start alone where it is not known which weights run.
+def _weights(model: str) -> dict[str, str]:
+    """A fingerprint of the weights; where it is not known which ones run, nobody shares them.
 
     vLLM does not tell a plugin the revision, so of a model of the hub all local snapshots come into
     question: with more than one, sharing chunks by name could serve the KV of other weights.
     """
     snapshots = [Path(model)] if os.path.isdir(model) else _snapshots(model)
     if len(snapshots) == 1:
-        return weights_fingerprint(snapshots[0])
+        return {"weights": weights_fingerprint(snapshots[0])}
     logger.warning(
         "kvtier: %s has %d local snapshots and nothing says which one runs, so chunks are not reused "
         "after a restart; give the model as the path of its directory",
         model,
         len(snapshots),
     )
-    return f"of this start alone: {uuid.uuid4()}"
+    return {"weights": "unknown", **one_process()}
+
+
+def _kv_dtype(dtype: str) -> dict[str, str]:
+    if dtype != "auto":
+        return {"kv_dtype": dtype}
+    logger.warning(
+        "kvtier: this vLLM does not say which type keys and values have, so chunks are not reused after a "
+        "restart; name it with --kv-cache-dtype, or use vLLM 0.27 or newer"
+    )
+    return {"kv_dtype": dtype, **one_process()}
 
 
 def _snapshots(model: str) -> list[Path]:

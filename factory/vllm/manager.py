@@ -55,6 +55,7 @@ class KeyedManager(base.OffloadingManager):
         self._placement.complete_load(self._request(req_context), keys)
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
+        self._placement.finish(self._request(req_context))  # who stores has begun, and loads no more
         plan = self._placement.prepare_store(list(keys))
         return base.PrepareStoreOutput(
             [base.OffloadKey(key) for key in plan.keys],

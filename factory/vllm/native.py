@@ -6,7 +6,8 @@
 The entry's other keys are those of an `nvme` tier in a tier-config document. The rows of vLLM's CPU tier have
 the layout of kvtier's slots, so a directory can serve servers of both kinds. What the interface does not
 give: there is no call when the server resets its cache, so nothing is invalidated then (raise
-`weights_epoch`); and a load cannot be given up at a deadline, as vLLM would reuse its row at once.
+`weights_epoch`); a load cannot be given up at a deadline, as vLLM would reuse its row at once; and nothing
+says whether the model is served other than its files say (`served`), so such servers need a directory each.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ FORGET_FAILED_S = (
 )
 FAILED_MAX = 65536  # such chunks remembered; with more, the drive is what fails, and the breaker is open
 
+# Releases differ in what a job's rows are called, and in how much they want to know of its end.
+_ROWS = "chunk_ids" if "chunk_ids" in TransferJob.__dataclass_fields__ else "block_ids"
+_RESULT = frozenset(JobResult.__dataclass_fields__)
+
 _Call = Callable[[Sequence[ChunkKey], Sequence[Buffer]], Coroutine[Any, Any, Outcome]]
 
 
@@ -81,7 +86,8 @@ class KvtierNvmeTier(SecondaryTierManager):
         super().__init__(
             offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **detector
         )
-        self._row_bytes = self._block_size_bytes
+        assert primary_kv_view.strides is not None, "one stride a dimension, as vLLM promises"
+        self._row_bytes = primary_kv_view.strides[0]
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
         config = config.resolve(chunk_bytes=self._row_bytes, json_path=tier_type)
@@ -136,6 +142,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         return RequestOffloadingContext()
 
     def drain_jobs(self) -> None:
+        # vLLM uses the rows of these jobs again: they have to end, or the disk is stuck for good.
         wait(self._under_way.values())
 
     def take_events(self) -> Iterable[Any]:
@@ -152,7 +159,7 @@ class KvtierNvmeTier(SecondaryTierManager):
 
     def _submit(self, call: _Call, job: TransferJob) -> None:
         keys = list(job.keys)
-        starts = [int(row) * self._row_bytes for row in job.chunk_ids]
+        starts = [int(row) * self._row_bytes for row in getattr(job, _ROWS)]
         buffers = [self._rows[start : start + self._row_bytes] for start in starts]
         self._under_way[job.job_id] = self._loop.submit(self._run(call, job, keys, buffers))
 
@@ -171,14 +178,15 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._tell(outcome, is_store=not job.is_promotion)
         took_s = time.monotonic() - began_s
         self._moved_us["loaded_us" if job.is_promotion else "stored_us"] += int(took_s * 1_000_000)
-        result = JobResult(
-            job_id=job.job_id,
-            success=len(succeeded) == len(keys),
-            successful_keys=succeeded if job.is_promotion else None,
-            transfer_time=took_s,
-            transfer_bytes=len(succeeded) * self._row_bytes,
-        )
-        self._finished.append(result)
+        result = {
+            "job_id": job.job_id,
+            "success": len(succeeded) == len(keys),
+            "successful_keys": succeeded if job.is_promotion else None,
+            "transfer_time": took_s,
+            "transfer_bytes": len(succeeded) * self._row_bytes,
+        }
+        told = {name: value for name, value in result.items() if name in _RESULT}
+        self._finished.append(JobResult(**told))
         return outcome
 
     def _tell(self, outcome: Outcome, *, is_store: bool) -> None:

@@ -65,7 +65,7 @@ class ServerPlacement:
         self._keeps_on_reset = keeps_on_reset
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
-        self._loading: dict[str, dict[ChunkKey, Slot]] = {}
+        self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._limbo: list[Slot] = []
         self._stores_submitted = 0
@@ -100,9 +100,9 @@ class ServerPlacement:
             self._chain.count("late_loads", found.source, 1)
         return presence
 
-    def source(self, request: str, key: ChunkKey) -> str:
-        """Name the tier that supplied a chunk which the request holds; empty where it holds none."""
-        return self._holds.get(request, {}).get(key, _NOT_FOR_THIS_REQUEST).source
+    def source(self, load: str, key: ChunkKey) -> str:
+        """Name the tier that supplied a chunk of a load under way; empty where it is not one."""
+        return self._loading.get(load, {}).get(key, _NOT_FOR_THIS_REQUEST).source
 
     def prepare_load(self, request: str, keys: Collection[ChunkKey], *, load: str = "") -> list[int]:
         """Turn the request's holds into a load; what it held beyond `keys` is let go.
@@ -113,24 +113,24 @@ class ServerPlacement:
         holds = self._holds.pop(request, {})
         missing = [key for key in keys if key not in holds]
         holds.update(zip(missing, self._chain.acquire(missing), strict=True))
-        taken: dict[ChunkKey, Slot] = {}
+        taken: dict[ChunkKey, Found] = {}
         for key in keys:
             found = holds.pop(key)
             assert found.slot is not None, "the server loads only what lookup called a hit"
             assert self._chain.state_of(found.slot) is Presence.READY, "a hit is readable"
-            taken[key] = found.slot
+            taken[key] = found
             self._chain.count("hits", found.source, 1)
         self._let_go(holds.values())
         self._loading.setdefault(load or request, {}).update(taken)
         self._chain.touch(list(keys))
         self._chain.count_loaded(len(taken))
-        indexes = [slot.index for slot in taken.values()]
+        indexes = [slot.index for slot in _slots(taken.values())]
         np.add.at(self._loads_issued, indexes, 1)
         return indexes
 
     def complete_load(self, load: str, keys: Collection[ChunkKey]) -> None:
         loading = self._loading.get(load, {})
-        self._chain.release([loading.pop(key) for key in keys])
+        self._let_go([loading.pop(key) for key in keys])
         if not loading:
             self._loading.pop(load, None)
 
@@ -160,7 +160,7 @@ class ServerPlacement:
             self.complete_store(ended, success=True)
 
     def finish(self, request: str) -> None:
-        """The request will ask for nothing more; its transfers may still be under way."""
+        """The request asks for nothing more, for now at least; its transfers may still be under way."""
         self._let_go(self._holds.pop(request, {}).values())
 
     def reset(self) -> list[ChunkKey]:
@@ -174,7 +174,8 @@ class ServerPlacement:
             self.finish(request)
         storing = [slot for _, slot in self._storing.values()]
         self._limbo += storing
-        self._limbo += [slot for slots in self._loading.values() for slot in slots.values()]
+        for loading in self._loading.values():
+            self._limbo += _slots(loading.values())
         self._storing.clear()
         self._loading.clear()
         if not self._keeps_on_reset:
@@ -195,4 +196,8 @@ class ServerPlacement:
         return self._marks.transfers_done(index, stores=issued[0], loads=issued[1])
 
     def _let_go(self, holds: Iterable[Found]) -> None:
-        self._chain.release([found.slot for found in holds if found.slot is not None])
+        self._chain.release(_slots(holds))
+
+
+def _slots(found: Iterable[Found]) -> list[Slot]:
+    return [one.slot for one in found if one.slot is not None]

@@ -6,13 +6,21 @@ The arena is what they share: whoever comes first creates it.
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
+
 from ...engine.events import EventLog
+from ...tiers.arena import Arena
 from ...tiers.gpu import GpuTier
+from ...tiers.identity import one_process
 from .facts import ServerFacts
 from .identity import identity_fields
 from .options import composite_spec
 from .server import Geometry, SchedulerSide, attach_arena
 from .worker import CopyWorker
+
+logger = logging.getLogger(__name__)
 
 
 class Plugin:
@@ -36,11 +44,25 @@ class Plugin:
     def scheduler(self) -> SchedulerSide:
         """Start the chain in the scheduler process."""
         events = EventLog() if self._facts.has_events else None
-        return SchedulerSide(self._composite, self._geometry, identity_fields(self._facts), events=events)
+        return SchedulerSide(self._composite, self._geometry, self._identity, events=events)
 
     def worker(self, gpu: GpuTier) -> CopyWorker:
         """Join the server's arena in a worker process."""
         arena = attach_arena(self._composite, self._geometry)
+        self._leave_word(arena)
         gpu.prepare(arena)
         rank = self._facts.parallel.rank
         return CopyWorker(gpu, arena, rank=rank, part=0 if self._facts.is_replicated else rank)
+
+    def _leave_word(self, arena: Arena) -> None:
+        if self._facts.served is not None:
+            arena.note = json.dumps(self._facts.served).encode()
+
+    def _identity(self, arena: Arena) -> Mapping[str, str]:
+        """The namespace. From 0.26 on only workers are told how the model is served; they come first."""
+        if self._facts.served is not None or arena.note:
+            return identity_fields(self._facts, json.loads(arena.note or b"{}"))
+        logger.warning(
+            "kvtier: no worker has said how the model is served, so chunks are not reused after a restart"
+        )
+        return identity_fields(self._facts, one_process())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...engine.chain import Chain
@@ -60,7 +60,7 @@ class SchedulerSide:
         self,
         composite: CompositeSpec,
         geometry: Geometry,
-        identity: Mapping[str, str],
+        identity: Callable[[Arena], Mapping[str, str]],
         *,
         events: EventLog | None = None,
     ) -> None:

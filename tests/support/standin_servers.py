@@ -6,6 +6,7 @@ All of them take the same calls, so that one trace can be replayed through each 
 from __future__ import annotations
 
 import itertools
+import sys
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -114,8 +115,11 @@ def vllm_config(extra: dict[str, Any], model: Path, **parallel: int) -> Any:
     sizes = {"tensor": 1, "pipeline": 1, "prefill_context": 1, "decode_context": 1}
     return SimpleNamespace(
         kv_transfer_config=SimpleNamespace(engine_id=str(uuid.uuid4()), kv_connector_extra_config=extra),
-        model_config=SimpleNamespace(model=str(model), dtype=torch.float32),
-        cache_config=SimpleNamespace(cache_dtype="auto", block_size=BLOCK_TOKENS),
+        model_config=SimpleNamespace(
+            model=str(model), dtype=torch.float32, hf_config=None, quantization=None, seed=0
+        ),
+        load_config=SimpleNamespace(load_format="auto", model_loader_extra_config={}),
+        cache_config=SimpleNamespace(cache_dtype="auto", block_size=BLOCK_TOKENS, calculate_kv_scales=False),
         kv_events_config=None,
         parallel_config=SimpleNamespace(
             rank=0,
@@ -276,9 +280,11 @@ class ServerF(VllmConfigs, Keyed):
 
 
 class ServerG(ServerF):
-    """0.26 and newer."""
+    """0.26 and newer; both roles under a worker's current config."""
 
     def make_spec(self, spec_class: type[Any], extra: dict[str, Any], model: Path) -> Any:
+        current: Any = sys.modules["vllm.config"]
+        current.get_current_vllm_config_or_none = lambda: vllm_config(extra, model)
         return spec_class(offloading_config(extra, model))
 
 

@@ -374,6 +374,7 @@ def _modules(contents: dict[str, dict[str, Any]]) -> Modules:
     }
     contents = {
         "vllm": {"__version__": "0.0.0"},
+        "vllm.config": {"get_current_vllm_config_or_none": lambda: None},
         "vllm.v1": {},
         "vllm.v1.core": {},
         "vllm.v1.core.kv_cache_utils": {},

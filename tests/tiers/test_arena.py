@@ -1,5 +1,6 @@
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,21 @@ def arena() -> Iterator[Arena]:
 
 def slots(*indexes: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
     return np.array(indexes, np.int64)
+
+
+def test_a_note_is_there_for_every_process_of_the_server() -> None:
+    name = f"test-{uuid.uuid4()}"
+    first = Arena.shared(name, 2, 4096, 1, mappers=3, ranks=1)
+    second = Arena.shared(name, 2, 4096, 1, mappers=3, ranks=1)
+    try:
+        assert second.note == b""
+        first.note = b"word"
+        assert second.note == b"word"
+        first.note = b""
+        assert second.note == b""
+    finally:
+        first.close()
+        second.close()
 
 
 def test_each_part_starts_on_4_kib_and_slots_lie_side_by_side(arena: Arena) -> None:

@@ -30,7 +30,8 @@ def test_old_and_new_configs_of_one_server_give_the_same_facts() -> None:
     assert new.groups == (Group(0, BLOCK_TOKENS, LAYERS),)
     assert new.rank_block_bytes == BLOCK_BYTES
     facts = old(vllm_config({}, MODEL))
-    assert replace(facts, engine_id="", kv_layout="") == replace(new, engine_id="", kv_layout="")
+    assert new.served is None, "only its workers are told"
+    assert replace(facts, engine_id="", kv_layout="", served=None) == replace(new, engine_id="", kv_layout="")
 
 
 def test_the_attention_backend_and_the_layout_asked_for_are_part_of_the_layout(
@@ -52,10 +53,14 @@ def test_tensors_packed_into_one_allocation_are_counted_once() -> None:
     assert old(vllm_config({}, MODEL), caches).rank_block_bytes == BLOCK_BYTES // len(LAYERS)
 
 
-def test_a_type_that_vllm_hides_is_never_the_same_twice() -> None:
+def test_a_release_that_does_not_tell_the_layout_is_asked_what_its_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
     config = offloading_config({}, MODEL)
-    config.model.dtype = "auto"
-    assert of_offloading_config(config).kv_dtype != of_offloading_config(config).kv_dtype
+    assert of_offloading_config(config).kv_layout == "HND"
+    config.kv_cache_layout = "NHD"
+    assert of_offloading_config(config).kv_layout == "NHD"
 
 
 def test_options_of_other_releases_are_refused() -> None:

@@ -134,6 +134,27 @@ def test_a_request_that_goes_away_leaves_no_pin(
     assert server.pinned_slots() == 0
 
 
+@pytest.mark.parametrize("generation", ["e", "f", "g"])
+def test_a_request_that_runs_without_what_it_found_lets_go_of_it(start: Start, generation: str) -> None:
+    server = start(generation)
+    server.store("r1", [b"a"], [1])
+    assert server.lookup("r2", [b"a"]) == 1
+    assert server.pinned_slots() == 1
+    server.store("r2", [b"a"], [2])  # it has computed the chunk itself
+    assert server.pinned_slots() == 0
+
+
+@pytest.mark.parametrize("generation", ["f", "g"])
+def test_a_request_that_is_scheduled_lets_go_of_what_it_does_not_load(start: Start, generation: str) -> None:
+    server = start(generation)
+    server.store("r1", [b"a"], [1])
+    assert server.lookup("r2", [b"a"]) == 1
+    server.manager.on_schedule_end(standins.ScheduleEndContext([], []))
+    assert server.pinned_slots() == 1, "it waits"
+    server.manager.on_schedule_end(standins.ScheduleEndContext(["r2"], []))
+    assert server.pinned_slots() == 0
+
+
 def test_a_server_that_cannot_wait_is_told_of_a_miss_and_finds_the_chunk_later(
     install: Install, tmp_path: Path
 ) -> None:

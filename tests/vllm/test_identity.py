@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
 from standin_servers import kv_cache_config, offloading_config, vllm_config
+from transformers import PretrainedConfig
 
 from kvtier.factory.vllm import identity
 from kvtier.factory.vllm.facts import ServerFacts, of_offloading_config, of_vllm_config
 from kvtier.factory.vllm.native import _identity
 from kvtier.factory.vllm.plugin import Plugin
+from kvtier.factory.vllm.served import served_fields
+from kvtier.tiers.arena import Arena
+from kvtier.tiers.identity import Identity
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
 
@@ -101,6 +107,71 @@ def test_old_configs_tell_pipelines_apart_too(model: Path) -> None:
         for sizes in ({}, {"pipeline": 2}, {"tensor": 2})
     ]
     assert len(set(fields)) == 3
+
+
+USUAL: dict[str, Any] = {}
+CHANGES: list[dict[str, Any]] = [
+    {"hf_overrides": {"rope_theta": 1e6}, "hf_config": PretrainedConfig(rope_theta=1e6)},
+    {"hf_overrides": {"rope_theta": 2e6}, "hf_config": PretrainedConfig(rope_theta=2e6)},
+    {"quantization": "fp8"},
+    {"cache_dtype": "fp8", "dtype": torch.float16},
+    {"cache_dtype": "fp8", "dtype": torch.bfloat16},
+    {"load_format": "dummy", "seed": 1},
+    {"load_format": "dummy", "seed": 2},
+    {"model_loader_extra_config": {"tensorizer_uri": "elsewhere"}},
+    {"speculative_config": SimpleNamespace(method="eagle", model="a")},
+]
+
+
+def served_by(model: Path, changes: dict[str, Any]) -> dict[str, str]:
+    config = vllm_config({}, model)
+    for part in (config.model_config, config.cache_config, config.load_config, config):
+        vars(part).update({name: value for name, value in changes.items() if hasattr(part, name)})
+    vars(config.model_config).update(hf_overrides=changes.get("hf_overrides", {}))
+    vars(config).update(speculative_config=changes.get("speculative_config"))
+    return dict(served_fields(config))
+
+
+def test_how_a_model_is_served_is_part_of_the_namespace(namespace: Any, model: Path) -> None:
+    config = offloading_config({}, model)
+    fields = [
+        namespace(of_offloading_config(config, served=served_by(model, changes)))
+        for changes in (USUAL, *CHANGES)
+    ]
+    assert len({str(one) for one in fields}) == 1 + len(CHANGES)
+    assert fields[0] == namespace(of_offloading_config(config)), "what is as usual takes no field"
+
+
+def test_scales_that_each_process_finds_for_itself_are_shared_with_nobody(model: Path) -> None:
+    first, second = (served_by(model, {"calculate_kv_scales": True}) for _ in range(2))
+    assert first != second
+    assert Identity(first).is_of_one_process
+
+
+def test_a_type_that_vllm_hides_is_never_the_same_twice(namespace: Any, model: Path) -> None:
+    config = offloading_config({}, model)
+    config.model.dtype = "auto"
+    first, second = (namespace(of_offloading_config(config)) for _ in range(2))
+    assert first != second
+    assert Identity(first).is_of_one_process
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_scheduler_learns_from_the_workers_how_the_model_is_served(
+    model: Path, caplog: pytest.LogCaptureFixture, is_told: bool
+) -> None:
+    config = offloading_config({"kvtier": {"version": 1, "tiers": TIERS}}, model)
+    worker = Plugin(of_offloading_config(config, served={"quantization": "fp8"} if is_told else None))
+    arena = Arena.private(1, 4096)
+    try:
+        if is_told:
+            worker._leave_word(arena)
+        fields = Plugin(of_offloading_config(config))._identity(arena)
+    finally:
+        arena.close()
+    assert fields.get("quantization") == ("fp8" if is_told else None)
+    assert Identity(fields).is_of_one_process is not is_told
+    assert ("no worker has said" in caplog.text) is not is_told
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,11 @@ def test_a_hit_below_is_pending_at_once_and_ready_later(server: Server) -> None:
     server.only_below([b"x", b"y"])
     assert server.placement.lookup("r1", b"x") is Presence.PENDING
     assert server.placement.lookup("r1", b"y") is Presence.PENDING
-    assert server.placement.source("r1", b"x") == "memory"
     server.settle([b"x", b"y"])
     assert server.placement.lookup("r1", b"x") is Presence.READY
     slots = server.placement.prepare_load("r1", [b"x", b"y"])
+    assert server.placement.source("r1", b"x") == "memory"
+    assert server.placement.source("r1", b"z") == ""
     assert [bytes(server.rig.pinned.memory[slot]) for slot in slots] == [
         pattern(key, SLOT_BYTES) for key in (b"x", b"y")
     ]

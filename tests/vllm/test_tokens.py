@@ -6,8 +6,12 @@ formats near-ties between tokens fall either way.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from vllm_phases import KilledOutcome, Outcome, Tokens
+from prompts import Prompt
+from vllm_phases import KilledOutcome, MakeServer, Outcome, Tokens, alone
+from vllm_server import tier_document
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -51,6 +55,21 @@ def test_what_nvme_supplied_hits_in_the_pinned_tier_from_then_on(
     assert outcome.nvme.cached_tokens == reusable
     assert outcome.nvme.change("kvtier:lookup_hits", tier="pinned") > 0
     assert outcome.nvme.change("kvtier:lookup_hits", tier="nvme") == 0
+
+
+def test_a_model_served_otherwise_gets_nothing_of_it(
+    outcome: Outcome, make_server: MakeServer, prompts: list[Prompt], directory: Path
+) -> None:
+    assert min(outcome.nvme.cached_tokens) > 0, "the directory holds these prompts"
+    otherwise = {"hf_overrides": {"rms_norm_eps": 0.25}}
+    with make_server(
+        tiers=tier_document(pinned="256MiB", nvme=directory / "nvme"), engine=otherwise
+    ) as server:
+        cold, warm = alone(server, prompts[:2]), alone(server, prompts[:2])
+    assert cold.tokens == warm.tokens
+    assert cold.tokens != outcome.cold.tokens[:2], "the other setting makes a difference"
+    assert cold.cached_tokens[0] == 0
+    assert cold.change("kvtier:load_bytes", tier="nvme") == 0
 
 
 def test_eviction_and_promotion_leave_the_tokens_as_they_are(
