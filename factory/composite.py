@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,20 @@ class CompositeSpec:
         return self._tiers[1:]
 
     async def start(
-        self, *, part_bytes: int, parts: int, identity: Mapping[str, str], place: SharedPlace | None = None
+        self,
+        *,
+        part_bytes: int,
+        parts: int,
+        identity: Mapping[str, str] | Callable[[Arena], Mapping[str, str]],
+        place: SharedPlace | None = None,
     ) -> None:
         """Open every tier below the device, top down; if one fails, those before it are closed again.
 
         Args:
             part_bytes: one rank's bytes of one chunk.
             parts: rank parts of a slot.
-            identity: what makes two chunks' bytes interchangeable, field by field.
+            identity: what makes two chunks' bytes interchangeable, field by field; or who says it once the
+                arena is there, in which other processes may have left word.
             place: where processes meet that share the arena; None for an arena of this process alone.
 
         Raises:
@@ -82,14 +89,17 @@ class CompositeSpec:
             TierUnavailable, IdentityMismatch: a tier cannot start.
         """
         assert not self._tiers, "a spec starts once"
-        fields = {**identity, "weights_epoch": str(self._config.weights_epoch)}
-        context = TierContext(part_bytes=part_bytes, parts=parts, identity=fields, place=place)
+        context = TierContext(part_bytes=part_bytes, parts=parts, identity={}, place=place)
         config = resolve_config(self._config, chunk_bytes=context.chunk_bytes)
         try:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)
                 tier = await factory.open(entry, context.at(f"tiers[{index}]"))
                 self._tiers.append(tier if index == 1 else self._guarded(tier, entry))
+                if index == 1:
+                    fields = identity(self.pinned.arena) if callable(identity) else identity
+                    epoch = {"weights_epoch": str(self._config.weights_epoch)}
+                    context = replace(context, identity={**fields, **epoch})
         except BaseException:
             await self.close()
             raise
