@@ -46,6 +46,15 @@ class TierConfig(BaseModel):
         """
         return self
 
+    def probe(self, *, chunk_bytes: int, json_path: str) -> None:
+        """Refuse what the tier, once it is opened as resolved, would refuse, as far as a look shows it.
+
+        Changes nothing on the machine.
+
+        Raises:
+            ConfigError: it cannot be opened as things are; `json_path` names the entry.
+        """
+
     def summary(self) -> str:
         """One line for people: the values that decide what this tier does."""
         return ""

@@ -62,7 +62,8 @@ def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_fil
     from .config import load_config
     from .replay_output import as_json as to_json
     from .replay_output import as_text, plot, require_plotting
-    from .replay_plan import parse_chunk_bytes, plan_replay
+    from .replay_plan import plan_replay
+    from .sizes import parse_chunk_bytes
 
     plan = plan_replay(load_config(config), chunk_bytes=parse_chunk_bytes(chunk_bytes))
     if plot_file is not None:

@@ -91,6 +91,9 @@ class CompositeSpec:
         assert not self._tiers, "a spec starts once"
         context = TierContext(part_bytes=part_bytes, parts=parts, identity={}, place=place)
         config = resolve_config(self._config, chunk_bytes=context.chunk_bytes)
+        # All before any is opened. The arena is not among them: its first process looks for the room.
+        for index, entry in enumerate(config.tiers[2:], start=2):
+            entry.probe(chunk_bytes=context.chunk_bytes, json_path=f"tiers[{index}]")
         try:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)

@@ -1,8 +1,8 @@
 """The tier-config document: read, checked, resolved.
 
 `parse_config` looks at nothing but the document. `load_config` also reads it from a file.
-`resolve_config` looks at the machine: percentages become bytes, paths are probed. Each either
-succeeds or raises one `ConfigError`.
+`resolve_config` looks at the machine: percentages become bytes, paths are probed. `probe_config` looks
+at what is there by now: memory in use, stores. Each either succeeds or raises one `ConfigError`.
 """
 
 from __future__ import annotations
@@ -301,3 +301,17 @@ def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:
         tier.resolve(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
     )
     return config.model_copy(update={"tiers": tuple(tiers)})
+
+
+def probe_config(config: KvtierConfig, *, chunk_bytes: int) -> None:
+    """Refuse a resolved chain that a start would refuse on this machine as it is; changes nothing.
+
+    Args:
+        config: what `resolve_config` has returned.
+        chunk_bytes: size of the largest chunk.
+
+    Raises:
+        ConfigError: the first thing that stands in the way.
+    """
+    for i, tier in enumerate(config.tiers):
+        tier.probe(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]")

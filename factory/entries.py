@@ -7,14 +7,19 @@ nothing that runs a tier.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from ..tiers import ConfigError
+from ..tiers import ConfigError, TierUnavailable
+from ..tiers.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.eviction import POLICIES
+from ..tiers.memory import memory_room, shared_memory_room
 from ..tiers.numa import memory_nodes
+from ..tiers.store_dir import StoreDirectory
 from .base import TierConfig
 from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
@@ -84,6 +89,11 @@ class PinnedConfig(TierConfig):
             _refuse_unknown_node(self.numa_node, f"{json_path}.numa_node")
         return self.model_copy(update={"capacity": capacity_bytes})
 
+    def probe(self, *, chunk_bytes: int, json_path: str) -> None:
+        layout = ArenaLayout(self.capacity_bytes // chunk_bytes, chunk_bytes, parts=1, ranks=1, mappers=1)
+        with _refused(f"{json_path}.capacity"):
+            layout.refuse_beyond(memory_room(), shared_memory_room(SHARED_MEMORY))
+
     def summary(self) -> str:
         node = "" if self.numa_node is None else f", memory node {self.numa_node}"
         return f"{format_size(self.capacity_bytes)}, {self.policy}{node}"
@@ -147,9 +157,30 @@ class NvmeConfig(TierConfig):
             )
         return self.model_copy(update={"capacity": capacity_bytes, "reserve": reserve_bytes})
 
+    def probe(self, *, chunk_bytes: int, json_path: str) -> None:
+        from ..tiers.store import refuse_large, refuse_small  # the index, which only a look at a store needs
+
+        with _refused(f"{json_path}.path"):
+            facts = StoreDirectory.look(self.path)
+            if facts is not None:
+                refuse_large(facts, chunk_bytes)
+        with _refused(f"{json_path}.capacity"):
+            refuse_small(facts, self.capacity_bytes, chunk_bytes)
+
     def summary(self) -> str:
         sizes = f"{format_size(self.capacity_bytes)}, reserve {format_size(self.reserve_bytes)}"
         return f"{self.path}: {sizes}"
+
+
+@contextmanager
+def _refused(json_path: str) -> Iterator[None]:
+    """What a tier says when it cannot start, as the fault of the field at `json_path`."""
+    try:
+        yield
+    except TierUnavailable as error:
+        raise ConfigError(json_path, str(error).removeprefix(f"{error.tier}: ")) from error
+    except OSError as error:
+        raise ConfigError(json_path, f"{error.filename} cannot be used: {reason_of(error)}") from error
 
 
 def _resolved(size: int | Percent) -> int:

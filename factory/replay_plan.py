@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..engine.replay_tiers import LogWithoutBytes, SlotsWithoutBytes
 from ..tiers import ConfigError, Tier
-from .base import PART_ALIGNMENT_BYTES, TierConfig, unique_name
+from .base import TierConfig, unique_name
 from .config import KvtierConfig
 from .entries import NvmeConfig, PinnedConfig
-from .sizes import Percent, format_size, parse_size, size_bytes
+from .sizes import Percent, format_size, size_bytes
 from .wording import quoted, shown
 
 
@@ -63,30 +63,12 @@ class ReplayPlan:
         return replace(self, slots_count=slots_count)
 
 
-def parse_chunk_bytes(text: str) -> int:
-    """Read a chunk's size as a user writes it: whole bytes, or a number with a unit.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        size = parse_size(int(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise ConfigError("--chunk-bytes", str(error)) from error
-    if isinstance(size, Percent):
-        raise ConfigError("--chunk-bytes", f'a share of nothing; for example "64MiB", not {shown(text)}')
-    if size < PART_ALIGNMENT_BYTES:
-        raise ConfigError("--chunk-bytes", f"{size} bytes: no chunk takes less than {PART_ALIGNMENT_BYTES}")
-    return size
-
-
 def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
     Raises:
         ConfigError: a tier cannot hold such chunks, or cannot be replayed.
     """
-    chunk_bytes = -(-chunk_bytes // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
     _, pinned, *lower = config.tiers
     assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
     pinned = pinned.resolve(chunk_bytes=chunk_bytes, json_path="tiers[1]")

@@ -14,6 +14,8 @@ from typing import Annotated, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+from ..tiers import ConfigError
+from .base import PART_ALIGNMENT_BYTES
 from .wording import shown
 
 SIZE_BYTES_MAX = 2**63 - 1  # what a file offset can name
@@ -92,6 +94,23 @@ def _meant(text: str) -> str:
         return f'it has no unit; did you mean "{match[1]}GiB"?'
     unit = None if match is None else _MEANT_UNITS.get(match[2].lower())
     return HOW_TO_WRITE if match is None or unit is None else f'did you mean "{match[1]}{unit}"?'
+
+
+def parse_chunk_bytes(text: str) -> int:
+    """Read a chunk's size from the command line: whole bytes, or a number with a unit; in whole pages.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        size = parse_size(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise ConfigError("--chunk-bytes", str(error)) from error
+    if isinstance(size, Percent):
+        raise ConfigError("--chunk-bytes", f'a share of nothing; for example "64MiB", not {shown(text)}')
+    if size < PART_ALIGNMENT_BYTES:
+        raise ConfigError("--chunk-bytes", f"{size} bytes: no chunk takes less than {PART_ALIGNMENT_BYTES}")
+    return -(-size // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
 
 
 def size_bytes(size: int | Percent, whole_bytes: int) -> int:

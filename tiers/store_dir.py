@@ -275,7 +275,9 @@ def _refuse_unsafe(root: Path) -> None:
         raise TierUnavailable("nvme", f"{root} is not a directory")
     if state.st_uid != os.geteuid():
         raise TierUnavailable(
-            "nvme", f"{root} belongs to user {state.st_uid}, not to us ({os.geteuid()}); chown it"
+            "nvme",
+            f"{root} belongs to user {state.st_uid}, not to us ({os.geteuid()}); "
+            "chown it, or choose another path",
         )
     if stat.S_IMODE(state.st_mode) & 0o077:
         mode = f"{stat.S_IMODE(state.st_mode):04o}"

@@ -25,7 +25,7 @@ class Run:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
 
-    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+    def __call__(self, *arguments: str | Path | int) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["kvtier", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -37,7 +37,7 @@ class Run:
 def file(tmp_path: Path) -> Path:
     tiers = [
         {"type": "gpu"},
-        {"type": "pinned", "capacity": "64GiB"},
+        {"type": "pinned", "capacity": "64MiB"},
         {"type": "nvme", "path": str(tmp_path / "store"), "capacity": "2TiB", "reserve": "1GiB"},
     ]
     file = tmp_path / "tiers.json"
@@ -59,17 +59,18 @@ def test_a_good_document_is_summed_up(run: Run, file: Path) -> None:
     expected = (
         f"{file}: 3 tiers\n"
         "  tiers[0]  gpu\n"
-        "  tiers[1]  pinned  64GiB, lru\n"
+        "  tiers[1]  pinned  64MiB, lru\n"
         f"  tiers[2]  nvme    {file.parent}/store: 2TiB, reserve 1GiB\n"
     )
-    assert run("check", file) == (0, expected, "")
+    assert run("check", file, "--chunk-bytes", "1MiB") == (0, expected, "")
+    assert run("check", file) == (0, f"{expected}{cli.NOT_CHECKED}\n", "")
     assert not (file.parent / "store").exists()
 
 
 def test_a_good_document_is_printed_as_this_machine_makes_it(run: Run, file: Path) -> None:
     status, output, errors = run("check", "--json", file)
     assert (status, errors) == (0, "")
-    assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 30, "policy": "lru"}
+    assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 20, "policy": "lru"}
 
 
 def test_a_wrong_document_is_one_message_and_status_two(run: Run, file: Path) -> None:
@@ -83,6 +84,27 @@ def test_a_document_that_does_not_fit_the_machine_is_status_two(run: Run, file: 
     (file.parent / "store").touch()
     expected = f'tiers[2].path: "{file.parent}/store" is not a directory\n'
     assert run("check", file) == (2, "", expected)
+
+
+def test_a_directory_that_a_start_refuses_is_status_two(run: Run, file: Path) -> None:
+    store = file.parent / "store"
+    store.mkdir(mode=0o700)
+    (store / "photo.jpg").touch()
+    expected = (
+        f"tiers[2].path: {store} holds other files (photo.jpg); "
+        "choose another path, which kvtier has for itself\n"
+    )
+    assert run("check", file) == (2, "", expected)
+
+
+def test_chunks_are_as_long_as_they_are_said_to_be(run: Run, file: Path) -> None:
+    expected = (
+        "tiers[1].capacity: 67108864 bytes: not one chunk; the least that holds one is 67112960\n"  # pages
+    )
+    assert run("check", file, "--chunk-bytes", (64 << 20) + 1) == (2, "", expected)
+    status, output, errors = run("check", file, "--chunk-bytes", "10%")
+    assert (status, output) == (2, "")
+    assert errors.startswith("--chunk-bytes: ")
 
 
 def test_a_missing_file_is_status_two(run: Run, tmp_path: Path) -> None:
@@ -106,15 +128,19 @@ def test_a_tier_that_fails_is_one_message_and_status_one(
     assert run("check", file) == (1, "", "nvme: the drive is gone\n")
 
 
-def test_help_and_check_import_no_torch(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [("--help", "torch numpy lmdb"), ("schema", "torch numpy lmdb"), ("check", "torch numpy")],
+)
+def test_what_takes_long_to_import_is_left_alone(file: Path, command: str, absent: str) -> None:
     code = (
         "import sys; from kvtier.factory import cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end\n"
-        "assert not {'torch', 'lmdb', 'numpy'} & set(sys.modules)"
+        f"assert not set({absent.split()}) & set(sys.modules)"
     )
-    for arguments in (["--help"], ["check", str(file)], ["schema"]):
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+    arguments = [command, str(file)] if command == "check" else [command]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_module_runs_as_the_command_line() -> None:

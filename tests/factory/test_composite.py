@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_rig import CHUNK_BYTES, EngineRig, config
+from nvme_rig import made, names, opened
 
 from kvtier.factory import composite, registry
 from kvtier.factory.base import TierConfig, TierContext, unique_name
 from kvtier.factory.composite import CompositeSpec
+from kvtier.factory.config import parse_config, probe_config, resolve_config
+from kvtier.tiers import ConfigError, TierUnavailable
 from kvtier.tiers.base import Tier
 from kvtier.tiers.breaker import Breaker, BreakerState
 from kvtier.tiers.testing import MemoryTier
@@ -57,6 +61,23 @@ def test_a_name_that_is_taken_gets_a_number(taken: list[str], name: str) -> None
     assert unique_name("nvme", taken) == name
 
 
+class FailingFactory:
+    """Opens nothing."""
+
+    Config = TierConfig
+
+    @staticmethod
+    async def open(config: TierConfig, context: TierContext) -> Tier:
+        raise TierUnavailable("failing", "no drive for it")
+
+
+@pytest.fixture
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.TIERS, "places", dict(registry.TIERS.places))
+    registry.register_tier("stuck", __name__, "StuckFactory")
+    registry.register_tier("failing", __name__, "FailingFactory")
+
+
 def two_drives(path: Path) -> dict[str, Any]:
     document = config(path / "first")
     document["tiers"].append({**document["tiers"][2], "path": str(path / "second")})
@@ -81,11 +102,10 @@ def _is_given_up(tier: Tier) -> bool:
     return tier.stats().gauges["breaker_state"] == BreakerState.OPEN
 
 
+@pytest.mark.usefixtures("_registered")
 async def test_each_tier_is_given_up_at_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(composite, "Breaker", partial(Breaker, clock=clock))
-    monkeypatch.setattr(registry.TIERS, "places", dict(registry.TIERS.places))
-    registry.register_tier("stuck", __name__, "StuckFactory")
     stuck = [{"type": "stuck", "load_deadline_s": seconds} for seconds in (2, 9)]
     pinned = {"type": "pinned", "capacity": CHUNK_BYTES}
     spec = CompositeSpec.from_config({"version": 1, "tiers": [{"type": "gpu"}, pinned, *stuck]})
@@ -102,3 +122,64 @@ async def test_each_tier_is_given_up_at_its_own_deadline(monkeypatch: pytest.Mon
     await spec.close()
     assert given_up == [[], ["memory"], ["memory", "memory1"]]
     assert spec.load_deadline_s == 9
+
+
+async def started(spec: CompositeSpec) -> None:
+    await spec.start(part_bytes=CHUNK_BYTES, parts=1, identity={})
+
+
+@pytest.mark.usefixtures("_registered")
+async def test_a_tier_that_cannot_be_opened_closes_those_above_it(tmp_path: Path) -> None:
+    document = config(tmp_path / "store")
+    document["tiers"].append({"type": "failing"})
+    spec = CompositeSpec.from_config(document)
+    with pytest.raises(TierUnavailable, match="no drive for it"):
+        await started(spec)
+    assert spec.lower == []
+    store = await opened(tmp_path / "store", chunk_bytes=CHUNK_BYTES)  # nobody holds it
+    await store.close()
+
+
+async def test_a_directory_that_is_refused_is_so_before_any_other_is_made(tmp_path: Path) -> None:
+    made(tmp_path / "second", 0o755)
+    spec = CompositeSpec.from_config(two_drives(tmp_path))
+    with pytest.raises(ConfigError, match=r"^tiers\[3\]\.path: .* is open to other users"):
+        await started(spec)
+    assert names(tmp_path) == ["second"]
+
+
+World = Callable[[Path, dict[str, Any]], None]
+
+WORLDS: dict[str, World] = {
+    "nothing there": lambda path, document: None,
+    "an empty directory": lambda path, document: made(path, 0o700),
+    "a directory open to others": lambda path, document: made(path, 0o755),
+    "somebody's files": lambda path, document: made(path, 0o700, {"photo.jpg": ""}),
+    "lost facts": lambda path, document: made(path, 0o700, {"segments": ""}),
+    "a newer format": lambda path, document: made(path, 0o700, {"kvtier.json": '{"format": 99}'}),
+    "junk for facts": lambda path, document: made(path, 0o700, {"kvtier.json": "junk"}),
+    "a file in its place": lambda path, document: path.touch(),
+    "a capacity too small": lambda path, document: document["tiers"][2].update(capacity="1MiB"),
+    "an arena too large": lambda path, document: document["tiers"][1].update(capacity="100%"),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+async def test_a_start_accepts_what_a_check_accepts(tmp_path: Path, world: World) -> None:
+    document = config(tmp_path / "store")
+    world(tmp_path / "store", document)
+    checked, before = True, names(tmp_path)
+    try:
+        parsed = parse_config(document)
+        probe_config(resolve_config(parsed, chunk_bytes=CHUNK_BYTES), chunk_bytes=CHUNK_BYTES)
+    except ConfigError:
+        checked = False
+    assert names(tmp_path) == before
+    spec = CompositeSpec.from_config(document)
+    if checked:
+        await started(spec)
+        await spec.close()
+    else:
+        with pytest.raises((ConfigError, TierUnavailable)):
+            await started(spec)
+        assert names(tmp_path) == before

@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 
 from kvtier.factory import config as config_module
 from kvtier.factory import entries, registry
-from kvtier.factory.config import KvtierConfig, load_config, parse_config, resolve_config
+from kvtier.factory.config import KvtierConfig, load_config, parse_config, probe_config, resolve_config
 from kvtier.factory.entries import GpuConfig, NvmeConfig, PinnedConfig
 from kvtier.factory.sizes import HOW_TO_WRITE, Percent
 from kvtier.tiers import ConfigError
+from kvtier.tiers.budget import facts_for
 from kvtier.tiers.eviction import POLICIES
+from kvtier.tiers.files import Files
+from kvtier.tiers.memory import Room
+from kvtier.tiers.store_dir import StoreDirectory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -612,6 +616,136 @@ def test_directories_whose_names_begin_alike_are_two(document: Document, tmp_pat
     resolved(document)
 
 
+# What is there by now
+
+
+def probed(document: Mapping[str, Any], chunk_bytes: int = MIB) -> None:
+    probe_config(resolved(document, chunk_bytes), chunk_bytes=chunk_bytes)
+
+
+def not_probed(document: Mapping[str, Any], chunk_bytes: int = MIB) -> str:
+    with pytest.raises(ConfigError) as caught:
+        probed(document, chunk_bytes)
+    assert str(caught.value).startswith(f"{caught.value.path}: ")
+    return str(caught.value)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Document:
+    return {
+        "version": 1,
+        "tiers": [
+            {"type": "gpu"},
+            {"type": "pinned", "capacity": "8MiB"},
+            {"type": "nvme", "path": str(tmp_path / "store"), "capacity": "64MiB", "reserve": 0},
+        ],
+    }
+
+
+def made_store(path: Path, chunk_bytes: int) -> None:
+    directory = StoreDirectory.open(Files(), path, facts_for(64 * MIB, chunk_bytes))
+    directory.ready()
+    directory.close()
+
+
+def test_a_probe_leaves_nothing_behind(small: Document, tmp_path: Path) -> None:
+    probed(small)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_leaves_a_store_as_it_is(small: Document, tmp_path: Path) -> None:
+    made_store(tmp_path / "store", MIB)
+    before = sorted((tmp_path / "store").rglob("*"))
+    probed(small)
+    assert sorted((tmp_path / "store").rglob("*")) == before
+
+
+@pytest.mark.parametrize("scarce", ["memory_room", "shared_memory_room"])
+def test_an_arena_that_does_not_fit_is_refused_with_what_does(
+    small: Document, monkeypatch: pytest.MonkeyPatch, scarce: str
+) -> None:
+    monkeypatch.setattr(entries, scarce, lambda *_: Room("it", 4 * MIB, "make it larger"))
+    expected = (
+        "tiers[1].capacity: 8200KiB do not fit: it has 4096KiB to spare; "
+        'set "capacity" of the pinned tier to at most "3072KiB", or make it larger'
+    )
+    assert not_probed(small) == expected
+
+
+def test_a_machine_without_shared_memory_is_refused(
+    small: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "SHARED_MEMORY", tmp_path / "none")
+    expected = f"tiers[1].capacity: {tmp_path}/none cannot be used: no such file or directory"
+    assert not_probed(small) == expected
+
+
+def test_a_capacity_below_what_a_store_needs_is_refused_with_the_least(small: Document) -> None:
+    small["tiers"][2]["capacity"] = 4 * MIB
+    head = "tiers[2].capacity: a capacity of 4194304 bytes is too small for chunks of 1048576 bytes; "
+    message, _, least = not_probed(small).rpartition(" ")
+    assert message == f"{head}the least that works is"
+    small["tiers"][2]["capacity"] = int(least)
+    probed(small)
+
+
+def test_a_capacity_below_what_the_store_that_is_there_needs_is_refused(
+    small: Document, tmp_path: Path
+) -> None:
+    made_store(tmp_path / "store", 8 * MIB)
+    small["tiers"][2]["capacity"] = 8 * MIB
+    assert not_probed(small).startswith("tiers[2].capacity: a capacity of 8388608 bytes is too small")
+
+
+def test_chunks_too_large_for_the_store_that_is_there_are_refused(small: Document, tmp_path: Path) -> None:
+    made_store(tmp_path / "store", 64 * 1024)
+    small["tiers"][1]["capacity"] = "64MiB"
+    expected = "tiers[2].path: chunks of 16777216 bytes do not fit the segments of "
+    assert not_probed(small, chunk_bytes=16 * MIB).startswith(expected)
+
+
+def test_a_directory_open_to_others_is_refused(small: Document, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o750)
+    expected = (
+        f"tiers[2].path: {tmp_path}/store is open to other users (mode 0750): anyone could read prompts; "
+        f"chmod 0700 {tmp_path}/store"
+    )
+    assert not_probed(small) == expected
+
+
+def test_a_directory_of_another_user_is_refused(
+    small: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir(mode=0o700)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    expected = (
+        f"tiers[2].path: {tmp_path}/store belongs to user {owner}, not to us ({owner + 1}); "
+        f"chown it, or choose another path"
+    )
+    assert not_probed(small) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("photo.jpg", "", "holds other files (photo.jpg); choose another path, which kvtier has for itself"),
+        (
+            "kvtier.json",
+            '{"format": 99}',
+            "has format 99, which is newer than this kvtier's 1; upgrade kvtier",
+        ),
+    ],
+)
+def test_a_directory_of_something_else_is_refused(
+    small: Document, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / "store").mkdir(mode=0o700)
+    (tmp_path / "store" / name).write_text(content)
+    assert not_probed(small) == f"tiers[2].path: {tmp_path}/store {message}"
+
+
 # Tiers of other packages
 
 FOREIGN_MODULE = """
@@ -628,6 +762,9 @@ class TapeConfig(TierConfig):
         if self.reel * chunk_bytes > 9:
             raise ConfigError(f"{json_path}.reel", "too long")
         return self
+
+    def probe(self, *, chunk_bytes, json_path):
+        raise ConfigError(json_path, "no drive for it")
 
 
 class Tape:
@@ -654,6 +791,8 @@ def test_a_tier_of_another_package_brings_its_own_model(tape: str) -> None:
     assert config.tiers[2].model_dump() == entry
     assert resolve_config(config, chunk_bytes=3).tiers[2] == config.tiers[2]
     assert not_resolved(document, chunk_bytes=4) == "tiers[2].reel: too long"
+    with pytest.raises(ConfigError, match=r"^tiers\[2\]: no drive for it$"):
+        config.tiers[2].probe(chunk_bytes=3, json_path="tiers[2]")
     entry["reel"] = "three"
     assert str(refused(document)) == 'tiers[2].reel: should be a valid integer, not "three"'
 
