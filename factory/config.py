@@ -21,7 +21,7 @@ from ..tiers import ConfigError
 from .base import TierConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 from .registry import module_of_tier, tier_factory, tier_types
-from .validation import validated
+from .validation import joined, validated
 from .wording import listed, nearest, quoted, reason_of, shown
 
 BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
@@ -185,6 +185,9 @@ def _entry_model(entry: Any, json_path: str) -> type[TierConfig]:
     if not isinstance(entry, Mapping):
         raise ConfigError(json_path, f"should be an object, not {shown(entry)}; {example}")
     if "type" not in entry:
+        near = nearest("type", (key for key in entry if isinstance(key, str)))
+        if near is not None:
+            raise ConfigError(joined(json_path, [near]), 'unknown key; did you mean "type"?')
         raise ConfigError(f"{json_path}.type", f"missing; choose from {listed(tier_types())}")
     return _model_of_type(entry["type"], entry.get("module_path"), json_path)
 

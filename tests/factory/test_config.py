@@ -162,6 +162,11 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         'tiers[1].type: missing; choose from "gpu", "nvme" and "pinned"',
     ),
     (
+        "misspelled key of the type",
+        lambda d: d["tiers"][1].update(typ=d["tiers"][1].pop("type")),
+        'tiers[1].typ: unknown key; did you mean "type"?',
+    ),
+    (
         "type as number",
         with_(1, type=7),
         'tiers[1].type: should be a name, not 7; choose from "gpu", "nvme" and "pinned"',
@@ -584,6 +589,15 @@ def test_a_path_that_cannot_be_written_is_refused(
     expected = (
         f'tiers[2].path: "{tmp_path}/store" cannot be created: "{tmp_path}" is not writable by user {user}'
     )
+    assert not_resolved(document) == expected
+
+
+def test_a_directory_that_cannot_be_written_is_refused(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    expected = f'tiers[2].path: "{tmp_path}/store" is not writable by user {os.geteuid()}'
     assert not_resolved(document) == expected
 
 
