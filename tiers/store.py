@@ -104,9 +104,7 @@ def open_rebuilt(files: Files, root: Path) -> Store:
 
 
 def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirectory], Index]) -> Store:
-    if not is_store(root):
-        raise TierUnavailable("nvme", f"{root} is no store: it has no kvtier.json")
-    directory = StoreDirectory.open(files, root, Facts(b"", 0, 0))
+    directory = StoreDirectory.open(files, root, None)
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
         with mapped_os_errors(root):

@@ -48,6 +48,7 @@ OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that took its new st
 _FACTS, _LOCK, _IN_USE = "kvtier.json", "lock", "in-use"
 _DIRECTORIES = ("namespaces", "segments", "quarantine")
 _EXPECTED = {_LOCK, _FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
+_LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a store
 _FILES = (_IN_USE + ".new", _IN_USE, _FACTS + ".new", _FACTS, _LOCK)  # the facts outlive what they stand for
 
 
@@ -80,8 +81,11 @@ class StoreDirectory:
         self._closed = False
 
     @staticmethod
-    def open(files: Files, root: Path, new: Facts) -> StoreDirectory:
-        """Open `root`, creating it with the facts `new` where there is no store; others wait until `ready`.
+    def open(files: Files, root: Path, new: Facts | None) -> StoreDirectory:
+        """Open the store at `root`; others wait until `ready`.
+
+        Args:
+            new: the facts of the store to make where there is none; None to make none.
 
         Raises:
             TierUnavailable: it cannot be used; the message says why and what to do.
@@ -197,25 +201,40 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
 
 
-def _open(files: Files, root: Path, new: Facts) -> StoreDirectory:
-    _look(root)  # what is refused is not touched
+def _open(files: Files, root: Path, new: Facts | None) -> StoreDirectory:
+    _known(_look(root), new, root)  # what is refused is not touched
+    made: list[Path] = []
     with ExitStack() as undo:
-        undo.callback(_remove_empty, [path for path in (root, *root.parents) if not path.exists()])
-        lock_fd = _locked(files, root)
+        undo.callback(_remove_empty, made)
+        lock_fd = _locked(files, root, made)
         undo.callback(os.close, lock_fd)
-        facts = _look(root)
-        if facts is None:
+        there = _look(root)
+        if there is None:
             undo.callback(_remove_store, root)
-            facts = _create(files, root, new)
+        facts = _known(there, new, root)
+        if there is None:
+            facts = _create(files, root, facts)
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o700, exist_ok=True)
         alone = files.try_lock(lock_fd, USERS_BYTE, exclusive=True)
         return StoreDirectory(files, root, lock_fd, facts, alone=alone, undo=undo.pop_all())
 
 
-def _locked(files: Files, root: Path) -> int:
-    """Make the directory and its lock file where they are missing, and hold OPENING_BYTE."""
+def _known(there: Facts | None, new: Facts | None, root: Path) -> Facts:
+    """The facts of the store that is there, or else of the one to be made."""
+    facts = there or new
+    if facts is None:
+        raise TierUnavailable("nvme", f"{root} is no store: it has no {_FACTS}")
+    return facts
+
+
+def _locked(files: Files, root: Path, made: list[Path]) -> int:
+    """Make the directory and its lock file where they are missing, and hold OPENING_BYTE.
+
+    Adds the directories to `made`, each before the one around it.
+    """
     for _ in range(OPEN_ATTEMPTS_MAX):
+        made += [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # taken back since
             lock_fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -241,12 +260,13 @@ def _remove_store(root: Path) -> None:
 
 def _remove_empty(paths: Iterable[Path]) -> None:
     """Remove directories, each before the one around it, unless somebody uses them by now."""
-    with suppress(OSError):
-        for path in paths:
+    for path in paths:
+        with suppress(OSError):
             path.rmdir()
 
 
 def _look(root: Path) -> Facts | None:
+    (root / _LONGEST).exists()  # no answer matters, but the error that names below the root are too long
     if not root.exists():
         return None
     _refuse_unsafe(root)

@@ -14,11 +14,14 @@ from nvme_rig import made, names, opened
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.files import Files
+from kvtier.tiers.store import open_existing
 from kvtier.tiers.store_dir import Facts, StoreDirectory
 
 NEW = Facts(b"", 1 << 20, 1 << 20)
 
 GIVE_UP_S = 20.0
+
+PATH_BYTES_MAX = 4096  # of Linux
 
 
 class FullFiles(Files):
@@ -120,3 +123,41 @@ def test_who_waited_for_an_open_that_failed_starts_over(path: Path) -> None:
     third.close()
     directory.close()
     assert os.listdir(path / "segments") == []
+
+
+async def test_a_directory_whose_files_would_have_names_too_long_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path.joinpath(*["a" * 200] * 30)
+    path = Path(str(path)[: PATH_BYTES_MAX - 40])
+    with pytest.raises(TierUnavailable, match="cannot be used: File name too long"):
+        await opened(path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_tool_makes_no_store(tmp_path: Path, is_there: bool) -> None:
+    path = tmp_path / "store"
+    if is_there:
+        made(path, 0o700)
+    with pytest.raises(TierUnavailable, match=r"is no store: it has no kvtier\.json"):
+        open_existing(Files(), path)
+    assert names(tmp_path) == (["store"] if is_there else [])
+    assert not is_there or names(path) == []
+
+
+def test_a_tool_that_waited_for_an_open_that_failed_makes_no_store(path: Path) -> None:
+    first = StoreDirectory.open(Files(), path, NEW)
+    files, told = WaitingFiles(), []
+
+    def open_as_a_tool() -> None:
+        try:
+            open_existing(files, path)
+        except TierUnavailable as error:
+            told.append(str(error))
+
+    tool = threading.Thread(target=open_as_a_tool)
+    tool.start()
+    assert files.waits.wait(GIVE_UP_S)
+    first.give_up()
+    tool.join(GIVE_UP_S)
+    assert told == [f"nvme: {path} is no store: it has no kvtier.json"]
+    assert not path.exists()
