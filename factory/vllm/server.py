@@ -11,6 +11,7 @@ from ...engine.chain import Chain
 from ...engine.events import EventLog
 from ...engine.loop import LoopThread
 from ...tiers.arena import Arena
+from ...tiers.errors import TierError
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
@@ -107,5 +108,7 @@ class SchedulerSide:
         except TimeoutError:
             dirty = self.chain.stats().dirty_chunks
             logger.warning("kvtier: shut down with %d chunks not yet on disk; they are dropped", dirty)
+        except TierError as error:
+            logger.warning("kvtier: the last flush failed: %s", error)
         await self.chain.stop()
         await self._composite.close()
