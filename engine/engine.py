@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import enum
-import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Failure, Outcome, Tier
-from ..tiers.errors import ClosedError
+from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Outcome
 from ..tiers.gpu import GpuTier, Tensor
-from ..tiers.pinned import PinnedTier
-from .chain import Chain, ChainStats
-from .loop import LoopThread
-from .mover import Mover
+from .chain import ChainStats
+from .lifetime import ChainSpec, Direction, Lifetime
 from .transfer import Job
-
-logger = logging.getLogger(__name__)
-
-JOBS_IN_FLIGHT_MAX = 1024  # beyond it a job is shed at once: its caller is faster than the machine
-CLOSE_S = 30.0  # what close() gives the chunks that still wait for the last tier
-
-
-class Direction(enum.Enum):
-    STORE = enum.auto()
-    LOAD = enum.auto()
-
-
-class ChainSpec(Protocol):
-    """Builds the tiers of a chain from a validated config and takes them down again."""
-
-    @property
-    def load_deadline_s(self) -> float:
-        """How long a load may take before its chunks count as misses."""
-        ...
-
-    async def start(self, *, part_bytes: int, parts: int, identity: Mapping[str, str]) -> None:
-        """Start every tier below the device, top down; on a failure the started ones are closed again."""
-        ...
-
-    @property
-    def pinned(self) -> PinnedTier: ...
-
-    @property
-    def lower(self) -> Sequence[Tier]: ...
-
-    async def close(self) -> None:
-        """Close the tiers, bottom up; idempotent."""
-        ...
+from .unclosed import CLOSE_S, close_if_forgotten
 
 
 def spec_from_config(config: str | Path | Mapping[str, Any]) -> ChainSpec:
@@ -74,20 +36,15 @@ class OffloadEngine:
     Call it from any thread. `lookup`, `store` and `load` return at once and never wait for a disk; only
     `Job.wait`, `flush` and `close` wait. The blocks that a job names belong to it until it is done: do not
     write to the blocks of a store, and do not read those of a load, before that.
+
+    What waits raises RuntimeError on the engine's own thread, where the callbacks of jobs run; everything
+    does in a process that was forked from the engine's.
     """
 
     def __init__(self, spec: ChainSpec, namespace: Mapping[str, str] | None = None) -> None:
-        self._spec = spec
         self._namespace = dict(namespace or {})
-        self._loop = LoopThread()
-        self._lock = threading.Lock()
-        # Under the lock:
-        self._jobs: dict[Job[Outcome], Direction] = {}  # in flight
-        self._closed = False
-        # Set once by register_kv_caches:
-        self._gpu: GpuTier | None = None
-        self._chain: Chain | None = None
-        self._mover: Mover | None = None
+        self._lifetime = Lifetime(spec)
+        self._unclosed = close_if_forgotten(self, self._lifetime)
 
     @classmethod
     def open(
@@ -116,28 +73,17 @@ class OffloadEngine:
             ConfigError: the config does not fit these tensors (a capacity below one chunk, say).
             TierUnavailable: a tier cannot start; none is left running.
             ValueError: the tensors cannot be used, or others were registered before.
+            ClosedError: the engine is closed, perhaps while this call waits.
         """
-        self._check_open()
-        if self._gpu is not None:
-            raise ValueError("KV caches are registered already; an engine serves one set of tensors")
+        self._lifetime.check_open()
         gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
-        identity = self._namespace | _layout_fields(tensors, blocks_per_chunk)
-        start = self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
-        try:
-            self._loop.submit(start).result()
-        except BaseException:
-            gpu.close_now()
-            raise
-        gpu.prepare(self._spec.pinned.arena)
-        self._chain = Chain(
-            self._spec.pinned, self._spec.lower, self._loop, load_deadline_s=self._spec.load_deadline_s
-        )
-        self._mover = Mover(self._chain, self._spec.pinned)
-        self._gpu = gpu
+        self._lifetime.start(gpu, self._namespace | _layout_fields(tensors, blocks_per_chunk))
 
     def lookup(self, keys: Sequence[ChunkKey]) -> int:
         """Count the leading keys that some tier has now."""
-        found = self._ready_chain().lookup(keys)
+        chain = self._lifetime.ready().chain
+        _check_keys(keys)
+        found = chain.lookup(keys)
         return found.index(False) if False in found else len(found)
 
     def store(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
@@ -160,37 +106,42 @@ class OffloadEngine:
         return self._start_job(Direction.LOAD, keys, block_ids)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when everything stored so far is durable in the last tier.
+        """Return when everything stored so far that placement sent down is durable in the last tier.
+
+        Placement leaves out two kinds of chunks, on purpose, and `stats()` counts them as `dropped_chunks`:
+        those that found no place on the way down within the load deadline, which stay in the pinned tier
+        until they are evicted; and those that the cap of the last tier had no room for.
 
         Raises:
             TimeoutError: it took longer than `timeout` seconds; it goes on.
+            TierError: a tier failed since the last flush: something may not be durable, or the last tier did
+                not take some chunks, be it by an error or because its breaker was open. The next flush tells
+                of later failures only.
         """
+        self._lifetime.home.check_may_wait()
         self.flushing().wait(timeout)
 
     def flushing(self) -> Job[None]:
         """`flush` as a job, for those who await."""
-        self._ready_chain()
-        return Job(self._loop.submit(self._flush()))
+        return self._lifetime.flush()
 
     def stats(self) -> ChainStats:
         """Return the numbers of every tier."""
-        return self._ready_chain().stats()
+        return self._lifetime.ready().chain.stats()
 
     def close(self, timeout: float = CLOSE_S) -> None:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
-        Idempotent. What could not be brought down in time is dropped, and logged.
+        Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
+        not be brought down in time is dropped, and logged, as is a tier that fails. A disk or device that
+        hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._loop.submit(self._close(timeout)).result()
-        self._loop.close()
+        self._lifetime.end(timeout)
+        self._unclosed.detach()
 
     def check(self) -> None:
         """Assert the integrity of the placement; for tests."""
-        self._ready_chain().check()
+        self._lifetime.ready().chain.check()
 
     def __enter__(self) -> Self:
         return self
@@ -208,64 +159,14 @@ class OffloadEngine:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    # --- on the loop thread -------------------------------------------------------------------------
-
-    async def _flush(self) -> None:
-        with self._lock:
-            stores = [job for job, direction in self._jobs.items() if direction is Direction.STORE]
-        await asyncio.gather(*stores, return_exceptions=True)
-        await self._ready_chain().flush()
-
-    async def _close(self, timeout_s: float) -> None:
-        with self._lock:
-            jobs = list(self._jobs)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*jobs, return_exceptions=True)
-                if self._chain is not None:
-                    await self._chain.flush()
-        except TimeoutError:
-            dirty = self._chain.stats().dirty_chunks if self._chain else 0
-            logger.warning("closed after %.0f s with %d chunks not yet in the last tier", timeout_s, dirty)
-        if self._chain is not None:
-            await self._chain.stop()
-        await self._spec.close()
-        if self._gpu is not None:
-            await self._gpu.close()
-
-    # --- on the caller's thread ---------------------------------------------------------------------
-
     def _start_job(
         self, direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
     ) -> Job[Outcome]:
-        self._ready_chain()
-        gpu, mover = self._gpu, self._mover
-        assert gpu is not None, "a ready chain has its device tier"
-        assert mover is not None, "and its mover"
+        gpu = self._lifetime.ready().gpu
         _check_keys(keys)
         # Made on this thread: the window takes note of what the caller's stream has been told to do so far.
-        window = gpu.window(keys, block_ids)
-        move = mover.store if direction is Direction.STORE else mover.load
-        with self._lock:
-            shed = len(self._jobs) >= JOBS_IN_FLIGHT_MAX
-            job = Job(self._loop.submit(_shed(keys) if shed else move(window, keys)))
-            self._jobs[job] = direction
-        job.when_done(self._forget_job)
-        return job
-
-    def _forget_job(self, job: Job[Outcome]) -> None:
-        with self._lock:
-            self._jobs.pop(job, None)
-
-    def _ready_chain(self) -> Chain:
-        self._check_open()
-        if self._chain is None:
-            raise ValueError("no KV caches yet: call register_kv_caches(tensors) first")
-        return self._chain
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the engine is closed")
+        window = gpu.window(keys, block_ids, distinct=direction is Direction.LOAD)
+        return self._lifetime.move(direction, window, keys)
 
 
 def _check_keys(keys: Sequence[ChunkKey]) -> None:
@@ -273,14 +174,10 @@ def _check_keys(keys: Sequence[ChunkKey]) -> None:
         if not isinstance(key, bytes) or not 0 < len(key) <= KEY_BYTES_MAX:
             raise ValueError(f"a key is 1 to {KEY_BYTES_MAX} bytes, not {key!r:.80}")
     if len(set(keys)) != len(keys):
-        raise ValueError("the keys of one job must differ: two of them are equal")
+        raise ValueError("the keys of one call must differ: two of them are equal")
 
 
 def _layout_fields(tensors: Sequence[Tensor], blocks_per_chunk: int) -> dict[str, str]:
     """What about the tensors makes two chunks' bytes interchangeable, by name."""
     blocks = [f"{tensor.dtype}{list(tensor.shape[1:])}".removeprefix("torch.") for tensor in tensors]
     return {"layout": " ".join(blocks), "blocks_per_chunk": str(blocks_per_chunk)}
-
-
-async def _shed(keys: Sequence[ChunkKey]) -> Outcome:
-    return Outcome(failed=dict.fromkeys(keys, Failure.DROPPED))

@@ -134,6 +134,30 @@ def test_a_wrong_job_is_refused_at_once(
     rig.idle()
 
 
+@pytest.mark.parametrize("keys", [[b"a", b"a"], [b""], [b"x" * 257], ["a"], b"ab"])
+def test_a_lookup_refuses_the_keys_that_a_job_refuses(rig: EngineRig, keys: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="key"):
+        rig.engine.lookup(keys)
+
+
+def test_a_load_into_one_block_twice_is_refused_and_a_store_from_it_is_not(rig: EngineRig) -> None:
+    with pytest.raises(ValueError, match="block 3 is named twice"):
+        rig.engine.load(KEYS[:2], [3, 3])
+    assert rig.engine.store(KEYS[:2], [3, 3]).wait(10).succeeded == tuple(KEYS[:2])
+
+
+def test_more_jobs_than_slots_at_once_all_succeed(rig: EngineRig) -> None:
+    for block, key in enumerate(KEYS):
+        rig.device.fill(block, key)
+    stores = [rig.engine.store([key], [block]) for block, key in enumerate(KEYS)]
+    assert not any(job.wait(10).failed for job in stores)
+    rig.device.wipe()
+    loads = [rig.engine.load([key], [block]) for block, key in enumerate(KEYS)]
+    assert not any(job.wait(10).failed for job in loads)
+    assert all(rig.device.holds(block, key) for block, key in enumerate(KEYS))
+    rig.idle()
+
+
 async def test_a_job_can_be_awaited_in_any_loop(rig: EngineRig) -> None:
     rig.device.fill(0, KEYS[0])
     stored = await rig.engine.store(KEYS[:1], [0])

@@ -1,0 +1,44 @@
+"""An engine that nobody closed: closed in its owner's stead, once he has lost it or the interpreter ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+import weakref
+
+from .lifetime import Lifetime
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 30.0  # what a close gives the chunks that still wait for the last tier
+
+
+def close_if_forgotten(owner: object, lifetime: Lifetime) -> weakref.finalize[[Lifetime], object]:
+    """End `lifetime` when `owner` is collected or the interpreter ends; `detach` what is returned if sooner.
+
+    `lifetime` must not refer to its owner.
+    """
+    finalizer = weakref.finalize(owner, _end_collected, lifetime)
+    # Such hooks run before the threads of executors end, which the tiers work on; those of `atexit` after it.
+    finalizer.atexit = False
+    threading._register_atexit(_end_at_exit, weakref.ref(lifetime))  # type: ignore[attr-defined]
+    return finalizer
+
+
+def _end_collected(lifetime: Lifetime) -> None:
+    if lifetime.has_ended() or not lifetime.home.is_here():
+        return
+    end = threading.Thread(target=lifetime.end, args=(CLOSE_S,), name="kvtier-forgotten", daemon=True)
+    # From the loop: this may be in the middle of anything, on any thread, and must neither wait nor lock.
+    lifetime.home.loop.call_soon(end.start)
+    warnings.warn("an engine was never closed: call close() or use `with`", ResourceWarning, stacklevel=2)
+
+
+def _end_at_exit(reference: weakref.ref[Lifetime]) -> None:
+    lifetime = reference()
+    if lifetime is None or not lifetime.home.is_here():
+        return
+    if not lifetime.has_ended():
+        logger.warning("an engine was never closed: closing it")
+        lifetime.end(CLOSE_S)

@@ -1,0 +1,229 @@
+"""How an engine's tiers start and end: at once, in several threads, interrupted, over a disk that fails."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from lifetime_rig import WAIT_S, Spec, opened, tensors
+
+from kvtier.engine import Job, OffloadEngine, lifetime, loop
+from kvtier.tiers.base import Outcome
+from kvtier.tiers.errors import ClosedError, TierUnavailable
+
+SHORT_S = 0.05  # a deadline that a test waits for
+
+
+@pytest.fixture
+def spec() -> Iterator[Spec]:
+    spec = Spec()
+    yield spec
+    spec.disk.lets_go.set()
+
+
+@pytest.fixture
+def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifetime, "STEP_S", SHORT_S)
+    monkeypatch.setattr(loop, "JOIN_S", SHORT_S)
+
+
+class Call:
+    """A call on a thread of its own, and what it raised."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(function, *arguments))
+        self._thread.start()
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> BaseException | None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+        return self.error
+
+
+def test_of_two_who_register_at_once_the_second_is_refused(spec: Spec) -> None:
+    spec.may_start.clear()
+    engine = OffloadEngine(spec)
+    first = Call(engine.register_kv_caches, tensors())
+    assert spec.starting.wait(WAIT_S)
+    with pytest.raises(ValueError, match="registered already"):
+        engine.register_kv_caches(tensors())
+    spec.may_start.set()
+    assert first.end() is None
+    with pytest.raises(ValueError, match="registered already"):
+        engine.register_kv_caches(tensors())
+    assert spec.starts == 1
+    assert engine.lookup([b"a"]) == 0
+    engine.close()
+
+
+def test_a_start_that_failed_may_be_tried_again(spec: Spec) -> None:
+    engine = OffloadEngine(spec)
+    spec.error = TierUnavailable("disk", "no such drive")
+    with pytest.raises(TierUnavailable):
+        engine.register_kv_caches(tensors())
+    spec.error = None
+    engine.register_kv_caches(tensors())
+    engine.close()
+    assert spec.starts == 2
+
+
+def test_a_close_ends_a_start_that_is_under_way(spec: Spec) -> None:
+    spec.may_start.clear()
+    engine = OffloadEngine(spec)
+    start = Call(engine.register_kv_caches, tensors())
+    assert spec.starting.wait(WAIT_S)
+    engine.close()
+    assert isinstance(start.end(), ClosedError)
+    assert spec.tiers == []
+
+
+def test_an_interrupt_ends_a_start(spec: Spec) -> None:
+    spec.may_start.clear()
+    engine = OffloadEngine(spec)
+    interrupt = Call(_interrupt_main, spec.starting.is_set)
+    with pytest.raises(KeyboardInterrupt):
+        engine.register_kv_caches(tensors())
+    interrupt.end()
+    spec.may_start.set()
+    engine.register_kv_caches(tensors())
+    engine.close()
+
+
+def test_a_closed_engine_refuses_everything(spec: Spec) -> None:
+    engine = opened(spec)
+    engine.close()
+    for call in (
+        lambda: engine.register_kv_caches(tensors()),
+        lambda: engine.lookup([b"a"]),
+        lambda: engine.store([b"a"], [0]),
+        engine.flush,
+        engine.stats,
+    ):
+        with pytest.raises(ClosedError):
+            call()
+
+
+def test_a_disk_that_fails_is_logged_and_the_rest_is_closed(
+    spec: Spec, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = opened(spec)
+    engine.store([b"a"], [0]).wait(WAIT_S)
+    spec.disk.fails = True
+    engine.close()
+    assert "the last flush failed: disk: the drive refused" in caplog.text
+    assert spec.disk.closed.is_set()
+
+
+@pytest.mark.usefixtures("_short_steps")
+def test_a_disk_that_hangs_is_left_behind_with_the_memory_it_may_touch(
+    spec: Spec, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = opened(spec)
+    spec.disk.lets_go.clear()
+    engine.store([b"a"], [0]).wait(WAIT_S)
+    assert spec.disk.stores.wait(WAIT_S)
+    engine.close(SHORT_S)
+    engine.close()
+    assert "with 1 chunks not yet in the last tier" in caplog.text
+    assert "the movement between tiers did not end" in caplog.text
+    assert len(spec.tiers) == 2, "neither the disk nor the arena was closed under its hands"
+
+
+@pytest.mark.usefixtures("_short_steps")
+def test_a_callback_that_blocks_does_not_hold_a_close(spec: Spec, caplog: pytest.LogCaptureFixture) -> None:
+    engine = opened(spec)
+    gpu = engine._lifetime.ready().gpu
+    blocks, unblocked = threading.Event(), threading.Event()
+
+    def callback(_: Job[Outcome]) -> None:
+        blocks.set()
+        assert unblocked.wait(WAIT_S)
+
+    engine.store([b"a"], [0]).when_done(callback)
+    assert blocks.wait(WAIT_S)
+    engine.close(SHORT_S)
+    assert "did not close cleanly" in caplog.text
+    unblocked.set()
+    gpu.close_now()
+
+
+def test_a_second_close_waits_for_the_first(spec: Spec) -> None:
+    engine = opened(spec)
+    spec.disk.lets_go.clear()
+    engine.store([b"a"], [0]).wait(WAIT_S)
+    closed_at_return: list[bool] = []
+
+    def close() -> None:
+        engine.close()
+        closed_at_return.append(spec.disk.closed.is_set())
+
+    calls = [Call(close), Call(close)]
+    spec.disk.lets_go.set()
+    assert [call.end() for call in calls] == [None, None]
+    assert closed_at_return == [True, True]
+
+
+def test_a_close_after_an_interrupted_one_resumes(spec: Spec) -> None:
+    engine = opened(spec)
+    spec.disk.lets_go.clear()
+    engine.store([b"a"], [0]).wait(WAIT_S)
+    interrupt = Call(_interrupt_main, lambda: engine._lifetime._closed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    interrupt.end()
+    assert not spec.disk.closed.is_set()
+    spec.disk.lets_go.set()
+    engine.close()
+    assert spec.disk.closed.is_set()
+    assert set(spec.disk.chunks) == {b"a"}
+
+
+def test_what_waits_is_refused_on_the_engines_own_thread(spec: Spec) -> None:
+    engine = opened(spec)
+    refused: list[str] = []
+    done = threading.Event()
+
+    def callback(_: Job[Outcome]) -> None:
+        for call in (engine.flush, engine.close, lambda: engine.register_kv_caches(tensors())):
+            try:
+                call()
+            except (RuntimeError, ValueError) as error:
+                refused.append(str(error))
+        done.set()
+
+    engine.store([b"a"], [0]).when_done(callback)
+    assert done.wait(WAIT_S)
+    assert len(refused) == 3
+    assert all("own thread" in reason for reason in refused)
+    engine.close()
+
+
+def test_a_job_that_does_not_end_in_time_is_cancelled(spec: Spec, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    engine = opened(spec)
+    chain = engine._lifetime.ready().chain
+    held = chain.reserve([b"held-%d" % i for i in range(8)]).slots
+    job = engine.store([b"a"], [0])  # waits for a slot
+    engine.close(SHORT_S)
+    assert job.done()
+    assert "the last flush did not end" in caplog.text
+    assert spec.disk.closed.is_set()
+    chain.abandon(held)
+
+
+def _interrupt_main(when: Callable[[], bool]) -> None:
+    while not when():
+        time.sleep(0)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
