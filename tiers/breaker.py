@@ -1,9 +1,9 @@
 """A breaker before a tier that may fail or hang: while it is open, nothing waits for that tier.
 
 Theory of operation. Every call that reaches the tier is a sample: bad if it took longer than `slow_s`, if
-it has not returned after that time, or if the device refused. After `BAD_CALLS_MAX` bad ones in a row the
-breaker opens, and every lookup is a miss and every store is dropped at once. After a pause it lets one call
-through to try; a good one closes the breaker, a bad one doubles the pause.
+it has not returned after that time, or if the device refused all of it. After `BAD_CALLS_MAX` bad ones in a
+row the breaker opens, and every lookup is a miss and every store is dropped at once. After a pause it lets
+one call through to try; a good one closes the breaker, a bad one doubles the pause.
 
     CLOSED --bad calls in a row, or one that hangs--> OPEN --pause over--> TRYING --good--> CLOSED
                                                        ^------------bad------'
@@ -201,7 +201,8 @@ class Breaker:
         good: bool | None = None
         try:
             outcome = await call()
-            good = Failure.IO_ERROR not in outcome.failed.values()
+            # Some came: then it is a bad place on the drive, and not the drive.
+            good = bool(outcome.succeeded) or Failure.IO_ERROR not in outcome.failed.values()
         except OSError:
             good = False
             raise

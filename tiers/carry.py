@@ -73,9 +73,11 @@ class Carrier:
         if victim is None:
             return False
         try:
-            if carry:
-                for group in _groups(self._chosen(victim)):
-                    await self._carry(group, order)
+            groups = list(_groups(self._chosen(victim))) if carry else []
+            for group in groups:
+                await self._carry(group, order)
+            if groups:  # what was durable stays so: the new place first, then the old one may be overwritten
+                await self._appender.sync()
         except BaseException:
             self._log.abandon(victim)
             raise

@@ -328,20 +328,25 @@ class NvmeTier:
 
     def _collect(
         self, pieces: Sequence[ReadPiece], scope: int, failed: dict[ChunkKey, Failure]
-    ) -> list[Wanted]:
-        """Sort out what the pieces found; returns the chunks that are to be dropped."""
-        condemned = []
+    ) -> list[tuple[Wanted, Failure]]:
+        """Sort out what the pieces found; returns the chunks that are to be dropped, and why.
+
+        Where others of the same load were read, one that cannot be read lies on a bad place of the drive:
+        kept, it would fail every load and could not be stored anew. Where none was, the drive is what fails.
+        """
+        bad, read_count = [], 0
         for piece in pieces:
             self._counters["io_errors"] += len(piece.errors)
             for position, wanted in enumerate(piece.chunks):
                 failure = piece.failed.get(position)
                 if failure is None:
                     self._upkeep.count(Read(scope, wanted.key, wanted.extent))
-                else:
-                    failed[wanted.key] = failure
-                if failure is Failure.CORRUPT:
-                    condemned.append(wanted)
-        return condemned
+                    read_count += 1
+                    continue
+                failed[wanted.key] = failure
+                if failure in (Failure.CORRUPT, Failure.IO_ERROR):
+                    bad.append((wanted, failure))
+        return [(wanted, why) for wanted, why in bad if read_count or why is Failure.CORRUPT]
 
     def _loaded(
         self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
@@ -357,19 +362,22 @@ class NvmeTier:
             self._counters[name] += count
         return outcome
 
-    async def _condemn(self, scope: int, condemned: Sequence[Wanted]) -> None:
-        """Drop chunks that failed their checksum and keep evidence, while the buffers still hold it."""
-        self._counters["corrupt_chunks"] += len(condemned)
-        first = condemned[0]
-        self._failed(f"chunk {first.key.hex()[:16]} in segment {first.extent.segment} failed its checksum")
+    async def _condemn(self, scope: int, condemned: Sequence[tuple[Wanted, Failure]]) -> None:
+        """Drop chunks that are no good; of those that failed their checksum the buffers hold the evidence."""
+        corrupt = [wanted for wanted, why in condemned if why is Failure.CORRUPT]
+        self._counters["corrupt_chunks"] += len(corrupt)
+        first, why = condemned[0]
+        what = "failed its checksum" if why is Failure.CORRUPT else "cannot be read"
+        self._failed(f"chunk {first.key.hex()[:16]} in segment {first.extent.segment} {what}; it is dropped")
+        drop = partial(self._drop_with_evidence, scope, [wanted for wanted, _ in condemned], corrupt)
         try:
-            await self._lanes.index(
-                partial(self._index.write, partial(self._drop_with_evidence, scope, condemned))
-            )
+            await self._lanes.index(partial(self._index.write, drop))
         except (OSError, TierError) as error:
-            self._failed(f"evidence of a bad chunk could not be kept: {error}")
+            self._failed(f"bad chunks could not be dropped: {error}")
 
-    def _drop_with_evidence(self, scope: int, condemned: Sequence[Wanted], txn: Transaction) -> None:
+    def _drop_with_evidence(
+        self, scope: int, condemned: Sequence[Wanted], corrupt: Sequence[Wanted], txn: Transaction
+    ) -> None:
         ledger = Ledger(txn)
         for wanted in condemned:
             extent = ledger.extent(scope, wanted.key)
@@ -377,7 +385,7 @@ class NvmeTier:
                 ledger.forget(scope, wanted.key, extent)
         ledger.close()
         # Inside the transaction, so that one process at a time keeps the quarantine within its bound.
-        for wanted in condemned:
+        for wanted in corrupt:
             facts = {"namespace": self._namespace.hex(), "key": wanted.key.hex(), **wanted.extent._asdict()}
             with contextlib.suppress(OSError):  # the chunk is dropped all the same
                 self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer)

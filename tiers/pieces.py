@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from .base import Buffer, ChunkKey, Failure
 from .checksum import ChunkChecksum
+from .errors import TierError
 from .files import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, Files, read_all, scratch, write_all
 from .index import Extent
 from .segment import Entry, blocks_of
@@ -87,13 +88,14 @@ class Source(Protocol):
 
         Raises:
             OSError: the file is gone or cannot be opened although the index has it.
+            TierError: the index cannot say.
         """
         ...
 
     def release(self, segment: int) -> None: ...
 
     def in_force(self, wanted: Wanted) -> bool:
-        """Whether the index still says that the chunk lies there."""
+        """Whether the index still says that the chunk lies there; not where it cannot say."""
         ...
 
 
@@ -107,7 +109,7 @@ class ReadPiece:
         self.chunks = chunks
         # The result: what went wrong, by position in `chunks`; only meaningful once it ran.
         self.failed: dict[int, Failure] = {}
-        self.errors: list[OSError] = []
+        self.errors: list[OSError | TierError] = []
         self.ran = False
 
     def __call__(self) -> None:
@@ -118,7 +120,7 @@ class ReadPiece:
         except FileNotFoundError:
             self._fail_all(Failure.CORRUPT)  # the index promises what the log has lost
             return
-        except OSError as error:
+        except (OSError, TierError) as error:
             self.errors.append(error)
             self._fail_all(Failure.IO_ERROR)
             return

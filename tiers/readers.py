@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
+from .errors import TierError
 from .files import Files
 from .index import Index, SegmentState
 from .pieces import Wanted
@@ -41,16 +42,19 @@ class Readers:
 
         Raises:
             OSError: the file is gone or cannot be opened although the index has it.
+            TierError: the index cannot say.
         """
         fd = self._hold(segment)
-        # The lock first, then the question: had it been overwritten before, the index would say so now.
-        if fd is not None and self._is_current(segment, generation):
-            return fd
-        if fd is not None:
-            self.release(segment)
-        elif self._is_current(segment, generation):
+        current = False
+        try:
+            # The lock first, then the question: had it been overwritten before, the index would say so now.
+            current = self._is_current(segment, generation)
+        finally:
+            if fd is not None and not current:
+                self.release(segment)
+        if current and fd is None:
             raise FileNotFoundError(f"segment {segment} has no file")
-        return None
+        return fd if current else None
 
     def release(self, segment: int) -> None:
         with self._lock:
@@ -61,8 +65,11 @@ class Readers:
                 self._trim()
 
     def in_force(self, wanted: Wanted) -> bool:
-        """Whether the index still says that the chunk lies there."""
-        _, (extent,) = self._index.find(self.namespace, [wanted.key])
+        """Whether the index still says that the chunk lies there; not where it cannot say."""
+        try:
+            _, (extent,) = self._index.find(self.namespace, [wanted.key])
+        except TierError:
+            return False
         return extent is not None and extent[:4] == wanted.extent[:4]
 
     def close(self) -> None:

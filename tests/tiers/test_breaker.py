@@ -21,11 +21,13 @@ class FaultyTier(MemoryTier):
     """A memory tier whose device refuses while `refuses` is set."""
 
     refuses = False
+    bad_places: frozenset[bytes] = frozenset()
 
     async def load(self, keys, buffers):
-        if self.refuses:
-            return Outcome(failed=dict.fromkeys(keys, Failure.IO_ERROR))
-        return await super().load(keys, buffers)
+        bad = keys if self.refuses else self.bad_places.intersection(keys)
+        good = [(key, buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in bad]
+        outcome = await super().load([key for key, _ in good], [buffer for _, buffer in good])
+        return Outcome.of(keys, {**outcome.failed, **dict.fromkeys(bad, Failure.IO_ERROR)})
 
 
 class Rig:
@@ -51,6 +53,15 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+async def test_a_bad_place_on_the_drive_is_not_the_drive(rig: Rig) -> None:
+    rig.tier.chunks[b"b"] = bytes(8)
+    rig.tier.bad_places = frozenset([b"b"])
+    for _ in range(2 * BAD_CALLS_MAX):
+        outcome = await rig.breaker.load([b"a", b"b"], 2 * BUFFER)
+        assert outcome.failed == {b"b": Failure.IO_ERROR}
+    assert rig.state() is BreakerState.CLOSED
 
 
 class TestBreaker(TierContract):

@@ -127,6 +127,35 @@ async def test_a_removal_stays_one_after_a_power_loss(tmp_path: Path) -> None:
     await after.close()
 
 
+class WatchedFiles(UnsyncedFiles):
+    """Takes note of how many writes were not synced when a segment was given up for new ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsynced_then: list[int] = []
+
+    def reached(self, step: str) -> None:
+        if step == "emptied":
+            self.unsynced_then.append(sum(write.path.endswith(".seg") for write in self._unsynced))
+
+
+async def test_a_chunk_that_is_carried_is_durable_before_its_old_place_is_given_up(tmp_path: Path) -> None:
+    files = WatchedFiles()
+    tier = await opened(tmp_path / "store", files=files, write_amplification=2.0)
+    hot = keys_of(0, 8)
+    await stored(tier, hot)
+    for first in range(100, 1600, 50):  # some segments full
+        await stored(tier, keys_of(first, 50))
+    await tier.flush()
+    assert await right(tier, hot) == hot
+    await tier._upkeep.once()
+    assert await tier._carrier.reclaim(carry=True)
+    assert tier.stats().counters["carried_chunks"] == len(hot)
+    assert files.unsynced_then[-1] == 0
+    assert await right(tier, hot) == hot
+    await tier.close()
+
+
 async def test_an_older_epoch_stays_one_after_a_power_loss(tmp_path: Path) -> None:
     path, files = tmp_path / "store", UnsyncedFiles()
     tier = await opened(path, files=files)
