@@ -16,6 +16,10 @@ time (who takes which segment, whether the cap has room) is decided inside one. 
 a commit is in the page cache, where other processes see it and a killed process leaves it. A power loss
 may tear the file; the store then does not trust it and rebuilds it from the segments, which are synced.
 
+LMDB does not write a page that one transaction has both taken and given up, so its file may end before the
+last page that it knows. Here the file is as long as the map from the start, most of it a hole that costs
+nothing: one that ends before its last page was cut, and reading it would kill the process.
+
 Reads take no lock and wait for nobody.
 """
 
@@ -310,16 +314,22 @@ class Index:
             return number, [None if value is None else Extent(*_EXTENT.unpack(value)) for value in found]
 
     def file_bytes(self) -> int:
-        """Size of the index's file: the pages ever used."""
-        return (int(self._env.info()["last_pgno"]) + 1) * PAGE_BYTES
+        """Size of the index's pages: all that were ever used."""
+        return _pages_bytes(self._env)
 
     def free_dead_readers(self) -> int:
         """Release what killed processes were reading; returns how many there were."""
-        return int(self._env.reader_check())
+        with _mapped():
+            return int(self._env.reader_check())
 
     def sync(self) -> None:
-        """Make every commit durable."""
-        self._env.sync(True)
+        """Make every commit durable.
+
+        Raises:
+            IndexDamaged: the device refused.
+        """
+        with _mapped():
+            self._env.sync(True)
 
     def close(self) -> None:
         """Give the index back; idempotent."""
@@ -348,6 +358,7 @@ class _Environment:
         )
         try:
             self.tables = Tables(*(self.env.open_db(name.encode()) for name in Tables._fields))
+            _stretch(path / "data.mdb", int(self.env.info()["map_size"]))
         except BaseException:
             self.env.close()
             raise
@@ -393,11 +404,21 @@ def _refuse_truncated(path: Path) -> None:
         return
     probe = lmdb.open(str(path), max_dbs=1, readonly=True, lock=False, create=False)
     try:
-        needed = (int(probe.info()["last_pgno"]) + 1) * PAGE_BYTES
+        needed = _pages_bytes(probe)
     finally:
         probe.close()
     if data.stat().st_size < needed:
         raise IndexDamaged("nvme", f"{data} is {data.stat().st_size} bytes long and should be {needed}")
+
+
+def _pages_bytes(env: Any) -> int:
+    return (int(env.info()["last_pgno"]) + 1) * PAGE_BYTES
+
+
+def _stretch(data: Path, size_bytes: int) -> None:
+    """Make the file as long as the map; no writer makes it longer, so this never cuts what one appends."""
+    if data.stat().st_size < size_bytes:
+        os.truncate(data, size_bytes)
 
 
 def _segment(raw: bytes) -> Segment:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from kvtier.tiers.index import (
@@ -37,6 +38,14 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 def with_scope(index: Index, scope: int = 1) -> None:
     index.write(lambda txn: txn.put_namespace(NAMESPACE, Namespace(scope, 0, 0, 0, 0, 0)))
+
+
+def opens_in_another_process(path: Path) -> bool:
+    code = (
+        "import sys; from pathlib import Path; from kvtier.tiers.index import Index\n"
+        "Index.open(Path(sys.argv[1]), 1 << 20).close()"
+    )
+    return subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 0
 
 
 def test_records_read_back(index: Index) -> None:
@@ -139,6 +148,20 @@ def test_a_full_map_says_so_changes_nothing_and_stays_within_its_size(tmp_path: 
     assert index.file_bytes() <= MIB
 
 
+def test_a_device_that_refuses_is_told_in_our_words(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def sync(self, force: bool) -> None:
+            raise lmdb.Error("Input/output error")
+
+        def reader_check(self) -> int:
+            raise lmdb.Error("Input/output error")
+
+    monkeypatch.setattr(index, "_env", Refusing())
+    for call in (index.sync, index.free_dead_readers):
+        with pytest.raises(IndexDamaged, match="Input/output error"):
+            call()
+
+
 def test_what_is_no_index_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "data.mdb").write_bytes(b"no index" * 4096)
@@ -155,6 +178,19 @@ def test_a_truncated_index_is_damaged(tmp_path: Path) -> None:
     os.truncate(tmp_path / "index" / "data.mdb", size - 4096)
     with pytest.raises(IndexDamaged, match="bytes long and should be"):
         Index.open(tmp_path / "index", MIB)
+
+
+def test_pages_that_were_never_written_do_not_look_cut_off(tmp_path: Path, index: Index) -> None:
+    def put_and_drop(txn: Transaction) -> None:
+        for number in range(2000):
+            txn.put_extent(1, b"%0100d" % number, EXTENT)
+        for number in range(2000):
+            txn.drop_extent(1, b"%0100d" % number)
+
+    index.write(put_and_drop)
+    assert opens_in_another_process(tmp_path / "index")
+    data = tmp_path / "index" / "data.mdb"
+    assert data.stat().st_blocks * 512 < index.file_bytes() <= data.stat().st_size == MIB
 
 
 def test_two_users_in_one_process_share_it(tmp_path: Path, index: Index) -> None:
