@@ -131,6 +131,7 @@ class Chain:
         with self._lock:
             found = [self._placement.pin(key) for key in keys]
             epoch = self._placement.epoch
+            self._placement.count_refused(found)
         misses = [key for key, (presence, *_) in zip(keys, found, strict=True) if presence is Presence.MISS]
         if not misses:
             return found
@@ -139,12 +140,12 @@ class Chain:
         with self._lock:
             if self._placement.epoch != epoch:
                 hits = []  # invalidated since the tiers below were asked
-            for index, tier in hits:
-                found[index] = self._placement.promise(keys[index], tier)
+            promised = {index: self._placement.promise(keys[index], tier) for index, tier in hits}
+            self._placement.count_refused(promised.values())
             self._placement.counters["misses", self._pinned.name] += len(misses) - len(hits)
             wake = bool(hits) and self._placement.tell_work()
         self._wake(wake)
-        return found
+        return [promised.get(index, one) for index, one in enumerate(found)]
 
     def state_of(self, slot: Slot) -> Presence:
         """Look at an acquired slot again."""

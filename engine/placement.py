@@ -243,6 +243,14 @@ class Placement:
         self.counters[f"{how}_chunks", tier] += chunks
         self.counters[f"{how}_bytes", tier] += chunks * self.slot_bytes
 
+    def count_refused(self, found: Iterable[Found]) -> None:
+        """Count the chunks that are somewhere and cannot be had in time, or at all."""
+        for presence, *_ in found:
+            if presence is Presence.LATE:
+                self.counters["late_loads", self.name] += 1
+            elif presence is Presence.FULL:
+                self.counters["slotless", self.name] += 1
+
     def stats(self) -> TierStats:
         table = self.table
         used = (table.slots_count - table.free_count) * self.slot_bytes

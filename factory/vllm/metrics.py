@@ -25,6 +25,10 @@ INTERVAL_S = 0.25  # a scheduler steps a thousand times a second; nobody scrapes
 COUNTERS = {
     "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that supplied them."),
     "misses": ("kvtier:lookup_misses", "Lookups of chunks that no tier could supply."),
+    "slotless": (
+        "kvtier:lookup_slotless",
+        "Lookups of chunks that a tier below has, while every slot was in use: misses for that request.",
+    ),
     "loaded_bytes": (
         "kvtier:load_bytes",
         "Bytes read from the tier: onto the device from pinned, into pinned from below.",
@@ -47,6 +51,7 @@ COUNTED_BY_CHAIN = frozenset(
     (
         "hits",
         "misses",
+        "slotless",
         "loaded_bytes",
         "loaded_us",
         "stored_us",

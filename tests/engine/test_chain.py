@@ -80,6 +80,7 @@ def test_a_promotion_past_its_deadline_is_late_and_keeps_its_slot_until_it_retur
     rig.clock.now_s = 5.1
     assert rig.chain.state_of(found.slot) is Presence.LATE
     assert rig.chain.acquire([b"x"])[0].presence is Presence.LATE
+    assert rig.chain.stats().counters["late_loads", "pinned"] == 1
     rig.chain.release([found.slot])
     assert rig.pinned.table.free_count == 3
     rig.gate(opened=True)
@@ -94,6 +95,7 @@ def test_a_wanted_chunk_without_a_slot_is_counted_as_full(rig: Rig) -> None:
     held = [found.slot for found in rig.chain.acquire([b"a", b"b", b"c", b"d"]) if found.slot]
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
     assert rig.chain.acquire([b"x"])[0].presence is Presence.FULL
+    assert rig.chain.stats().counters["slotless", "pinned"] == 1
     rig.chain.release(held)
     (found,) = rig.chain.acquire([b"x"])
     assert found.slot is not None
