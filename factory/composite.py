@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..engine.bounded import ended
 from ..tiers import Tier
 from ..tiers.arena import Arena
 from ..tiers.breaker import Breaker
@@ -18,8 +18,7 @@ from .config import KvtierConfig, load_config, resolve_config
 from .entries import PinnedConfig
 from .registry import tier_factory
 
-logger = logging.getLogger(__name__)
-
+CLOSE_S = 5.0  # for each tier; an orderly close takes milliseconds, and a disk that hangs is left behind
 NO_DEADLINE_S = 10.0  # of chains without a disk, where nothing can be slow, and of tiers that name none
 
 
@@ -119,13 +118,10 @@ class CompositeSpec:
         return open_arena(entry, context)
 
     async def close(self) -> None:
-        """Close the tiers, bottom up; one that fails to close does not keep the others open. Idempotent."""
+        """Close the tiers, bottom up; one that fails or hangs does not keep the others open. Idempotent."""
         while self._tiers:
             tier = self._tiers.pop()
-            try:
-                await tier.close()
-            except Exception:
-                logger.exception("the %s tier did not close cleanly", tier.name)
+            await ended(f"the {tier.name} tier", tier.close(), CLOSE_S)
 
     def _guarded(self, tier: Tier, entry: TierConfig) -> Breaker:
         """The tier, under a name of its own in this chain, behind a breaker with its own deadline."""

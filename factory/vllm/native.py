@@ -30,11 +30,13 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
+from ...engine.bounded import ended
 from ...engine.chain import ChainStats
 from ...engine.events import EventLog
 from ...engine.loop import LoopThread
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
+from ...tiers.errors import TierError
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 10.0  # what a clean shutdown gives the stores under way
+STOP_S = 5.0  # and then the last flush, and the close; only a disk that hangs takes longer
 FORGET_FAILED_S = (
     30.0  # a chunk that failed to load is a miss for so long: its request would ask again at once
 )
@@ -107,8 +110,7 @@ class KvtierNvmeTier(SecondaryTierManager):
             self._tier.watch(partial(self._events.removed, tier.name))
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
-        # Grows on the loop thread and shrinks on the scheduler's, by calls that are atomic.
-        self._failed_at_s: dict[OffloadKey, float] = {}
+        self._failed_at_s: dict[OffloadKey, float] = {}  # changed on the loop thread only; the oldest first
         self._moved_us = Counter({"loaded_us": 0, "stored_us": 0})  # changed on the loop thread only
         self._reporter = metrics.Reporter(self._stats)
         self._closed = False
@@ -152,10 +154,14 @@ class KvtierNvmeTier(SecondaryTierManager):
         return self._reporter.report()
 
     def shutdown(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._loop.submit(self._close()).result()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._loop.submit(self._close()).result()  # raises where the rows must stay: then vLLM keeps them
+        finally:
             self._loop.close()
+        self._rows.release()
 
     def _submit(self, call: _Call, job: TransferJob) -> None:
         keys = list(job.keys)
@@ -198,29 +204,29 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._events.removed(self._tier.name, corrupt, RemoveReason.CORRUPT)
 
     async def _close(self) -> None:
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                await asyncio.gather(
-                    *map(asyncio.wrap_future, self._under_way.values()), return_exceptions=True
-                )
-                await self._tier.flush()
-        except TimeoutError:
+        if not await ended("the transfers under way", self._drained(), DRAIN_S):
             logger.warning("kvtier: shut down with %d transfers under way", len(self._under_way))
-        await self._tier.close()
+        await ended("the last flush", self._tier.flush(), STOP_S)
+        if not await ended("the tier", self._tier.close(), STOP_S):
+            raise TierError(self._tier.name, "the disk hangs; something may still use the rows")
+
+    async def _drained(self) -> None:
+        await asyncio.gather(*map(asyncio.wrap_future, self._under_way.values()), return_exceptions=True)
 
     def _remember_failed(self, keys: Iterable[OffloadKey]) -> None:
-        now_s = time.monotonic()
-        if len(self._failed_at_s) < FAILED_MAX:
-            self._failed_at_s.update(dict.fromkeys(keys, now_s))
+        failed_at_s, now_s = self._failed_at_s, time.monotonic()
+        for key in keys:
+            failed_at_s.pop(key, None)  # to the end with it
+            failed_at_s[key] = now_s
+        while failed_at_s:
+            oldest = next(iter(failed_at_s))
+            if len(failed_at_s) <= FAILED_MAX and now_s - failed_at_s[oldest] < FORGET_FAILED_S:
+                break
+            del failed_at_s[oldest]
 
     def _has_failed(self, key: OffloadKey) -> bool:
         failed_at_s = self._failed_at_s.get(key)
-        if failed_at_s is None:
-            return False
-        if time.monotonic() - failed_at_s < FORGET_FAILED_S:
-            return True
-        self._failed_at_s.pop(key, None)
-        return False
+        return failed_at_s is not None and time.monotonic() - failed_at_s < FORGET_FAILED_S
 
     def _stats(self) -> ChainStats:
         stats = self._tier.stats()

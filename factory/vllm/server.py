@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ...engine.bounded import ended
 from ...engine.chain import Chain
 from ...engine.events import EventLog
 from ...engine.loop import LoopThread
 from ...tiers.arena import Arena
-from ...tiers.errors import TierError
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
@@ -22,6 +21,8 @@ logger = logging.getLogger(__name__)
 DRAIN_S = (
     10.0  # what a clean shutdown gives the chunks that wait for the disk; a server may be killed after 15
 )
+
+STOP_S = 5.0  # what the transfers under way get then; only a disk that hangs takes longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class SchedulerSide:
         logger.info("kvtier: %s", composite.summary())
 
     def close(self) -> None:
-        """Bring what waits to the disk within a bound, then stop; idempotent."""
+        """Bring what waits to the disk within a bound, then stop; a disk that hangs is left. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -102,13 +103,8 @@ class SchedulerSide:
         self._loop.close()
 
     async def _close(self) -> None:
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                await self.chain.flush()
-        except TimeoutError:
+        if not await ended("the last flush", self.chain.flush(), DRAIN_S):
             dirty = self.chain.stats().dirty_chunks
             logger.warning("kvtier: shut down with %d chunks not yet on disk; they are dropped", dirty)
-        except TierError as error:
-            logger.warning("kvtier: the last flush failed: %s", error)
-        await self.chain.stop()
-        await self._composite.close()
+        await ended("the movement between tiers", self.chain.stop(), STOP_S)
+        await self._composite.close()  # what hangs holds its own buffers: the arena stays mapped for them

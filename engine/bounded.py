@@ -1,0 +1,28 @@
+"""Awaiting what may hang, and leaving it behind when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from ..tiers.errors import TierError
+
+logger = logging.getLogger(__name__)
+
+
+async def ended(what: str, work: Coroutine[Any, Any, None], limit_s: float) -> bool:
+    """Await `work`, at most for `limit_s`; returns whether it ended. What fails or hangs is logged."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task], timeout=limit_s)  # a timeout that cancels would wait for what hangs
+    if not task.done():
+        task.cancel()
+        logger.error("close: %s did not end within %.1f s; it is left behind", what, limit_s)
+        return False
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, TierError):
+        logger.error("close: %s failed: %s", what, error)
+    elif error is not None:
+        logger.error("close: %s failed", what, exc_info=error)
+    return True
