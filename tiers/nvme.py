@@ -25,7 +25,7 @@ from typing import Any
 
 from .append import Appender, Target
 from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
-from .budget import Budget
+from .budget import Budget, facts_for
 from .carry import Allowance, Carrier
 from .checksum import ChunkChecksum
 from .errors import TierError
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 LOOKS_MAX = 3  # of one load: a chunk that moves faster than that is evicted in truth
 LOG_PERIOD_S = 10.0  # between two lines about chunks that failed
 WRITE_AMPLIFICATION = 1.3
+INDEX_SHORTAGE_MAX = 2  # times; an index is made with room to spare, so up to there nobody notices
 
 _COUNTERS = (
     "stored_chunks",
@@ -152,6 +153,15 @@ class NvmeTier:
             lanes.close()
             raise
         facts = store.directory.facts
+        wanted_bytes = facts_for(capacity_bytes, chunk_bytes).index_bytes
+        if wanted_bytes > INDEX_SHORTAGE_MAX * facts.index_bytes:
+            logger.warning(
+                "nvme: %s was made for larger chunks: its index is full when some %d%% of the cap are; for "
+                "chunks of %d bytes give the tier another path",
+                path,
+                100 * facts.index_bytes // wanted_bytes,
+                chunk_bytes,
+            )
         return NvmeTier(
             files,
             lanes,

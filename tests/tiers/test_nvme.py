@@ -238,3 +238,10 @@ async def test_what_is_evicted_is_told(path: Path) -> None:
     assert gone
     assert sorted(told) == gone
     await tier.close()
+
+
+async def test_a_store_made_for_larger_chunks_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for chunk_bytes, is_said in ((64 * KIB, False), (32 * KIB, False), (4 * KIB, True)):
+        tier = await opened(path, capacity_bytes=1024 * MIB, chunk_bytes=chunk_bytes)
+        await tier.close()
+        assert ("made for larger chunks" in caplog.text) is is_said
