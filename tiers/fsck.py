@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 from .base import ChunkKey
 from .checksum import ChunkChecksum
-from .files import BLOCK_BYTES, Files, read_all, scratch
+from .files import BLOCK_BYTES, Files
 from .finding import Finding, Kind, Report, Where
 from .index import IndexDamaged, Namespace, Segment, SegmentState
 from .mend import Sums, mend
 from .readers import Readers
-from .segment import FIRST_BLOCK, Batch, SegmentFile, SegmentName, blocks_of
+from .segment import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, blocks_of, reads_right
 from .store import Store, close_store, open_rebuilt, open_untouched
 
 IN_FORCE = (SegmentState.OPEN, SegmentState.SEALED, SegmentState.RECLAIMING)
@@ -97,7 +97,7 @@ def check(store: Store, *, deep: bool, repair: bool, told: Progress) -> Report:
         known = {finding.where for finding in findings if finding.kind is Kind.TABLE}
         findings += _contents(store, view, known, told)
     findings.sort(key=lambda finding: (list(Kind).index(finding.kind), finding.where))
-    repaired = mend(store, findings) if repair else 0
+    repaired = mend(store, list(_mendable(store, view, findings))) if repair else 0
     return Report(tuple(findings), sum(map(len, view.chunks.values())), len(view.segments), repaired)
 
 
@@ -243,7 +243,7 @@ def _swept(file: SegmentFile, end_block: int) -> list[Batch]:
         for batch in file.sweep(end_block):
             batches.append(batch)
     except OSError:
-        pass  # chunks of what follows are found to be in no table
+        pass  # chunks of what follows are found to be in no table, and those that are right are kept
     return batches
 
 
@@ -264,36 +264,41 @@ def _contents(store: Store, view: _View, known: set[Where], told: Progress) -> I
                 yield Finding(Kind.CONTENT, where, text)
 
 
+def _mendable(store: Store, view: _View, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """All but right chunks that only their table has lost: they serve until their segment goes."""
+    digests = {record.scope: digest for digest, record in view.namespaces.items()}
+    for finding in findings:
+        where = finding.where
+        chunk = _chunk(store, where) if finding.kind is Kind.TABLE and where.scope in digests else None
+        if chunk is None or not _is_right(store, where, chunk, digests[where.scope]):
+            yield finding
+
+
+def _chunk(store: Store, where: Where) -> _Chunk | None:
+    """What the index says of the chunk, if it is still there."""
+    with store.index.read() as txn:
+        extent = txn.extent(where.scope, where.key)
+    if extent is None or extent[:3] != where[:3]:
+        return None
+    return _Chunk(extent.block, where.scope, where.key, extent.length_bytes, extent.checksum)
+
+
 def _is_right(store: Store, where: Where, chunk: _Chunk, namespace: bytes) -> bool:
     readers = Readers(store.directory.files, store.directory, store.index, namespace)
+    entry = Entry(chunk.key, chunk.block, chunk.length_bytes, chunk.checksum, 0)
     try:
         fd = readers.acquire(where.segment, where.generation)
         if fd is None:
             return True  # that life has ended: the chunk is not there any more
         try:
-            return _reads_right(store, fd, chunk, namespace) or not _is_still_there(store, where)
+            right = reads_right(store.directory.files, fd, entry, ChunkChecksum(namespace))
+            return right or _chunk(store, where) is None
         finally:
             readers.release(where.segment)
     except FileNotFoundError:
         return True  # the file is lost, which is a finding of its own
     finally:
         readers.close()
-
-
-def _reads_right(store: Store, fd: int, chunk: _Chunk, namespace: bytes) -> bool:
-    memory = scratch(chunk.length_bytes)
-    try:
-        done = read_all(store.directory.files, fd, [memory], chunk.block * BLOCK_BYTES)
-    except OSError:
-        return False
-    payload = memory[: chunk.length_bytes]
-    return done >= chunk.length_bytes and ChunkChecksum(namespace).of(chunk.key, payload) == chunk.checksum
-
-
-def _is_still_there(store: Store, where: Where) -> bool:
-    with store.index.read() as txn:
-        extent = txn.extent(where.scope, where.key)
-    return extent is not None and extent[:3] == where[:3]
 
 
 def _short(where: Where) -> str:

@@ -127,8 +127,12 @@ def _write_trailer(store: Store, where: Where) -> bool:
         segment = _now(store, where)
         if segment is None or segment.state is not SegmentState.SEALED:
             return True
-        # To its very end: removals are appended without raising the end that the index knows.
-        file.write_trailer([batch.encode() for batch in file.sweep()])
+        try:
+            # To its very end: removals are appended without raising the end that the index knows.
+            tables = [batch.encode() for batch in file.sweep()]
+        except OSError:
+            return False  # a trailer would hide what can be read some day
+        file.write_trailer(tables)
         return True
 
 

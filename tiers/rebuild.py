@@ -1,21 +1,26 @@
 """The index made again from the log, when it is lost, torn or another store's.
 
-Each sealed segment costs one read of its trailer, an unsealed one a sweep. What a rebuild cannot know is
-how often a chunk was read: it starts again at never.
+Each sealed segment costs one read of its trailer, an unsealed one a sweep and a look at its chunks: a power
+loss may have left a table whose chunks were never synced, and what the index has is not stored anew. A drive
+that refuses a place costs what is at that place. What a rebuild cannot know is how often a chunk was read: it
+starts again at never.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from .base import ChunkKey
 from .budget import SEGMENT_SLACK_BYTES
+from .checksum import ChunkChecksum
 from .files import Files
 from .index import Extent, Index, Namespace, Segment, SegmentState, Transaction
 from .ledger import Ledger
 from .log import index_is_tight
-from .segment import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName
+from .segment import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, reads_right
 from .store_dir import StoreDirectory
 
 PUT_STEP_MAX = 4096  # entries per transaction: large enough to be quick, small enough for any map
@@ -33,14 +38,7 @@ def rebuild(files: Files, directory: StoreDirectory, index: Index) -> None:
     Raises:
         OSError: the directory cannot be read.
     """
-    found = []
-    for number, path in sorted(directory.segment_files().items()):
-        one = _look(files, directory, number)
-        if one is None:
-            files.unlink(path)
-        else:
-            found.append(one)
-    found.sort(key=lambda one: one.segment.opened)
+    found = _found(files, directory)
     batches = [batch for one in found for batch in one.batches]
     index.write(lambda txn: _put_frame(txn, directory, found, batches))
     _put_extents(index, directory.facts.index_bytes, batches)
@@ -48,8 +46,31 @@ def rebuild(files: Files, directory: StoreDirectory, index: Index) -> None:
     index.write(lambda txn: txn.set_store_uuid(directory.facts.store))
 
 
+def _found(files: Files, directory: StoreDirectory) -> list[_Found]:
+    """The store's segments, the oldest first."""
+    found, useless, refused = [], [], None
+    for number, path in sorted(directory.segment_files().items()):
+        try:
+            one = _look(files, directory, number)
+        except OSError as error:
+            one, refused = None, error
+        if one is None:
+            useless.append(path)
+        else:
+            found.append(one)
+    if refused is not None and not found:
+        raise refused  # not a place of the drive but the drive: it may read again some day
+    for path in useless:
+        files.unlink(path)
+    return sorted(found, key=lambda one: one.segment.opened)
+
+
 def _look(files: Files, directory: StoreDirectory, number: int) -> _Found | None:
-    """What a segment file says about itself, None where it is no segment of this store."""
+    """What a segment file says about itself, None where it is no segment of this store.
+
+    Raises:
+        OSError: whose segment it is cannot be read.
+    """
     fd = files.open_data(directory.segment_path(number))
     try:
         unnamed = SegmentFile(files, fd, SegmentName(b"", 0, 0), directory.facts.segment_bytes)
@@ -57,16 +78,42 @@ def _look(files: Files, directory: StoreDirectory, number: int) -> _Found | None
         if header is None or header.name[:2] != (directory.facts.store, number):
             return None
         file = SegmentFile(files, fd, header.name, directory.facts.segment_bytes)
-        batches = file.read_trailer()
-        state = SegmentState.OPEN if batches is None else SegmentState.SEALED
-        if batches is None:
-            batches = list(file.sweep())
+        sealed = _trailer(file)
+        batches = _swept(file) if sealed is None else sealed
+        state = SegmentState.OPEN if sealed is None else SegmentState.SEALED
         end = max([FIRST_BLOCK, *(batch.end_block for batch in batches)])
+        if sealed is None:
+            batches = [_right(file, batch) for batch in batches]
         allocated_bytes = directory.facts.segment_bytes + SEGMENT_SLACK_BYTES
         segment = Segment(state, header.name.generation, header.opened, end, 0, 0, allocated_bytes)
         return _Found(number, segment, batches)
     finally:
         files.close(fd)
+
+
+def _trailer(file: SegmentFile) -> list[Batch] | None:
+    try:
+        return file.read_trailer()
+    except OSError:
+        return None
+
+
+def _swept(file: SegmentFile) -> list[Batch]:
+    """The batches of an unsealed segment, as far as they can be read."""
+    batches: list[Batch] = []
+    with contextlib.suppress(OSError):
+        for batch in file.sweep():
+            batches.append(batch)
+    return batches
+
+
+def _right(file: SegmentFile, batch: Batch) -> Batch:
+    """The batch with those of its chunks that are there."""
+    if batch.removals:
+        return batch
+    checksum = ChunkChecksum(batch.namespace)
+    entries = tuple(entry for entry in batch.entries if reads_right(file.files, file.fd, entry, checksum))
+    return replace(batch, entries=entries)
 
 
 def _put_frame(

@@ -30,13 +30,14 @@ whoever reads from it, taken alone by whoever is about to overwrite it.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .base import Buffer, ChunkKey
-from .checksum import block_checksum
+from .checksum import ChunkChecksum, block_checksum
 from .files import BLOCK_BYTES, PIECE_BYTES, Files, aligned, read_all, scratch, write_all
 
 CLAIM_BYTE = 1
@@ -44,6 +45,7 @@ READERS_BYTE = 0
 FIRST_BLOCK = 1  # block 0 is the header
 SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
 SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
+BAD_BLOCKS_MAX = 16  # of one sweep: two physical pages of a drive; more is a drive that fails
 SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 
 _HEADER = struct.Struct("<8s16sIIQ")
@@ -171,6 +173,17 @@ def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:
     return max(smallest, min(fitting, max(SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))))
 
 
+def reads_right(files: Files, fd: int, entry: Entry, checksum: ChunkChecksum) -> bool:
+    """Whether the chunk's bytes can be read and are those that the entry names."""
+    memory = scratch(entry.length_bytes)
+    try:
+        done = read_all(files, fd, [memory], entry.block * BLOCK_BYTES)
+    except OSError:
+        return False
+    payload = memory[: entry.length_bytes]
+    return done >= entry.length_bytes and checksum.of(entry.key, payload) == entry.checksum
+
+
 def decode_table(data: Buffer | bytes, store: bytes, segment: int, generation: int | None) -> Batch | None:
     """The table that `data` begins with, or None; any generation passes where `generation` is None."""
     start = _TABLE.size + _CHECKSUM.size
@@ -214,6 +227,22 @@ class Placement(NamedTuple):
     chunks: int
     table_blocks: int
     data_blocks: int
+
+
+class BadBlocks:
+    """Counts what one sweep cannot read; a drive refuses for seconds, so it gives up after a few."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._count += 1
+            if self._count > BAD_BLOCKS_MAX:
+                raise
 
 
 class SegmentFile:
@@ -264,27 +293,45 @@ class SegmentFile:
         return list(self._batches_in(body))
 
     def sweep(self, end_block: int | None = None, *, any_life: bool = False) -> Iterator[Batch]:
-        """Every batch before `end_block`, found by its table, in the order of place."""
+        """Every batch before `end_block`, found by its table, in the order of place.
+
+        Steps over tables that cannot be read.
+
+        Raises:
+            OSError: more than `BAD_BLOCKS_MAX` blocks cannot be read.
+        """
         end = self.size_blocks if end_block is None else end_block
         generation = None if any_life else self.name.generation
-        block = FIRST_BLOCK
+        block, bad = FIRST_BLOCK, BadBlocks()
         while block < end:
-            batch = self._table_at(block, self._read(block, 1), generation)
+            batch = None
+            with bad.counted():
+                batch = self._table_at(block, self._read(block, 1), generation)
             if batch is not None:
                 yield batch
                 block = max(batch.end_block, block + 1)
             else:
-                block = self._next_candidate(block + 1, end)
+                block = self._next_candidate(block + 1, end, bad)
 
-    def _next_candidate(self, block: int, end: int) -> int:
+    def _next_candidate(self, block: int, end: int, bad: BadBlocks) -> int:
         window_blocks = PIECE_BYTES // BLOCK_BYTES
         while block < end:
-            window = self._read(block, min(window_blocks, end - block))
+            window = self._window(block, min(window_blocks, end - block), bad)
             for i in range(len(window) // BLOCK_BYTES):
                 if _table_blocks_of(window[i * BLOCK_BYTES :]):
                     return block + i
             block += window_blocks
         return end
+
+    def _window(self, block: int, count: int, bad: BadBlocks) -> Buffer:
+        """`count` blocks; zeroes where they cannot be read."""
+        with contextlib.suppress(OSError):
+            return self._read(block, count)
+        window = scratch(count * BLOCK_BYTES)
+        for i in range(count):
+            with bad.counted():
+                window[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES] = self._read(block + i, 1)
+        return window
 
     def _table_at(self, block: int, first: Buffer, generation: int | None) -> Batch | None:
         blocks = _table_blocks_of(first)

@@ -140,3 +140,16 @@ class RefusingFiles(Files):
 
     def free_bytes(self, path: Path) -> int:
         return super().free_bytes(path) if self.free is None else self.free
+
+
+class BadPlaces(Files):
+    """The real files; in files whose names end with `name`, reads that touch one of the offsets fail."""
+
+    def __init__(self, name: str, *offsets: int) -> None:
+        self._name, self._offsets = name, offsets
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        end = offset + sum(map(len, buffers))
+        if _path_of(fd).endswith(self._name) and any(offset <= bad < end for bad in self._offsets):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().preadv(fd, buffers, offset)

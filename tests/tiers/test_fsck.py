@@ -13,6 +13,7 @@ from pathlib import Path
 
 import damage
 import pytest
+from faulty_files import BadPlaces
 from nvme_rig import MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer, RemoveReason
@@ -180,6 +181,41 @@ async def test_a_device_that_refuses_to_read_a_chunk_is_a_finding(path: Path) ->
 
     report = check_directory(Refusing(), path, deep=True, repair=False, told=lambda done, total: None)
     assert Kind.CONTENT in kinds(report)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_a_table_that_cannot_be_read_costs_no_chunk(tmp_path: Path, sealed: bool) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    for first in range(0, 240 if sealed else 40, 4):
+        await stored(tier, keys_of(first, 4))
+    await tier.close()
+    place = damage.using(path, lambda store: damage.extent_of(store, KEY))
+    if sealed:
+        damage.using(path, damage.trailer)
+    files = BadPlaces(f"{place.segment:08d}.seg", 18 * BLOCK_BYTES)
+    keys = keys_of(0, 240 if sealed else 40)
+    report = check_directory(files, path, deep=True, repair=True, told=lambda done, total: None)
+    lost = [finding.where.key for finding in report.findings if finding.kind is Kind.TABLE]
+    assert lost == keys_of(4, 4)
+    assert report.repaired == len(report.findings) - len(lost)
+    tier = await opened(path)
+    assert await right(tier, keys) == keys
+    await tier.close()
+
+
+async def test_a_segment_of_which_much_cannot_be_read_keeps_the_rest(path: Path) -> None:
+    damage.using(path, damage.trailer)
+    place = damage.using(path, lambda store: damage.extent_of(store, KEY))
+    bad = [block * BLOCK_BYTES for block in range(1, 30)]  # all of KEY and of what is before it
+    files = BadPlaces(f"{place.segment:08d}.seg", *bad)
+    report = check_directory(files, path, deep=False, repair=True, told=lambda done, total: None)
+    assert Kind.TRAILER in kinds(report)
+    assert 0 < report.repaired < len(report.findings)
+    tier = await opened(path)
+    there = await right(tier, keys_of(0, CHUNKS))
+    assert CHUNKS - 10 < len(there) < CHUNKS
+    await tier.close()
 
 
 async def test_the_open_segment_of_a_server_is_not_mended_under_it(path: Path) -> None:
