@@ -46,13 +46,20 @@ class Life:
         )
 
     def generate(
-        self, *, prompts: list[list[int]], output_tokens: int, together: bool, forget: bool
+        self,
+        *,
+        prompts: list[list[int]],
+        output_tokens: int,
+        together: bool,
+        forget: bool,
+        controls: dict[str, Any],
+        salt: str | None,
     ) -> Iterator[Line]:
         """Answer prompts, all at once or one by one; `forget` clears the device's cache before each batch."""
         for batch in [prompts] if together else [[prompt] for prompt in prompts]:
             if forget:
                 yield from self.forget()
-            yield from map(_answer, self._run(batch, output_tokens))
+            yield from map(_answer, self._run(batch, output_tokens, controls, salt))
 
     def storm(
         self, *, prompts: list[list[int]], output_tokens: list[int], gate: str | None, **disturbances: Any
@@ -71,6 +78,12 @@ class Life:
             self._run([TINY_PROMPT], output_tokens=2)  # stores hold their blocks until later steps
         raise RuntimeError("the server did not forget its device cache: blocks are still in use")
 
+    def reset(self) -> Iterator[Line]:
+        """Reset the caches of the device and of the tiers below, as for new weights."""
+        if not self._llm.reset_prefix_cache(reset_connector=True):
+            raise RuntimeError("the server did not reset its caches")
+        return iter(())
+
     def metrics(self) -> Iterator[Line]:
         """The server's Prometheus samples, and those of its plugins."""
         from prometheus_client import REGISTRY
@@ -84,11 +97,19 @@ class Life:
         """End the engine's processes in the orderly way."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _run(self, batch: list[list[int]], output_tokens: int) -> list[Any]:
+    def _run(
+        self,
+        batch: list[list[int]],
+        output_tokens: int,
+        controls: Mapping[str, Any] | None = None,
+        salt: str | None = None,
+    ) -> list[Any]:
         from vllm import TokensPrompt
 
-        prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in batch]
-        outputs: list[Any] = self._llm.generate(prompts, _sampling(output_tokens), use_tqdm=False)
+        salted = {} if salt is None else {"cache_salt": salt}
+        prompts = [TokensPrompt(prompt_token_ids=prompt, **salted) for prompt in batch]
+        sampling = _sampling(output_tokens, controls)
+        outputs: list[Any] = self._llm.generate(prompts, sampling, use_tqdm=False)
         return outputs
 
     @staticmethod
@@ -98,10 +119,13 @@ class Life:
         return None if connector is None else KVTransferConfig(kv_role="kv_both", **connector)
 
 
-def _sampling(output_tokens: int) -> Any:
+def _sampling(output_tokens: int, controls: Mapping[str, Any] | None = None) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=output_tokens, detokenize=False, ignore_eos=True)
+    extra = {"kv_transfer_params": dict(controls)} if controls else None
+    return SamplingParams(
+        temperature=0, max_tokens=output_tokens, detokenize=False, ignore_eos=True, extra_args=extra
+    )
 
 
 def _answer(output: Any) -> Line:

@@ -183,23 +183,36 @@ class Server:
         self._say(self._settings.document())
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, forget: bool = False, output_tokens: int = OUTPUT_TOKENS
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        forget: bool = False,
+        output_tokens: int = OUTPUT_TOKENS,
+        controls: Mapping[str, Any] | None = None,
+        salt: str | None = None,
     ) -> list[Answer]:
-        """Answer prompts one after the other; `forget` clears the device's cache before each."""
-        return list(self.stream(prompts, forget=forget, output_tokens=output_tokens))
+        """Answer prompts one after the other.
+
+        Args:
+            forget: clear the device's cache before each.
+            controls: what the requests ask of the connector.
+            salt: what keeps their blocks apart from those of other requests.
+        """
+        self._order(prompts, forget, output_tokens, together=False, controls=controls, salt=salt)
+        return list(map(_answer, self._lines()))
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, forget: bool = False, output_tokens: int = OUTPUT_TOKENS
     ) -> Iterator[Answer]:
         """The same, each answer as it comes; the caller takes all of them or kills the server."""
-        self._order(prompts, forget=forget, output_tokens=output_tokens, together=False)
+        self._order(prompts, forget, output_tokens, together=False)
         return map(_answer, self._lines())
 
     def generate_together(
         self, prompts: Sequence[Sequence[int]], *, output_tokens: int = OUTPUT_TOKENS
     ) -> list[Answer]:
         """Answer prompts all at once."""
-        self._order(prompts, forget=False, output_tokens=output_tokens, together=True)
+        self._order(prompts, False, output_tokens, together=True)
         return list(map(_answer, self._lines()))
 
     def storm(
@@ -232,6 +245,11 @@ class Server:
     def forget(self) -> None:
         """Forget which blocks the device holds; what the tiers below hold stays."""
         self._say({"do": "forget"})
+        list(self._lines())
+
+    def reset(self) -> None:
+        """Reset the caches of the device and of the tiers below, as for new weights."""
+        self._say({"do": "reset"})
         list(self._lines())
 
     def samples(self) -> Samples:
@@ -279,7 +297,14 @@ class Server:
         return self.samples()
 
     def _order(
-        self, prompts: Sequence[Sequence[int]], *, forget: bool, output_tokens: int, together: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        forget: bool,
+        output_tokens: int,
+        *,
+        together: bool,
+        controls: Mapping[str, Any] | None = None,
+        salt: str | None = None,
     ) -> None:
         self._say(
             {
@@ -288,6 +313,8 @@ class Server:
                 "output_tokens": output_tokens,
                 "together": together,
                 "forget": forget,
+                "controls": dict(controls or {}),
+                "salt": salt,
             }
         )
 
