@@ -44,7 +44,7 @@ class OffloadEngine:
     def __init__(self, spec: ChainSpec, namespace: Mapping[str, str] | None = None) -> None:
         self._namespace = dict(namespace or {})
         self._lifetime = Lifetime(spec)
-        self._unclosed = close_if_forgotten(self, self._lifetime)
+        close_if_forgotten(self, self._lifetime)
 
     @classmethod
     def open(
@@ -75,6 +75,7 @@ class OffloadEngine:
             ValueError: the tensors cannot be used, or others were registered before.
             ClosedError: the engine is closed, perhaps while this call waits.
         """
+        self._lifetime.home.check_may_wait()
         self._lifetime.check_open()
         gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
         self._lifetime.start(gpu, self._namespace | _layout_fields(tensors, blocks_per_chunk))
@@ -137,7 +138,6 @@ class OffloadEngine:
         hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
         """
         self._lifetime.end(timeout)
-        self._unclosed.detach()
 
     def check(self) -> None:
         """Assert the integrity of the placement; for tests."""

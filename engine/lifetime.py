@@ -17,14 +17,15 @@ import asyncio
 import enum
 import logging
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, NamedTuple, Protocol
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.errors import ClosedError, TierError
+from ..tiers.errors import ClosedError
 from ..tiers.gpu import GpuTier, GpuWindow
 from ..tiers.pinned import PinnedTier
+from .bounded import ended
 from .chain import Chain
 from .home import Home
 from .loop import LoopThread
@@ -66,6 +67,13 @@ class ChainSpec(Protocol):
         ...
 
 
+class Start(NamedTuple):
+    """Who starts, and the job of it."""
+
+    gpu: GpuTier
+    job: Job[None]
+
+
 class Ready(NamedTuple):
     """What there is once the tiers have started."""
 
@@ -83,7 +91,7 @@ class Lifetime:
         self._lock = threading.Lock()
         # Under the lock:
         self._jobs: dict[Job[Outcome], Direction] = {}  # in flight
-        self._starting: Job[None] | None = None  # or started
+        self._starting: Start | None = None  # or started
         self._closed = False
         self._end_lock = threading.Lock()
         # Under the lock of the end:
@@ -100,18 +108,11 @@ class Lifetime:
             ClosedError: the end has begun.
         """
         try:
-            self.home.check_may_wait()
-            starting = self._begin(gpu, identity)
-        except BaseException:
-            gpu.close_now()
-            raise
-        try:
-            starting.wait()
-        except CancelledError:
-            self._give_up(starting, gpu)
-            raise ClosedError("the engine was closed while its tiers started") from None
-        except BaseException:
-            self._give_up(starting, gpu)
+            self._begin(gpu, identity).wait()
+        except BaseException as error:
+            self._give_up(gpu)
+            if isinstance(error, CancelledError):
+                raise ClosedError("the engine was closed while its tiers started") from None
             raise
 
     def ready(self) -> Ready:
@@ -171,17 +172,21 @@ class Lifetime:
             self.check_open()
             if self._starting is not None:
                 raise ValueError("KV caches are registered already; an engine serves one set of tensors")
-            self._starting = Job(self._start(gpu, identity), self.home)
-            return self._starting
+            self._starting = Start(gpu, Job(self._start(gpu, identity), self.home))
+            return self._starting.job
 
-    def _give_up(self, starting: Job[None], gpu: GpuTier) -> None:
+    def _give_up(self, gpu: GpuTier) -> None:
         """Leave nothing of a start that failed or that nobody waits for any more; another may follow."""
-        starting.cancel()
-        starting.settle()
         with self._lock:
-            if self._ready is None:
+            mine = self._starting if self._starting is not None and self._starting.gpu is gpu else None
+        if mine is not None:
+            mine.job.cancel()
+            mine.job.settle()
+            if self._ready is not None:  # it was through before it was given up
+                return
+            with self._lock:
                 self._starting = None
-                gpu.close_now()
+        gpu.close_now()
 
     def _forget(self, job: Job[Outcome]) -> None:
         with self._lock:
@@ -224,17 +229,17 @@ class Lifetime:
         with self._lock:
             starting, jobs = self._starting, list(self._jobs)
         if starting is not None:
-            starting.cancel()
-            await _ended("the start", _settled([starting]), STEP_S)
+            starting.job.cancel()
+            await ended("the start", _settled([starting.job]), STEP_S)
         if self._ready is None or await self._stop_moving(self._ready, jobs, timeout_s):
-            await _ended("closing the tiers", self._spec.close(), STEP_S)
+            await ended("closing the tiers", self._spec.close(), STEP_S)
         else:
             logger.error("something still uses the slots: the tiers are left as they are")
 
     async def _stop_moving(self, ready: Ready, jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
         """Bring down what can be in time, then stop all movement; returns whether nothing moves any more."""
         gpu, chain, _ = ready
-        if not await _ended("the last flush", self._flush(jobs), timeout_s):
+        if not await ended("the last flush", self._flush(jobs), timeout_s):
             dirty = chain.stats().dirty_chunks
             logger.warning("closed after %.0f s with %d chunks not yet in the last tier", timeout_s, dirty)
         for job in jobs:
@@ -242,31 +247,15 @@ class Lifetime:
         # All of them, also after one that hangs: each lets go of what it can.
         return all(
             [
-                await _ended("a job", _settled(jobs), STEP_S),
-                await _ended("the movement between tiers", chain.stop(), STEP_S),
-                await _ended("the device", gpu.close(), STEP_S),
+                await ended("a job", _settled(jobs), STEP_S),
+                await ended("the movement between tiers", chain.stop(), STEP_S),
+                await ended("the device", gpu.close(), STEP_S),
             ]
         )
 
 
 async def _settled(jobs: Sequence[Job[Any]]) -> None:
     await asyncio.gather(*jobs, return_exceptions=True)
-
-
-async def _ended(what: str, work: Coroutine[Any, Any, None], limit_s: float) -> bool:
-    """Await `work`, at most for `limit_s`; returns whether it ended. What fails or hangs is logged."""
-    task = asyncio.ensure_future(work)
-    await asyncio.wait([task], timeout=limit_s)  # a timeout that cancels would wait for what hangs
-    if not task.done():
-        task.cancel()
-        logger.error("close: %s did not end within %.1f s; it is left behind", what, limit_s)
-        return False
-    error = None if task.cancelled() else task.exception()
-    if isinstance(error, TierError):
-        logger.error("close: %s failed: %s", what, error)
-    elif error is not None:
-        logger.error("close: %s failed", what, exc_info=error)
-    return True
 
 
 async def _shed(keys: Sequence[ChunkKey]) -> Outcome:

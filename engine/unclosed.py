@@ -14,16 +14,14 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 30.0  # what a close gives the chunks that still wait for the last tier
 
 
-def close_if_forgotten(owner: object, lifetime: Lifetime) -> weakref.finalize[[Lifetime], object]:
-    """End `lifetime` when `owner` is collected or the interpreter ends; `detach` what is returned if sooner.
+def close_if_forgotten(owner: object, lifetime: Lifetime) -> None:
+    """End `lifetime` when `owner` is collected or the interpreter ends, unless it has ended by then.
 
     `lifetime` must not refer to its owner.
     """
-    finalizer = weakref.finalize(owner, _end_collected, lifetime)
+    weakref.finalize(owner, _end_collected, lifetime).atexit = False
     # Such hooks run before the threads of executors end, which the tiers work on; those of `atexit` after it.
-    finalizer.atexit = False
     threading._register_atexit(_end_at_exit, weakref.ref(lifetime))  # type: ignore[attr-defined]
-    return finalizer
 
 
 def _end_collected(lifetime: Lifetime) -> None:
