@@ -137,21 +137,30 @@ class NvmeTier:
         """
         files = files or Files()
         lanes = Lanes()
-        try:
-            store = await lanes.upkeep(
-                partial(
-                    open_store,
-                    files,
-                    Path(path),
-                    capacity_bytes=capacity_bytes,
-                    reserve_bytes=reserve_bytes,
-                    identity=identity,
-                    chunk_bytes=chunk_bytes,
-                )
+        stores: list[Store] = []
+
+        def open_it() -> None:
+            store = open_store(
+                files,
+                Path(path),
+                capacity_bytes=capacity_bytes,
+                reserve_bytes=reserve_bytes,
+                identity=identity,
+                chunk_bytes=chunk_bytes,
             )
+            stores.append(store)
+
+        try:
+            await lanes.upkeep(open_it)
         except BaseException:
-            lanes.close()
+            try:
+                for store in stores:  # opened all the same, while the wait for it was cancelled
+                    with contextlib.suppress(OSError, TierError):
+                        await lanes.upkeep(partial(close_store, store, identity))
+            finally:
+                lanes.close()
             raise
+        (store,) = stores
         facts = store.directory.facts
         wanted_bytes = facts_for(capacity_bytes, chunk_bytes).index_bytes
         if wanted_bytes > INDEX_SHORTAGE_MAX * facts.index_bytes:
