@@ -140,7 +140,8 @@ class Transaction:
         return int(_NUMBER.unpack(raw)[0]) if raw else 0
 
     def set_number(self, name: str, value: int) -> None:
-        self._txn.put(name.encode(), _NUMBER.pack(value), db=self._meta)
+        if value != self.number(name):  # else the commit would take pages for nothing
+            self._txn.put(name.encode(), _NUMBER.pack(value), db=self._meta)
 
     def next_number(self, name: str) -> int:
         """Raise a counter and return its new value: 1 the first time."""

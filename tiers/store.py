@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .base import ChunkKey
 from .budget import Budget, cap_holding, facts_for
-from .errors import TierUnavailable
+from .errors import TierError, TierUnavailable
 from .files import BLOCK_BYTES, Files, aligned, scratch
 from .identity import Identity
 from .index import Index, IndexDamaged, Namespace, SegmentState, Transaction
@@ -60,13 +60,13 @@ def open_store(
         with mapped_os_errors(root):
             _probe_direct(files, directory)
             index = _open_index(directory)
-            undo.callback(index.close)
+            undo.callback(_leave_unopened, directory, index)
             files.reached("index opened")
             _open_namespace(directory, index, identity)
             index.write(lambda txn: _set_cap(txn, budget))
             index.write(lambda txn: _remove_orphans(txn, directory))
             if directory.alone:
-                _drop_ended(directory, index, identity)
+                _drop_unneeded(directory, index, identity)
             directory.ready()
         undo.pop_all()
     files.reached("opened")
@@ -110,7 +110,7 @@ def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirector
         with mapped_os_errors(root):
             _probe_direct(files, directory)
             index = open_index(directory)
-            undo.callback(index.close)
+            undo.callback(_leave_unopened, directory, index)
             index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
             directory.ready()
         undo.pop_all()
@@ -126,24 +126,34 @@ def close_store(store: Store, identity: Identity | None = None) -> None:
     try:
         if identity is not None and identity.is_of_one_process:
             _drop_namespace(directory, index, identity)
-        last = directory.last_user_leaving()
-        if last:
-            index.sync()
-        index.close()
-        if last:
-            directory.unmark()
+        _leave_index(directory, index, last=directory.last_user_leaving())
     finally:
         index.close()
         directory.close()
 
 
+def _leave_index(directory: StoreDirectory, index: Index, *, last: bool) -> None:
+    try:
+        if last:
+            index.sync()
+    finally:
+        index.close()
+    if last:
+        directory.unmark()
+
+
+def _leave_unopened(directory: StoreDirectory, index: Index) -> None:
+    """Leave the index of an open that fails; the error that made it fail is the one to tell."""
+    with contextlib.suppress(OSError, TierError):
+        _leave_index(directory, index, last=directory.alone)
+
+
 def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
     """Put every chunk of the namespace out of sight at once, in every process, and make the successor's."""
-    namespace = store.index.write(lambda txn: _raise_epoch(txn, identity.digest))
+    store.index.write(lambda txn: _raise_epoch(txn, identity.digest))
     store.directory.files.reached("epoch raised")
     # The index first: `scope` in the file must never name a scope that the index could give away again.
-    file = NamespaceFile(identity, namespace.scope, namespace.epoch)
-    store.directory.write_namespace(identity.digest, file)
+    store.index.write(lambda txn: _write_namespace(txn, store.directory, identity))
     if successor.digest != identity.digest:
         _open_namespace(store.directory, store.index, successor)
 
@@ -199,6 +209,8 @@ def _probe_direct(files: Files, directory: StoreDirectory) -> None:
         finally:
             files.close(fd)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # no verdict; the store that is there is what can give room back
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
         files.direct = False
@@ -234,6 +246,7 @@ def _sole_index_anew(directory: StoreDirectory) -> Index:
 def _index_anew(directory: StoreDirectory) -> Index:
     for path in directory.index_path.glob("*.mdb"):
         directory.files.unlink(path)
+    directory.mark()  # now that the one which may be torn is gone
     index = Index.open(directory.index_path, directory.facts.index_bytes)
     try:
         rebuild(directory.files, directory, index)
@@ -246,6 +259,7 @@ def _index_anew(directory: StoreDirectory) -> Index:
 def _trusted_index(directory: StoreDirectory) -> Index:
     if directory.alone and not directory.index_is_trusted():
         raise IndexDamaged("nvme", "the index was in use when the machine stopped")
+    directory.mark()
     index = Index.open(directory.index_path, directory.facts.index_bytes)
     try:
         with index.read() as txn:
@@ -261,7 +275,7 @@ def _trusted_index(directory: StoreDirectory) -> Index:
 def _open_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
     if directory.compared(identity) is None:
         _tell_relatives(directory, identity)
-        directory.write_namespace(identity.digest, NamespaceFile(identity, 0, 0))
+        index.write(lambda txn: _write_namespace(txn, directory, identity))
         directory.files.reached("namespace written")
     index.write(lambda txn: _ensure_scope(txn, identity.digest))
 
@@ -275,11 +289,33 @@ def _tell_relatives(directory: StoreDirectory, identity: Identity) -> None:
             )
 
 
-def _drop_ended(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Drop the namespaces that were one process' own: nobody else has the store open, so they have ended."""
-    for namespace in directory.namespaces().values():
-        if namespace.identity.is_of_one_process and namespace.identity.digest != identity.digest:
-            _drop_namespace(directory, index, namespace.identity)
+def _drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) -> None:
+    """Drop all other namespaces that nothing is lost with: nobody else has the store open."""
+    files = directory.namespaces()
+
+    def drop(txn: Transaction) -> list[bytes]:
+        records = txn.namespaces()
+        digests = (records.keys() | files.keys()) - {identity.digest}
+        unneeded = [one for one in digests if _is_unneeded(txn, records.get(one), files.get(one))]
+        for digest in unneeded:
+            txn.drop_namespace(digest)
+        return unneeded
+
+    for digest in index.write(drop):
+        directory.files.unlink(directory.namespace_path(digest))
+
+
+def _is_unneeded(txn: Transaction, record: Namespace | None, file: NamespaceFile | None) -> bool:
+    """Whether it was one process' own, which has ended, or has no chunks and never had an older epoch.
+
+    Chunks of an older epoch may lie in segments also where the index knows of none, and only the epoch in
+    force keeps a rebuild from bringing them back.
+    """
+    if file is not None and file.identity.is_of_one_process:
+        return True
+    if (record is not None and record.epoch) or (file is not None and file.epoch):
+        return False
+    return record is None or next(txn.extents(record.scope), None) is None
 
 
 def _drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
@@ -293,12 +329,17 @@ def _ensure_scope(txn: Transaction, digest: bytes) -> None:
         txn.put_namespace(digest, Namespace(txn.next_number("scope"), 0, 0, 0, 0, 0))
 
 
-def _raise_epoch(txn: Transaction, digest: bytes) -> Namespace:
+def _raise_epoch(txn: Transaction, digest: bytes) -> None:
     before = txn.namespace(digest)
     epoch = before.epoch + 1 if before else 1
-    namespace = Namespace(txn.next_number("scope"), epoch, 0, 0, 0, 0)
-    txn.put_namespace(digest, namespace)
-    return namespace
+    txn.put_namespace(digest, Namespace(txn.next_number("scope"), epoch, 0, 0, 0, 0))
+
+
+def _write_namespace(txn: Transaction, directory: StoreDirectory, identity: Identity) -> None:
+    """Write the namespace's file as the index has it by now; in a write transaction, so by one at a time."""
+    record = txn.namespace(identity.digest)
+    scope, epoch = (record.scope, record.epoch) if record else (0, 0)
+    directory.write_namespace(identity.digest, NamespaceFile(identity, scope, epoch))
 
 
 def _set_cap(txn: Transaction, budget: Budget) -> None:

@@ -1,7 +1,7 @@
 """The directory of one NVMe store: who may use it, what it says about itself, who has it open.
 
     kvtier.json     format version, store uuid, sizes fixed at creation
-    in-use          while somebody has the store open: the boot of the kernel on which that is
+    in-use          while somebody has the store open: the boot of the kernel on which that is; else blank
     lock            two bytes, locked and never written; see below
     namespaces/     one file per namespace: its identity field by field, its scope in force
     index/          LMDB
@@ -17,7 +17,8 @@ holds a lock on a file that is gone; so whoever gets the byte looks whether the 
 and starts over where it does not.
 
 The index is not synced at each commit. A killed process leaves it whole in the page cache; a power loss
-may tear it. So `in-use` names the boot, and an index that was in use on another boot is not trusted.
+may tear it. So `in-use` names the boot, and an index that was in use on another boot is not trusted. The file
+stays when the store is closed and is written in its place, so that a store on a full drive can be opened.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CLOSING_WAIT_S = 2.0  # a close that cannot look around leaves the mark, which c
 OPENING_POLL_S = 0.005  # how often a process looks whether the other one has finished opening
 OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that took its new store back at that very moment
 
+_MARK_BYTES = 40  # of the mark: a boot's name has 36, and one sector is written as a whole or not at all
 _FACTS, _LOCK, _IN_USE = "kvtier.json", "lock", "in-use"
 _DIRECTORIES = ("namespaces", "segments", "quarantine")
 _EXPECTED = {_LOCK, _FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
@@ -121,16 +123,15 @@ class StoreDirectory:
 
     def index_is_trusted(self) -> bool:
         """Whether the index was closed well, or was in use on this very boot."""
-        try:
-            return (self.root / _IN_USE).read_text().strip() == self.files.boot_id()
-        except FileNotFoundError:
-            return True
+        return self._marked_boot() in ("", self.files.boot_id())
+
+    def mark(self) -> None:
+        """Note, durably, that the store is in use: before the index is changed, which is not synced then."""
+        if self._marked_boot() != self.files.boot_id():
+            self._write_mark(self.files.boot_id())
 
     def ready(self) -> None:
-        """Opening is done: mark the store as in use and let others open it."""
-        marker, boot = self.root / _IN_USE, self.files.boot_id()
-        if not marker.exists() or marker.read_text().strip() != boot:
-            self.files.write_small(marker, boot.encode())
+        """Opening is done: let others open the store."""
         self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=False)
         self.files.unlock(self._lock_fd, OPENING_BYTE)
 
@@ -144,8 +145,20 @@ class StoreDirectory:
 
     def unmark(self) -> None:
         """The index is whole and synced, and nobody uses it any more."""
-        self.files.unlink(self.root / _IN_USE)
-        self.files.sync_directory(self.root)
+        self._write_mark("")
+
+    def _marked_boot(self) -> str:
+        try:
+            return (self.root / _IN_USE).read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def _write_mark(self, boot: str) -> None:
+        path, data = self.root / _IN_USE, boot.ljust(_MARK_BYTES).encode()
+        if path.exists():
+            self.files.overwrite_small(path, data)
+        else:
+            self.files.write_small(path, data)
 
     def give_up(self) -> None:
         """Close before `ready`: a store that this open has made leaves nothing behind. Idempotent."""

@@ -81,6 +81,7 @@ async def test_an_empty_namespace_has_no_age(tmp_path: Path) -> None:
 async def test_fields_in_which_namespaces_of_one_label_differ_are_told_and_no_others(path: Path) -> None:
     for fields in ({"model": "m", "dtype": "float16", "tp": "2"}, {"model": "other", "dtype": "int8"}):
         tier = await opened(path, identity=Identity(fields))
+        await stored(tier, keys_of(0, 1))
         await tier.close()
     found = {(one.label, one.fields["dtype"]): one.differing for one in damage.using(path, namespaces)}
     assert found == {
@@ -99,4 +100,4 @@ async def test_a_namespace_whose_file_is_damaged_is_shown_by_its_digest(path: Pa
 
 
 async def test_a_file_that_a_server_removes_meanwhile_counts_for_nothing(path: Path) -> None:
-    assert survey._size(path / "in-use") == 0
+    assert survey._size(path / "in-use.new") == 0

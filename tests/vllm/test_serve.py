@@ -96,7 +96,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         invalidated = _ask(server, [prompts[-1]])
         exit_code = server.terminate()
         left = nobodys_shared_memory()
-        marked = (store / "in-use").exists()
+        marked = bool((store / "in-use").read_text().strip())
     return Served(cold, pinned, nvme, corrupt, invalidated, exit_code, left, marked)
 
 
