@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -237,6 +238,17 @@ def test_a_job_that_does_not_end_in_time_is_cancelled(spec: Spec, caplog: pytest
 
 
 def _interrupt_main(when: Callable[[], bool]) -> None:
-    while not when():
+    """Once it rests in its wait: an interrupt inside the locks of the standard library would break those."""
+    main = threading.main_thread().ident or 0
+    while not (when() and _rests(main)):
         time.sleep(0)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    signal.pthread_kill(main, signal.SIGINT)
+
+
+def _rests(thread: int) -> bool:
+    seen = set()
+    for _ in range(20):
+        frame = sys._current_frames()[thread]
+        seen.add((id(frame), frame.f_lasti))
+        time.sleep(0.001)
+    return len(seen) == 1
