@@ -17,6 +17,8 @@ holds that byte alone, so whoever comes later sees that the segment is another o
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,6 +30,9 @@ from .ledger import Ledger
 from .segment import CLAIM_BYTE, FIRST_BLOCK, READERS_BYTE, Batch, OpenSegment, SegmentFile, SegmentName
 from .store_dir import StoreDirectory
 
+logger = logging.getLogger(__name__)
+
+CLAIM_TRIES_MAX = 4  # bad segments one after the other: then it is the drive
 FORGET_STEP_MAX = 512  # entries dropped per transaction, so that others' commits get their turn
 FORGET_STEP_PAGES = 32  # one entry per so many pages of the index: a step must fit in while it is nearly full
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
@@ -89,25 +94,40 @@ class Log:
         Raises:
             OSError: the file system refused; nothing is claimed.
         """
-        with contextlib.ExitStack() as undo:
-            claim = self._index.write(lambda txn: self._take(txn, undo))
+        refused: OSError | None = None
+        for _ in range(CLAIM_TRIES_MAX):
+            claim = self._claim_one()
             if claim is None:
                 return None
-            self._files.reached("claimed")
-            undo.pop_all()
-        try:
-            return self._begin(claim)
-        except BaseException:
-            # Left OPEN and unclaimed, as by a dead process: the next claim takes it over.
-            self._files.close(claim.fd)
-            raise
+            try:
+                return self._begin(claim)
+            except OSError as error:
+                refused, disk_full = error, self._is_disk_full(claim, error)
+                self._put_away(claim)
+                if disk_full:
+                    return None  # but in the place of an old segment there is room
+                logger.warning("nvme: segment %d cannot be appended to: %s", claim.number, error)
+            except BaseException:
+                # Left OPEN and unclaimed, as by a dead process: the next claim takes it over.
+                self._files.close(claim.fd)
+                raise
+        assert refused is not None, "each try but the last refused one has returned"
+        raise refused
+
+    def _claim_one(self) -> _Claim | None:
+        with contextlib.ExitStack() as undo:
+            claim = self._index.write(lambda txn: self._take(txn, undo))
+            if claim is not None:
+                self._files.reached("claimed")
+                undo.pop_all()
+            return claim
 
     def _take(self, txn: Transaction, undo: contextlib.ExitStack) -> _Claim | None:
         undo.close()  # of an attempt that could not commit
         by_age = sorted(txn.segments().items(), key=lambda item: item[1].opened)
         for number, segment in by_age:
             if segment.state is SegmentState.OPEN:
-                fd = self._claimed(number)
+                fd = self._locked(number, CLAIM_BYTE)
                 if fd is not None:
                     undo.callback(self._files.close, fd)
                     return _Claim(number, segment, fd)
@@ -123,14 +143,12 @@ class Log:
     ) -> _Claim | None:
         if segment.state is not SegmentState.FREE:
             return None
-        fd = self._claimed(number)
+        fd = self._locked(number, CLAIM_BYTE, READERS_BYTE)
         if fd is None:
             if not self._directory.segment_path(number).exists():
                 txn.drop_segment(number)
             return None
         undo.callback(self._files.close, fd)
-        if not self._files.try_lock(fd, READERS_BYTE, exclusive=True):
-            return None
         claimed = _opened(txn, segment.generation + 1, segment.allocated_bytes)
         txn.put_segment(number, claimed)
         return _Claim(number, claimed, fd)
@@ -141,27 +159,31 @@ class Log:
         budget = self.budget(txn)
         if self._excess_bytes(txn, segments) + budget.segment_cost_bytes > 0:
             return None
-        number = txn.next_number("segment")
+        number = txn.number("segment") + 1
         # Made and locked before others can see the record, so that nobody takes it for a dead process's.
-        fd = self._files.open_data(self._directory.segment_path(number), create=True, write=True)
+        fd = self._locked(number, CLAIM_BYTE, create=True)
+        if fd is None:
+            return None  # of somebody whose attempt could not commit, and who is about to make another
         undo.callback(self._files.close, fd)
-        self._files.reached("created a segment file")
-        locked = self._files.try_lock(fd, CLAIM_BYTE, exclusive=True)
-        assert locked, "a new number is nobody else's"
+        txn.set_number("segment", number)
         claimed = _opened(txn, 1, budget.segment_cost_bytes)
         txn.put_segment(number, claimed)
         return _Claim(number, claimed, fd)
 
-    def _claimed(self, number: int) -> int | None:
-        """The segment's file, with its claim; None where it is taken or gone."""
-        try:
-            fd = self._files.open_data(self._directory.segment_path(number), write=True)
-        except FileNotFoundError:
-            return None
-        if self._files.try_lock(fd, CLAIM_BYTE, exclusive=True):
+    def _locked(self, number: int, *lock_bytes: int, create: bool = False) -> int | None:
+        """The segment's file, with these bytes locked for us alone; None where one is taken or it is gone."""
+        with contextlib.ExitStack() as undo:
+            try:
+                fd = self._files.open_data(self._directory.segment_path(number), create=create, write=True)
+            except FileNotFoundError:
+                return None
+            undo.callback(self._files.close, fd)
+            if create:
+                self._files.reached("created a segment file")
+            if not all(self._files.try_lock(fd, byte, exclusive=True) for byte in lock_bytes):
+                return None
+            undo.pop_all()
             return fd
-        self._files.close(fd)
-        return None
 
     def _begin(self, claim: _Claim) -> OpenSegment:
         self._files.unlock(claim.fd, READERS_BYTE)
@@ -174,10 +196,33 @@ class Log:
         header = file.read_header()
         if header is None or header.name != name:
             file.write_header(claim.segment.opened)
-            return OpenSegment(file, FIRST_BLOCK)
+            if claim.segment.end_block == FIRST_BLOCK:
+                return OpenSegment(file, FIRST_BLOCK)
+            # Else the header was damaged, and the chunks behind it are as good as ever.
         batches = list(file.sweep())  # of a process that died; committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
         return OpenSegment(file, end, [batch.encode() for batch in batches])
+
+    def _is_disk_full(self, claim: _Claim, error: OSError) -> bool:
+        """Whether it was the room for the file that the file system refused."""
+        unallocated = self._files.size(claim.fd) < self._facts.segment_bytes
+        return unallocated and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+    def _put_away(self, claim: _Claim) -> None:
+        """Give up a segment that cannot be begun, so that nobody takes it over again."""
+        try:
+            self._index.write(lambda txn: self._put_away_in(txn, claim))
+        finally:
+            self._files.close(claim.fd)
+
+    def _put_away_in(self, txn: Transaction, claim: _Claim) -> None:
+        segment = txn.segment(claim.number)
+        if segment is None or segment.generation != claim.segment.generation:
+            return
+        if segment.end_block > FIRST_BLOCK:  # its chunks can be read until it is reclaimed, next of all
+            txn.put_segment(claim.number, segment._replace(state=SegmentState.RECLAIMING))
+        else:
+            self._remove(txn, claim.number, claim.fd)
 
     # Sealing.
 
@@ -218,6 +263,9 @@ class Log:
             return Victim(number, segment, file, tuple(self._live(file)))
         except OSError:  # unreadable: what is in it is found in the index instead
             return Victim(number, segment, file, ())
+        except BaseException:
+            self._files.close(fd)
+            raise
 
     def _choose(self, txn: Transaction, undo: contextlib.ExitStack) -> _Claim | None:
         undo.close()  # of an attempt that could not commit
@@ -226,7 +274,7 @@ class Log:
             for number, segment in by_age:
                 if segment.state is SegmentState.FREE or state not in (None, segment.state):
                     continue
-                fd = self._claimed(number)
+                fd = self._locked(number, CLAIM_BYTE)
                 if fd is None and self._directory.segment_path(number).exists():
                     continue
                 if fd is not None:
@@ -331,24 +379,24 @@ class Log:
         for number, segment in by_age:
             if segment.state is not SegmentState.FREE:
                 continue
-            path = self._directory.segment_path(number)
-            fd = self._claimed(number)
+            fd = self._locked(number, CLAIM_BYTE, READERS_BYTE)
             if fd is None:
-                if not path.exists():
+                if not self._directory.segment_path(number).exists():
                     txn.drop_segment(number)
                 continue
             try:
-                if not self._files.try_lock(fd, READERS_BYTE, exclusive=True):
-                    continue
-                self._files.truncate(fd, 0)  # gives the room back even while some process has it open
-                self._files.unlink(path)
-                self._files.reached("removed a segment file")
+                self._remove(txn, number, fd)
             finally:
                 self._files.close(fd)
-            # The file first: a file without a record would be room that nobody counts.
-            txn.drop_segment(number)
             return True
         return False
+
+    def _remove(self, txn: Transaction, number: int, fd: int) -> None:
+        # The file first: a file without a record would be room that nobody counts.
+        self._files.truncate(fd, 0)  # gives the room back even while some process has it open
+        self._files.unlink(self._directory.segment_path(number))
+        self._files.reached("removed a segment file")
+        txn.drop_segment(number)
 
     def _excess_bytes(self, txn: Transaction, segments: dict[int, Segment]) -> int:
         budget = self.budget(txn)
