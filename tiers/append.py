@@ -121,6 +121,7 @@ class Appender:
         self._retired: set[OpenSegment] = set()
         self._rolling: asyncio.Task[bool] | None = None
         self._sealing: set[asyncio.Task[None]] = set()
+        self._syncing = asyncio.Lock()
         self._undurable: OSError | TierError | None = None  # what the next flush has to tell
         self._order = 0
         self.evicted_chunks = 0
@@ -183,6 +184,12 @@ class Appender:
 
     async def sync(self) -> None:
         """Try to make everything that was appended so far durable; the next `flush` tells what failed."""
+        async with self._syncing:  # what another sync has begun with is durable only when that one is through
+            await self._sync_unsynced()
+        if self._sealing:
+            await asyncio.wait(self._sealing)
+
+    async def _sync_unsynced(self) -> None:
         segments = [segment for segment in (self._current, *self._retired) if segment and segment.unsynced]
         for segment in segments:  # all at once: none may be sealed and closed while another is synced
             segment.hold()
@@ -192,8 +199,6 @@ class Appender:
         finally:
             for segment in segments:
                 self._settle(segment, None)
-        if self._sealing:
-            await asyncio.wait(self._sealing)
 
     async def _sync_one(self, segment: OpenSegment) -> None:
         segment.unsynced = False  # before the sync: what is written during it may not be covered
