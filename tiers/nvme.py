@@ -90,7 +90,7 @@ class NvmeTier:
         self._budget = budget
         self._log = Log(files, self._directory, self._index)
         self._readers = Readers(files, self._directory, self._index, identity.digest)
-        self._quarantine = Quarantine(files, self._directory.quarantine_path, budget.quarantine_bytes)
+        self._quarantine = Quarantine(files, self._directory.quarantine_path)
         self._allowance = Allowance(write_amplification)
         self._appender = Appender(
             files,
@@ -404,10 +404,11 @@ class NvmeTier:
                 ledger.forget(scope, wanted.key, extent)
         ledger.close()
         # Inside the transaction, so that one process at a time keeps the quarantine within its bound.
+        limit_bytes = self._log.budget(txn).quarantine_bytes
         for wanted in corrupt:
             facts = {"namespace": self._namespace.hex(), "key": wanted.key.hex(), **wanted.extent._asdict()}
             with contextlib.suppress(OSError):  # the chunk is dropped all the same
-                self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer)
+                self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer, limit_bytes)
 
     def _forget(
         self, digest: bytes, keys: Sequence[ChunkKey], txn: Transaction

@@ -15,6 +15,7 @@ from .errors import TierError, TierUnavailable
 from .files import BLOCK_BYTES, Files, aligned, scratch
 from .identity import Identity
 from .index import Index, IndexDamaged, Namespace, SegmentState, Transaction
+from .quarantine import Quarantine
 from .rebuild import rebuild
 from .segment import CLAIM_BYTE, blocks_of, table_bytes
 from .store_dir import Facts, NamespaceFile, StoreDirectory, mapped_os_errors
@@ -63,7 +64,7 @@ def open_store(
             undo.callback(_leave_unopened, directory, index)
             files.reached("index opened")
             _open_namespace(directory, index, identity)
-            index.write(lambda txn: _set_cap(txn, budget))
+            index.write(lambda txn: _set_cap(txn, directory, budget))
             index.write(lambda txn: _remove_orphans(txn, directory))
             if directory.alone:
                 _drop_unneeded(directory, index, identity)
@@ -342,9 +343,10 @@ def _write_namespace(txn: Transaction, directory: StoreDirectory, identity: Iden
     directory.write_namespace(identity.digest, NamespaceFile(identity, scope, epoch))
 
 
-def _set_cap(txn: Transaction, budget: Budget) -> None:
+def _set_cap(txn: Transaction, directory: StoreDirectory, budget: Budget) -> None:
     txn.set_number("capacity_bytes", budget.capacity_bytes)
     txn.set_number("reserve_bytes", budget.reserve_bytes)
+    Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 
 def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
