@@ -1,22 +1,31 @@
 """Removing chunks from a store on request, also while servers use it.
 
-Right before each step its chunks are looked at again: what a server has read, stored anew or dropped since
-they were chosen, and what does not fit any more, is left alone. Their room is given back as any other's, when
-a server reclaims their segments.
+In each step its chunks are looked at again: what a server has read, stored anew or dropped since they were
+chosen, and what does not fit any more, is left alone. Their room is given back as any other's, when a server
+reclaims their segments. Here no room is made, but for the notes of what was removed, if they need a segment.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from .base import ChunkKey, RemoveReason
-from .files import BLOCK_BYTES
-from .index import Extent
-from .nvme import NvmeTier
+from .append import Appender, Target
+from .base import ChunkKey
+from .checksum import ChunkChecksum
+from .errors import TierError
+from .files import Lanes
+from .index import Extent, Transaction
+from .ledger import Ledger
+from .log import Log
+from .rebuild import REBUILT_S
 from .store import Store
 from .store_dir import NamespaceFile
+
+logger = logging.getLogger(__name__)
 
 BATCH_CHUNKS = 512  # removed per call, so that servers' commits get their turn
 DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance are one pair in billions
@@ -30,7 +39,7 @@ class Selection:
         namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
         key_prefix: what the key begins with.
         older_than_s: stored at least so many seconds ago.
-        never_read: never read back since they were stored.
+        never_read: known to be never read back since they were stored: a rebuild of the index forgets that.
     """
 
     namespace: str = ""
@@ -45,13 +54,14 @@ class Chosen:
 
     Attributes:
         scope: the namespace's scope in which they are.
-        before_s: they were stored no later than then.
+        after_s, before_s: they were stored after, and no later than, then.
         never_read: they were not read back.
     """
 
     digest: bytes
     file: NamespaceFile
     scope: int
+    after_s: float
     before_s: float
     never_read: bool
     keys: tuple[ChunkKey, ...]
@@ -62,7 +72,7 @@ class Chosen:
         return self.file.identity.label
 
     def takes(self, extent: Extent) -> bool:
-        return extent.stored_s <= self.before_s and not (self.never_read and extent.hits)
+        return self.after_s < extent.stored_s <= self.before_s and not (self.never_read and extent.hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,36 +98,47 @@ async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> R
     Raises:
         TierError: the store cannot be used.
     """
-    with store.index.read() as txn:
-        capacity_bytes, reserve_bytes = txn.number("capacity_bytes"), txn.number("reserve_bytes")
-    tier = await NvmeTier.open(
-        store.directory.root,
-        capacity_bytes=capacity_bytes,
-        reserve_bytes=reserve_bytes,
-        identity=chosen.file.identity,
-        chunk_bytes=BLOCK_BYTES,
-    )
+    directory, index, lanes = store.directory, store.index, Lanes()
+    log = Log(directory.files, directory, index)
+    appender = Appender(directory.files, lanes, index, log, directory.facts.index_bytes, lambda: None)
+    target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
     chunks = size_bytes = 0
     try:
         for start in range(0, len(chosen.keys), BATCH_CHUNKS):
-            still = _still(store, chosen, chosen.keys[start : start + BATCH_CHUNKS])
-            await tier.remove(list(still), RemoveReason.REQUESTED)
-            chunks, size_bytes = chunks + len(still), size_bytes + sum(still.values())
-            told(len(still))
-        await tier.flush()
+            forget = partial(_forget, chosen, chosen.keys[start : start + BATCH_CHUNKS])
+            gone = await lanes.index(partial(index.write, forget))
+            await appender.append_removals(target, list(gone))
+            chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
+            told(len(gone))
+        await _flush(appender)
     finally:
-        await tier.close()
+        try:
+            await appender.close()
+        finally:
+            lanes.close()
     return Removed(chosen.digest, chosen.label, chunks, size_bytes)
 
 
-def _still(store: Store, chosen: Chosen, keys: Sequence[ChunkKey]) -> dict[ChunkKey, int]:
-    """Those of the keys that are still to be removed, with their lengths."""
-    scope, extents = store.index.find(chosen.digest, keys)
-    return {
-        key: extent.length_bytes
-        for key, extent in zip(keys, extents, strict=True)
-        if scope == chosen.scope and extent is not None and chosen.takes(extent)
-    }
+async def _flush(appender: Appender) -> None:
+    try:
+        await appender.flush()
+    except OSError as error:
+        raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
+
+
+def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[ChunkKey, int]:
+    """Forget those of the keys that are still to be removed; returns them with their lengths."""
+    record = txn.namespace(chosen.digest)
+    if record is None or record.scope != chosen.scope:
+        return {}
+    ledger, gone = Ledger(txn), {}
+    for key in keys:
+        extent = ledger.extent(chosen.scope, key)
+        if extent is not None and chosen.takes(extent):
+            ledger.forget(chosen.scope, key, extent)
+            gone[key] = extent.length_bytes
+    ledger.close()
+    return gone
 
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
@@ -125,9 +146,12 @@ def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
     files = store.directory.namespaces()
     with store.index.read() as txn:
         records = txn.namespaces()
+        after_s = txn.number(REBUILT_S) if selection.never_read else 0
+        if after_s:
+            logger.warning("nvme: the index was rebuilt; what was stored before may have been read: spared")
         for digest in _named(records, files, selection.namespace):
             scope = records[digest].scope
-            none = Chosen(digest, files[digest], scope, before_s, selection.never_read, (), 0)
+            none = Chosen(digest, files[digest], scope, after_s, before_s, selection.never_read, (), 0)
             found = {
                 key: extent.length_bytes
                 for _, key, extent in txn.extents(scope, selection.key_prefix)

@@ -9,6 +9,7 @@ starts again at never.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from .log import index_is_tight
 from .segment import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, reads_right
 from .store_dir import StoreDirectory
 
+REBUILT_S = "rebuilt_s"  # the number in the index that says when: nobody knows what was read before
 PUT_STEP_MAX = 4096  # entries per transaction: large enough to be quick, small enough for any map
 
 
@@ -133,6 +135,8 @@ def _put_frame(
             txn.put_namespace(digest, Namespace(scope, epoch, 0, 0, 0, 0))
     txn.set_number("scope", max([0, *(scope for scope, _ in scopes.values())]))
     txn.set_number("segment", max([0, *(one.number for one in found)]))
+    if found:
+        txn.set_number(REBUILT_S, int(time.time()))
     txn.set_number("opened", max([0, *(one.segment.opened for one in found)]))
 
 

@@ -104,6 +104,25 @@ async def test_chunks_can_be_removed_right_after_the_index_was_lost(path: Path) 
     assert await there(path) == keys_of(0, CHUNKS)
 
 
+async def test_whether_a_chunk_was_read_is_not_known_before_a_rebuild(path: Path) -> None:
+    lose_index(path)
+    assert chosen_of(path, Selection(never_read=True)) == {}
+    assert chosen_of(path, Selection(namespace="m")) == {"m": CHUNKS}
+
+
+async def test_a_removal_evicts_nothing_also_where_the_rebuilt_cap_just_holds_the_store(path: Path) -> None:
+    tier = await opened(path)
+    many = keys_of(1000, 2000)
+    await stored(tier, many)
+    await tier.close()
+    lose_index(path)
+    (removed,) = await pruned(path, Selection(namespace="other"))
+    assert removed.chunks == 3
+    tier = await opened(path)
+    assert await right(tier, many) == many
+    await tier.close()
+
+
 async def test_the_cap_that_the_servers_set_is_left_as_it_is(path: Path) -> None:
     def cap(store: Store) -> int:
         with store.index.read() as txn:
