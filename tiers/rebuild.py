@@ -73,7 +73,7 @@ def _look(files: Files, directory: StoreDirectory, number: int) -> _Found | None
     Raises:
         OSError: whose segment it is cannot be read.
     """
-    fd = files.open_data(directory.segment_path(number))
+    fd = files.open_data(directory.segment_path(number), write=True)
     try:
         unnamed = SegmentFile(files, fd, SegmentName(b"", 0, 0), directory.facts.segment_bytes)
         header = unnamed.read_header()
@@ -85,7 +85,7 @@ def _look(files: Files, directory: StoreDirectory, number: int) -> _Found | None
         state = SegmentState.OPEN if sealed is None else SegmentState.SEALED
         end = max([FIRST_BLOCK, *(batch.end_block for batch in batches)])
         if sealed is None:
-            batches = [_right(file, batch) for batch in batches]
+            batches = [_corrected(file, batch) for batch in batches]
         allocated_bytes = directory.facts.segment_bytes + SEGMENT_SLACK_BYTES
         segment = Segment(state, header.name.generation, header.opened, end, 0, 0, allocated_bytes)
         return _Found(number, segment, batches)
@@ -109,13 +109,20 @@ def _swept(file: SegmentFile) -> list[Batch]:
     return batches
 
 
-def _right(file: SegmentFile, batch: Batch) -> Batch:
-    """The batch with those of its chunks that are there."""
+def _corrected(file: SegmentFile, batch: Batch) -> Batch:
+    """The batch with those chunks that are there, also on disk: the trailer is to repeat its table."""
     if batch.removals:
         return batch
     checksum = ChunkChecksum(batch.namespace)
     entries = tuple(entry for entry in batch.entries if reads_right(file.files, file.fd, entry, checksum))
-    return replace(batch, entries=entries)
+    if entries == batch.entries:
+        return batch
+    fewer = replace(batch, entries=entries)
+    fewer = replace(fewer, data_blocks=batch.end_block - fewer.block - fewer.table_blocks)
+    assert fewer.end_block == batch.end_block, "what follows is found behind it"
+    with contextlib.suppress(OSError):
+        file.write_table(fewer)
+    return fewer
 
 
 def _put_frame(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import damage
@@ -10,8 +11,11 @@ import pytest
 from faulty_files import AnotherBoot, BadPlaces, UnsyncedFiles
 from nvme_rig import keys_of, opened, right, stored
 
+from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.errors import TierUnavailable
-from kvtier.tiers.files import BLOCK_BYTES
+from kvtier.tiers.files import BLOCK_BYTES, Files
+from kvtier.tiers.fsck import check_directory
+from kvtier.tiers.nvme import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
 
@@ -65,19 +69,46 @@ async def test_a_table_that_cannot_be_read_costs_its_batch(tmp_path: Path) -> No
     await tier.close()
 
 
-async def test_what_a_power_loss_left_unfinished_is_not_listed_and_can_be_stored_anew(tmp_path: Path) -> None:
-    path, files = tmp_path / "store", UnsyncedFiles()
+async def after_a_power_loss(path: Path, keys: Sequence[ChunkKey]) -> Path:
+    """A store in which the keys were stored, batch by batch, and nothing was synced."""
+    files = UnsyncedFiles()
     tier = await opened(path, files=files)
-    keys = keys_of(10, 40)
     async with tier._upkeep._round:  # nothing is synced
-        for first in range(10, 50, 4):
-            await stored(tier, keys_of(first, 4))
-        assert files.lose_power(path, tmp_path / "after", random.Random(1)) > 0
+        for first in range(0, len(keys), 4):
+            await stored(tier, keys[first : first + 4])
+        assert files.lose_power(path, path.with_name("after"), random.Random(1)) > 0
     await tier.close()
-    after = await opened(tmp_path / "after", files=AnotherBoot())
-    there = [key for key, found in zip(keys, after.lookup(keys), strict=True) if found]
+    return path.with_name("after")
+
+
+async def test_what_a_power_loss_left_unfinished_is_not_listed_and_can_be_stored_anew(tmp_path: Path) -> None:
+    keys = keys_of(0, 40)
+    left = await after_a_power_loss(tmp_path / "store", keys)
+    tier = await opened(left, files=AnotherBoot())
+    there = listed(tier, keys)
     assert 0 < len(there) < len(keys)
-    assert await right(after, there) == there
-    await stored(after, keys)
-    assert await right(after, keys) == keys
-    await after.close()
+    assert await right(tier, there) == there
+    await stored(tier, keys)
+    assert await right(tier, keys) == keys
+    await tier.close()
+
+
+async def test_what_a_power_loss_left_unfinished_is_not_listed_once_its_segment_is_sealed(
+    tmp_path: Path,
+) -> None:
+    keys = keys_of(0, 40)
+    left = await after_a_power_loss(tmp_path / "store", keys)
+    tier = await opened(left, files=AnotherBoot())
+    there = listed(tier, keys)
+    await stored(tier, keys_of(1000, 200))
+    await tier.close()
+    damage.lose_index(left)
+    tier = await opened(left)
+    assert listed(tier, keys) == there
+    assert await right(tier, there + keys_of(1000, 200)) == there + keys_of(1000, 200)
+    await tier.close()
+    assert check_directory(Files(), left, deep=True, repair=False, told=lambda *_: None).findings == ()
+
+
+def listed(tier: NvmeTier, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+    return [key for key, found in zip(keys, tier.lookup(keys), strict=True) if found]
