@@ -45,7 +45,7 @@ READERS_BYTE = 0
 FIRST_BLOCK = 1  # block 0 is the header
 SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
 SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
-BAD_BLOCKS_MAX = 16  # of one sweep: two physical pages of a drive; more is a drive that fails
+BAD_BLOCKS_MAX = 16  # of one sweep: a bad place is a few blocks; more is a drive that fails
 SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 
 _HEADER = struct.Struct("<8s16sIIQ")
