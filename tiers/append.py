@@ -29,6 +29,7 @@ from .segment import Batch, Entry, OpenSegment, Placement
 
 logger = logging.getLogger(__name__)
 
+PLACE_TRIES_MAX = 16  # others fill what we claim, or have left it full; then it is the disk or the index
 RECLAIMS_PER_CLAIM_MAX = 4  # what we free may be taken by another process; then there is contention enough
 
 
@@ -149,35 +150,46 @@ class Appender:
                 failed.update(await self._written(target, batches, accept))
         finally:
             for batch in batches:
+                batch.segment.refused |= batch.error is not None
                 self._settle(batch.segment, batch.table)
         return failed
 
     async def append_removals(self, target: Target, keys: Sequence[ChunkKey]) -> None:
-        """Note in the log that these keys were forgotten, so that no rebuild brings them back."""
+        """Note in the log that these keys were forgotten, so that no rebuild brings them back.
+
+        What could not be noted, the next `flush` tells.
+        """
         nothing = memoryview(b"")
         batches: list[_Batch] = []
         entries = {key: Entry(key, 0, 0, 0, int(time.time())) for key in keys}
         try:
-            await self._place_all(target, [(key, nothing) for key in keys], batches, pieces=False)
+            placed = await self._place_all(target, [(key, nothing) for key in keys], batches, pieces=False)
             start, calls = 0, []
             for batch in batches:
                 part = tuple(entries[key] for key in keys[start : start + batch.placement.chunks])
                 calls.append(partial(batch.write_table, part, removals=True))
                 start += batch.placement.chunks
             await self._lanes.store(calls, then=lambda: None)
-            self.io_errors += sum(batch.error is not None for batch in batches)
+            if placed < len(keys):
+                self._not_durable("removals", TierError("nvme", "there is no segment to note them in"))
+            for batch in batches:
+                if batch.error is not None:
+                    self._not_durable("removals", batch.error)
         finally:
             for batch in batches:
                 self._settle(batch.segment, batch.table)
 
     async def flush(self) -> None:
-        """Make everything that was appended so far durable.
+        """Make everything durable that was appended so far, or was found to be there already.
 
         Raises:
             OSError, TierError: something appended since the last flush may be lost with the power, although
                 a later sync went well: a kernel tells a failed one only once.
         """
         await self.sync()
+        own = {segment.name.segment for segment in (self._current, *self._retired) if segment}
+        # A chunk that was there already may be another's, who has not synced it yet or was killed before.
+        await self._lanes.upkeep(partial(self._log.sync_others, own))
         if self._undurable is not None:
             error, self._undurable = self._undurable, None
             raise error
@@ -206,15 +218,15 @@ class Appender:
             await self._lanes.upkeep(partial(self._files.sync_data, segment.file.fd))
         except OSError as error:
             segment.unsynced = True
-            self._not_durable(segment, error)
+            self._not_durable(f"segment {segment.name.segment}", error)
         except BaseException:
             segment.unsynced = True
             raise
 
-    def _not_durable(self, segment: OpenSegment, error: OSError | TierError) -> None:
+    def _not_durable(self, what: str, error: OSError | TierError) -> None:
         self.io_errors += 1
         self._undurable = error
-        logger.warning("nvme: segment %d could not be made durable: %s", segment.name.segment, error)
+        logger.warning("nvme: %s could not be made durable: %s", what, error)
 
     async def close(self) -> None:
         """Seal what is to be sealed, and leave the open segment to whoever comes next."""
@@ -236,15 +248,17 @@ class Appender:
         order: int | None = None,
         pieces: bool = True,
     ) -> int:
-        start = 0
-        while start < len(chunks):
+        start = tries = 0
+        while start < len(chunks) and tries < PLACE_TRIES_MAX:
             segment, rest = self._current, chunks[start:]
             lengths = [len(buffer) for _, buffer in rest]
             placement = segment.place([key for key, _ in rest], lengths) if segment else None
             if segment is None or placement is None:
-                if not await self._roll(segment):
+                if not await self._make_room(segment):
                     return start
+                tries += 1
                 continue
+            tries = 0
             mine = rest[: placement.chunks] if pieces else ()
             when = self.next_order() if order is None else order
             batches.append(_Batch(self._files, segment, placement, target, when, mine))
@@ -255,6 +269,11 @@ class Appender:
         """A number for now: batches of one process in order, those of several by the clock."""
         self._order = max(self._order + 1, time.time_ns())
         return self._order
+
+    async def _make_room(self, full: OpenSegment | None) -> bool:
+        if full is not None and full.is_in_vain:
+            return full.rewind()  # what is stored is not given up for room in which nothing can be written
+        return await self._roll(full)
 
     async def _roll(self, full: OpenSegment | None) -> bool:
         """Replace the open segment; False where there is no room for another."""
@@ -315,7 +334,7 @@ class Appender:
         try:
             await self._lanes.upkeep(partial(self._log.seal, segment))
         except (OSError, TierError) as error:
-            self._not_durable(segment, error)
+            self._not_durable(f"segment {segment.name.segment}", error)
 
     # Writing and committing.
 

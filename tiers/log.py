@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .base import ChunkKey
@@ -201,7 +201,9 @@ class Log:
             # Else the header was damaged, and the chunks behind it are as good as ever.
         batches = list(file.sweep())  # of a process that died; committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
-        return OpenSegment(file, end, [batch.encode() for batch in batches])
+        segment = OpenSegment(file, end, [batch.encode() for batch in batches])
+        segment.unsynced = True  # it may have died before it synced them
+        return segment
 
     def _is_disk_full(self, claim: _Claim, error: OSError) -> bool:
         """Whether it was the room for the file that the file system refused."""
@@ -230,19 +232,37 @@ class Log:
         """Write the trailer and give up the claim.
 
         Raises:
-            OSError: it stays open, for whoever comes next.
+            OSError: the trailer may be missing, and a rebuild sweeps the segment instead. It is sealed all
+                the same: taken over, it would be full, and not be sealed, again and again.
         """
         assert segment.writers == 0, "nothing is appended while a segment is sealed"
-        try:
+        with contextlib.ExitStack() as at_last:
+            at_last.callback(self.leave, segment)
+            at_last.callback(self._index.write, lambda txn: _seal(txn, segment.name))
             segment.file.write_trailer(segment.batches)
             self._files.reached("trailer written")
-            self._index.write(lambda txn: _seal(txn, segment.name))
-        finally:
-            self.leave(segment)
 
     def leave(self, segment: OpenSegment) -> None:
         """Give up the claim of a segment that stays open: the next claim by anybody goes on with it."""
         self._files.close(segment.file.fd)
+
+    def sync_others(self, own: Collection[int]) -> None:
+        """Make durable what is in the open segments of all others; what is sealed was synced before.
+
+        Raises:
+            OSError, TierError: some of it may not be.
+        """
+        with self._index.read() as txn:
+            segments = txn.segments().items()
+        for number, segment in segments:
+            if segment.state is not SegmentState.OPEN or number in own:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # its chunks are gone, and that will be noticed
+                fd = self._files.open_data(self._directory.segment_path(number))
+                try:
+                    self._files.sync_data(fd)
+                finally:
+                    self._files.close(fd)
 
     # Reclaiming.
 

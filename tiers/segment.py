@@ -369,12 +369,14 @@ class OpenSegment:
 
     def __init__(self, file: SegmentFile, next_block: int, batches: Iterable[bytes] = ()) -> None:
         self.file = file
+        self._first_block = next_block
         # Mutable state.
         self.next_block = next_block
         self.batches = list(batches)  # encoded tables, for the trailer
         self.batches_bytes = sum(map(len, self.batches))
         self.writers = 0  # batches placed and not yet settled
         self.unsynced = False
+        self.refused = False  # some batch could not be written
         self.lost = False  # the index does not know it as ours any more
 
     @property
@@ -408,6 +410,19 @@ class OpenSegment:
         if table is not None:
             self.batches.append(table)
             self.unsynced = True
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether nothing was ever written to it though it was tried: then another would fare no better."""
+        return self.refused and not self.batches
+
+    def rewind(self) -> bool:
+        """Give back the room of batches that were not written; False while some may yet be."""
+        assert not self.batches, "nothing is overwritten"
+        if self.writers:
+            return False
+        self.next_block, self.batches_bytes = self._first_block, 0
+        return True
 
     def _fits(self, tables_bytes: int, data_blocks: int) -> bool:
         body = blocks_of(self.batches_bytes + tables_bytes)

@@ -183,6 +183,7 @@ def test_a_damaged_header_of_a_segment_left_open_costs_no_chunk(store: Store) ->
     assert taken.name == left.name
     assert taken.next_block == batch.end_block
     assert taken.batches == [batch.encode()]
+    assert taken.unsynced, "who wrote it may have died before it synced"
     header = taken.file.read_header()
     assert header is not None
     assert header.name == left.name
