@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from .base import Buffer, ChunkKey, Failure
@@ -23,7 +24,7 @@ from .errors import TierError
 from .files import Files, Lanes
 from .index import Extent, Index, IndexFull, Transaction
 from .ledger import Ledger
-from .log import Log, index_is_tight, is_open
+from .log import Log, Removals, index_is_tight, is_open
 from .pieces import WritePiece, plan_writes
 from .segment import Batch, Entry, OpenSegment, Placement
 
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 PLACE_TRIES_MAX = 16  # others fill what we claim, or have left it full; then it is the disk or the index
 RECLAIMS_PER_CLAIM_MAX = 4  # what we free may be taken by another process; then there is contention enough
+
+
+_NO_BYTES = memoryview(b"")
 
 
 class Target(NamedTuple):
@@ -127,6 +131,8 @@ class Appender:
         self._order = 0
         self.evicted_chunks = 0
         self.io_errors = 0
+        # Changed by the roll only, on its thread.
+        self._unnoted: list[Removals] = []  # of segments that were freed for want of one to note them in
 
     async def append(
         self,
@@ -159,25 +165,40 @@ class Appender:
 
         What could not be noted, the next `flush` tells.
         """
-        nothing = memoryview(b"")
+        with self._index.read() as txn:
+            opened = txn.number("opened")  # in none that is opened later do they lie
+        now_s = int(time.time())
+        entries = tuple(Entry(key, opened, 0, 0, now_s) for key in keys)
+        await self.note([Removals(target.namespace, target.scope, self.next_order(), entries)])
+
+    async def note(self, removals: Sequence[Removals]) -> None:
+        """Append removals; what could not be written, the next `flush` tells."""
         batches: list[_Batch] = []
-        entries = {key: Entry(key, 0, 0, 0, int(time.time())) for key in keys}
+        calls: list[Callable[[], None]] = []
         try:
-            placed = await self._place_all(target, [(key, nothing) for key in keys], batches, pieces=False)
-            start, calls = 0, []
-            for batch in batches:
-                part = tuple(entries[key] for key in keys[start : start + batch.placement.chunks])
-                calls.append(partial(batch.write_table, part, removals=True))
-                start += batch.placement.chunks
-            await self._lanes.store(calls, then=lambda: None)
-            if placed < len(keys):
-                self._not_durable("removals", TierError("nvme", "there is no segment to note them in"))
+            for one in removals:
+                calls += await self._placed_notes(one, batches)
+            if calls:
+                await self._lanes.store(calls, then=lambda: None)
             for batch in batches:
                 if batch.error is not None:
                     self._not_durable("removals", batch.error)
         finally:
             for batch in batches:
                 self._settle(batch.segment, batch.table)
+
+    async def _placed_notes(self, removals: Removals, batches: list[_Batch]) -> Sequence[Callable[[], None]]:
+        entries, first = removals.entries, len(batches)
+        chunks = [(entry.key, _NO_BYTES) for entry in entries]
+        order = removals.order
+        placed = await self._place_all(_target(removals), chunks, batches, order=order, pieces=False)
+        if placed < len(entries):
+            self._not_durable("removals", TierError("nvme", "there is no segment to note them in"))
+        rest = iter(entries)
+        return [
+            partial(batch.write_table, tuple(islice(rest, batch.placement.chunks)), removals=True)
+            for batch in batches[first:]
+        ]
 
     async def flush(self) -> None:
         """Make everything durable that was appended so far, or was found to be there already.
@@ -304,6 +325,32 @@ class Appender:
             self._seal_if_done(full)
 
     def _claim_or_reclaim(self) -> OpenSegment | None:
+        segment = self._claim_after_reclaims()
+        if segment is not None and self._unnoted:
+            try:
+                self._note_first(segment)
+            except OSError as error:
+                self._not_durable("removals", error)
+        return segment
+
+    def _note_first(self, segment: OpenSegment) -> None:
+        """Note what was removed in a segment that nobody else appends to yet, durably."""
+        while self._unnoted:
+            removals = self._unnoted.pop()
+            rest = removals.entries
+            while rest:
+                placement = segment.place([entry.key for entry in rest], [0] * len(rest))
+                if placement is None:
+                    raise OSError(errno.ENOSPC, "they do not fit in one segment")
+                batch = _Batch(self._files, segment, placement, _target(removals), removals.order, ())
+                batch.write_table(rest[: placement.chunks], removals=True)
+                segment.settle(batch.table)
+                if batch.error is not None:
+                    raise batch.error
+                rest = rest[placement.chunks :]
+        self._files.sync_data(segment.file.fd)
+
+    def _claim_after_reclaims(self) -> OpenSegment | None:
         for _ in range(RECLAIMS_PER_CLAIM_MAX):
             segment = self._log.claim()
             if segment is not None:
@@ -313,6 +360,7 @@ class Appender:
             victim = self._log.begin_reclaim()
             if victim is None:
                 return None
+            self._unnoted += victim.removals
             self.evicted_chunks += self._log.finish_reclaim(victim)
         return self._log.claim()
 
@@ -395,6 +443,10 @@ class Appender:
             _raise_end(ledger, batch)
         ledger.close()
         return refused
+
+
+def _target(removals: Removals) -> Target:
+    return Target(removals.namespace, removals.scope, ChunkChecksum(removals.namespace))
 
 
 def _raise_end(ledger: Ledger, batch: _Batch) -> None:

@@ -76,7 +76,9 @@ class Carrier:
             groups = list(_groups(self._chosen(victim))) if carry else []
             for group in groups:
                 await self._carry(group, order)
-            if groups:  # what was durable stays so: the new place first, then the old one may be overwritten
+            await self._appender.note(victim.removals)
+            if groups or victim.removals:
+                # What was durable stays so: the new place first, then the old one may be overwritten.
                 await self._appender.sync()
         except BaseException:
             self._log.abandon(victim)

@@ -19,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from .base import ChunkKey
@@ -27,7 +29,16 @@ from .budget import Budget
 from .files import Files
 from .index import Extent, Index, Segment, SegmentState, Transaction
 from .ledger import Ledger
-from .segment import CLAIM_BYTE, FIRST_BLOCK, READERS_BYTE, Batch, OpenSegment, SegmentFile, SegmentName
+from .segment import (
+    CLAIM_BYTE,
+    FIRST_BLOCK,
+    READERS_BYTE,
+    Batch,
+    Entry,
+    OpenSegment,
+    SegmentFile,
+    SegmentName,
+)
 from .store_dir import StoreDirectory
 
 logger = logging.getLogger(__name__)
@@ -50,6 +61,15 @@ class Live(NamedTuple):
     extent: Extent
 
 
+class Removals(NamedTuple):
+    """Keys of one namespace that were removed: a rebuild leaves out their chunks from before `order`."""
+
+    namespace: bytes
+    scope: int
+    order: int
+    entries: tuple[Entry, ...]
+
+
 class Victim(NamedTuple):
     """A segment being emptied; `file` is None where its file is gone."""
 
@@ -57,6 +77,7 @@ class Victim(NamedTuple):
     segment: Segment
     file: SegmentFile | None
     live: tuple[Live, ...]
+    removals: tuple[Removals, ...] = ()  # to be noted elsewhere before it is freed
 
 
 class _Claim(NamedTuple):
@@ -280,7 +301,7 @@ class Log:
         name = SegmentName(self._facts.store, number, segment.generation)
         file = SegmentFile(self._files, fd, name, self._facts.segment_bytes)
         try:
-            return Victim(number, segment, file, tuple(self._live(file)))
+            return Victim(number, segment, file, *self._contents(file))
         except OSError:  # unreadable: what is in it is found in the index instead
             return Victim(number, segment, file, ())
         except BaseException:
@@ -304,16 +325,12 @@ class Log:
                 return _Claim(number, chosen, -1 if fd is None else fd)
         return None
 
-    def _live(self, file: SegmentFile) -> Iterator[Live]:
-        batches: Iterable[Batch] | None = file.read_trailer()
+    def _contents(self, file: SegmentFile) -> tuple[tuple[Live, ...], tuple[Removals, ...]]:
+        batches = file.read_trailer()
         if batches is None:
             batches = list(file.sweep())
         with self._index.read() as txn:
-            for batch in batches:
-                for entry in batch.entries:
-                    extent = txn.extent(batch.scope, entry.key)
-                    if extent is not None and _lies_in(extent, file.name):
-                        yield Live(batch.namespace, batch.scope, entry.key, extent)
+            return tuple(_live(txn, file.name, batches)), tuple(_removals(txn, file.name, batches))
 
     def finish_reclaim(self, victim: Victim) -> int:
         """Forget what is still in the segment and free it; returns how many chunks were forgotten."""
@@ -447,6 +464,35 @@ def _opened(txn: Transaction, generation: int, allocated_bytes: int) -> Segment:
 
 def _lies_in(extent: Extent, name: SegmentName) -> bool:
     return (extent.segment, extent.generation) == (name.segment, name.generation)
+
+
+def _live(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iterator[Live]:
+    for batch in batches:
+        for entry in batch.entries:
+            extent = txn.extent(batch.scope, entry.key)
+            if extent is not None and _lies_in(extent, name):
+                yield Live(batch.namespace, batch.scope, entry.key, extent)
+
+
+def _removals(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iterator[Removals]:
+    """The removals that other segments may still need, free ones included until they are overwritten."""
+    others = (segment for number, segment in txn.segments().items() if number != name.segment)
+    oldest = min((segment.opened for segment in others), default=math.inf)
+    by_target: dict[tuple[bytes, int], list[Batch]] = defaultdict(list)
+    for batch in batches:
+        if batch.removals:
+            by_target[batch.namespace, batch.scope].append(batch)
+    for (namespace, scope), removing in by_target.items():
+        needed = [
+            (entry, batch.order)
+            for batch in removing
+            for entry in batch.entries
+            # A chunk that is there again may come back with a rebuild, in whatever place.
+            if entry.block >= oldest and txn.extent(scope, entry.key) is None
+        ]
+        if needed:
+            entries, orders = zip(*needed, strict=True)
+            yield Removals(namespace, scope, max(orders), entries)
 
 
 def _forget(txn: Transaction, name: SegmentName, entries: list[tuple[int, ChunkKey]]) -> int:

@@ -21,7 +21,9 @@ Batches are written concurrently, so an unsealed segment may have holes where a 
 A sweep therefore hops from table to table and, where it finds none, looks at every block that follows.
 
 A batch may also hold removals: keys that were forgotten on purpose and must not come back with a rebuild.
-`order` says which of two batches about the same key came later.
+`order` says which of two batches about the same key came later. A removal is carried over when its segment
+is reclaimed, as long as there are segments of its time, which may hold the chunk: in place of a block, its
+entry says how many segments had been opened by then.
 
 Two bytes of every segment file are locked, never by content but as signs between processes; a killed
 process gives both up. CLAIM_BYTE: whoever appends to or reclaims the segment. READERS_BYTE: shared by
@@ -68,7 +70,7 @@ class SegmentName(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a table; a removal has no place and no length."""
+    """One line of a table; a removal has no length, and how many segments were opened for a block."""
 
     key: ChunkKey
     block: int

@@ -155,6 +155,48 @@ async def test_a_flush_tells_of_removals_that_were_not_noted(
     await tier.close()
 
 
+async def reclaim_nothing(*, carry: bool) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+async def test_a_removal_outlives_the_segment_that_it_was_noted_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """It is noted in a segment older than the chunks', which is reclaimed first, ahead of need or at need."""
+    path, keys = tmp_path / "store", keys_of(10, 4)
+    first = await opened(path, capacity_bytes=8 * MIB)
+    tier = await opened(path, capacity_bytes=8 * MIB)
+    await stored(first, keys_of(0, 1))
+    await stored(tier, keys)
+    await first.close()
+    tool = await opened(path, capacity_bytes=8 * MIB)
+    await tool.remove(keys, RemoveReason.REQUESTED)
+    await tool.close()
+    if not ahead:
+        monkeypatch.setattr(tier._carrier, "reclaim", reclaim_nothing)
+    number = 1000
+    while generation_of(tier, 1) == 1:
+        await stored(tier, keys_of(number, 4))
+        number += 4
+        if ahead:
+            await tier._upkeep.once()
+    assert generation_of(tier, 2) == 1
+    await tier.close()
+    (path / "index" / "data.mdb").unlink()
+    after = await opened(path, capacity_bytes=8 * MIB)
+    assert await right(after, keys) == []
+    assert len(await right(after, keys_of(number - 4, 4))) == 4
+    await after.close()
+
+
+def generation_of(tier: NvmeTier, number: int) -> int:
+    with tier._index.read() as txn:
+        segment = txn.segment(number)
+    assert segment is not None
+    return segment.generation
+
+
 class RefusingData(RefusingFiles):
     """The real files; where writes are refused, those of headers and tables are not."""
 

@@ -16,8 +16,8 @@ from nvme_rig import CHUNK_BYTES, IDENTITY, MIB
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.files import Files
-from kvtier.tiers.index import Segment, SegmentState, Transaction, _MapFull
-from kvtier.tiers.log import Log
+from kvtier.tiers.index import Extent, Segment, SegmentState, Transaction, _MapFull
+from kvtier.tiers.log import Log, Removals
 from kvtier.tiers.segment import FIRST_BLOCK, READERS_BYTE, Batch, Entry, OpenSegment
 from kvtier.tiers.store import Store, close_store, open_store
 
@@ -221,6 +221,25 @@ def test_a_claim_in_between_anothers_attempts_takes_nothing(
     log.leave(segment)
 
 
+def test_removals_are_carried_while_segments_of_their_time_are_there(store: Store) -> None:
+    log = log_over(store)
+    noting, other = claimed(log), claimed(log)
+    key_to_opened = {b"of now": 2, b"of before": 0, b"there again": 2}
+    entries = tuple(Entry(key, opened, 0, 0, 0) for key, opened in key_to_opened.items())
+    placement = noting.place(list(key_to_opened), [0, 0, 0])
+    assert placement is not None
+    batch = Batch(noting.name, placement.block, 0, 7, 1, NAMESPACE, True, entries)
+    noting.settle(noting.file.write_table(batch))
+    extent = Extent(other.name.segment, 1, 2, CHUNK_BYTES, 0, 0, 0, 0)
+    store.index.write(lambda txn: txn.put_extent(1, b"there again", extent))
+    log.seal(noting)
+    victim = log.begin_reclaim()
+    assert victim is not None
+    assert victim.removals == (Removals(NAMESPACE, 1, 7, entries[:1]),)
+    log.abandon(victim)
+    log.leave(other)
+
+
 def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +250,7 @@ def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
         raise TierError("nvme", "the index cannot say")
 
     with monkeypatch.context() as patched:
-        patched.setattr(log, "_live", refuse)
+        patched.setattr(log, "_contents", refuse)
         with pytest.raises(TierError):
             log.begin_reclaim()
     victim = log.begin_reclaim()
