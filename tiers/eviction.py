@@ -55,10 +55,9 @@ class EvictionPolicy(Protocol):
     def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
         """Choose up to `count` victims, and forget them; the first is the one least worth keeping.
 
-        A chunk that is not evictable is passed over and keeps its place. The result is shorter than
-        `count` only when no other resident chunk is evictable; a `count` below one asks for nothing.
-        The time grows with `count` and with the pinned chunks that are passed over, which come last
-        where they were used last.
+        A chunk that is not evictable is in use: it is passed over, and takes its place anew as if it had
+        just come there, so that the next call does not meet it first. The result is shorter than `count`
+        only when no other resident chunk is evictable; a `count` below one asks for nothing.
         """
         ...
 
@@ -98,14 +97,11 @@ class LruPolicy:
 
     def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
         victims: list[ChunkKey] = []
-        if count > 0:
-            for key in self._order:
-                if evictable(key):
-                    victims.append(key)
-                    if len(victims) == count:
-                        break
-        for key in victims:
-            del self._order[key]
+        passed: list[ChunkKey] = []
+        while len(victims) < count and self._order:
+            key, _ = self._order.popitem(last=False)
+            (victims if evictable(key) else passed).append(key)
+        self._order.update(dict.fromkeys(passed))
         return victims
 
     def __len__(self) -> int:
@@ -180,30 +176,21 @@ class ArcPolicy:
             part.pop(key, None)
 
     def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
-        victims = self._choose(count, evictable)
-        for key in victims:
-            if key in self._once:
-                del self._once[key]
-                self._once_ghosts[key] = None
-            else:
-                del self._again[key]
-                self._again_ghosts[key] = None
-        self._trim_ghosts()
-        return victims
-
-    def _choose(self, count: int, evictable: Evictable) -> list[ChunkKey]:
         victims: list[ChunkKey] = []
-        once_left_chunks = len(self._once)
-        once, again = filter(evictable, self._once), filter(evictable, self._again)
-        while len(victims) < count:
-            if once_left_chunks > self._once_target_chunks:
-                key = next(once, None) or next(again, None)
-            else:
-                key = next(again, None) or next(once, None)
-            if key is None:
-                break
+        passed_once: list[ChunkKey] = []
+        passed_again: list[ChunkKey] = []
+        while len(victims) < count and (self._once or self._again):
+            once_is_long = len(self._once) + len(passed_once) > self._once_target_chunks
+            from_once = bool(self._once) and (once_is_long or not self._again)
+            key, _ = (self._once if from_once else self._again).popitem(last=False)
+            if not evictable(key):
+                (passed_once if from_once else passed_again).append(key)
+                continue
             victims.append(key)
-            once_left_chunks -= key in self._once
+            (self._once_ghosts if from_once else self._again_ghosts)[key] = None
+        self._once.update(dict.fromkeys(passed_once))
+        self._again.update(dict.fromkeys(passed_again))
+        self._trim_ghosts()
         return victims
 
     def __len__(self) -> int:
@@ -279,17 +266,11 @@ class S3FifoPolicy:
                 victims.append(key)
                 if from_small:
                     self._ghosts[key] = None
-        self._put_back(self._small, passed_small)
-        self._put_back(self._main, passed_main)
+        self._small.update(passed_small)
+        self._main.update(passed_main)
         while len(self._ghosts) > self._capacity_chunks:
             self._ghosts.popitem(last=False)
         return victims
-
-    @staticmethod
-    def _put_back(queue: OrderedDict[ChunkKey, int], passed: list[tuple[ChunkKey, int]]) -> None:
-        for key, uses in reversed(passed):
-            queue[key] = uses
-            queue.move_to_end(key, last=False)
 
     def __len__(self) -> int:
         return len(self._small) + len(self._main)

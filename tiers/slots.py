@@ -161,8 +161,9 @@ class SlotTable:
         self._policy.check()
 
     def _make_room(self, count: int) -> list[ChunkKey]:
-        missing = count - len(self._free)
-        if missing <= 0:
+        idle_count = self.slots_count - self._pinned_count - len(self._free)
+        missing = min(count - len(self._free), idle_count)
+        if missing <= 0:  # nobody is asked for victims where there are none
             return []
         victims = self._policy.evict(missing, self._is_idle)
         for key in victims:

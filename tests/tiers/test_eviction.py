@@ -71,12 +71,19 @@ def test_an_untouched_chunk_leaves_before_a_touched_one(policy: EvictionPolicy) 
     assert policy.evict(2, anything) == unused[::-1]
 
 
-def test_a_pinned_chunk_is_passed_over_and_keeps_its_place(policy: EvictionPolicy) -> None:
+def test_a_pinned_chunk_is_passed_over_and_comes_last_from_then_on(policy: EvictionPolicy) -> None:
     first, second, third = chunks("a", 3)
     policy.insert([first, second, third])
-    assert policy.evict(1, lambda key: key != third) == [second]
+    asked: list[ChunkKey] = []
+
+    def is_idle(key: ChunkKey) -> bool:
+        asked.append(key)
+        return key != third
+
+    assert policy.evict(1, is_idle) == [second]
+    assert policy.evict(1, is_idle) == [first]
+    assert asked == [third, second, first], "the second call does not meet the pinned one again"
     assert policy.evict(1, anything) == [third]
-    assert first in policy
 
 
 def test_all_pinned_gives_no_victim_and_changes_no_order(policy: EvictionPolicy) -> None:

@@ -20,7 +20,9 @@ class Model(Protocol):
     def touch(self, key: ChunkKey) -> None: ...
     def remove(self, key: ChunkKey) -> None: ...
     def victim(self, evictable: Evictable) -> ChunkKey | None: ...
-    def settle(self) -> None: ...
+    def settle(self) -> None:
+        """A batch of inserts or evictions is over."""
+
     def resident(self) -> list[ChunkKey]: ...
 
 
@@ -33,6 +35,7 @@ def forget(key: ChunkKey, *parts: list[ChunkKey]) -> None:
 class LruModel:
     def __init__(self, capacity_chunks: int) -> None:
         self.order: list[ChunkKey] = []
+        self.passed: list[ChunkKey] = []
 
     def insert(self, key: ChunkKey) -> None:
         self.order.append(key)
@@ -45,13 +48,16 @@ class LruModel:
         forget(key, self.order)
 
     def victim(self, evictable: Evictable) -> ChunkKey | None:
-        key = next(filter(evictable, self.order), None)
-        if key is not None:
-            self.order.remove(key)
-        return key
+        while self.order:
+            key = self.order.pop(0)
+            if evictable(key):
+                return key
+            self.passed.append(key)
+        return None
 
     def settle(self) -> None:
-        pass
+        self.order += self.passed
+        self.passed = []
 
     def resident(self) -> list[ChunkKey]:
         return self.order
@@ -65,6 +71,7 @@ class ArcModel:
         self.t2: list[ChunkKey] = []
         self.b1: list[ChunkKey] = []
         self.b2: list[ChunkKey] = []
+        self.passed: list[tuple[list[ChunkKey], ChunkKey]] = []
 
     def insert(self, key: ChunkKey) -> None:
         if key in self.b1:
@@ -82,17 +89,21 @@ class ArcModel:
         forget(key, self.t1, self.t2, self.b1, self.b2)
 
     def victim(self, evictable: Evictable) -> ChunkKey | None:
-        once = [(key, self.t1, self.b1) for key in self.t1 if evictable(key)]
-        again = [(key, self.t2, self.b2) for key in self.t2 if evictable(key)]
-        choices = once + again if len(self.t1) > self.p else again + once
-        if not choices:
-            return None
-        key, part, ghosts = choices[0]
-        part.remove(key)
-        ghosts.append(key)
-        return key
+        while self.t1 or self.t2:
+            once_count = len(self.t1) + sum(part is self.t1 for part, _ in self.passed)
+            first, second = (self.t1, self.t2) if once_count > self.p else (self.t2, self.t1)
+            part = first or second
+            key = part.pop(0)
+            if evictable(key):
+                (self.b1 if part is self.t1 else self.b2).append(key)
+                return key
+            self.passed.append((part, key))
+        return None
 
     def settle(self) -> None:
+        for part, key in self.passed:
+            part.append(key)
+        self.passed = []
         while self.b1 and len(self.t1) + len(self.b1) > self.capacity_chunks:
             self.b1.pop(0)
         while len(self.b1) + len(self.b2) > self.capacity_chunks:
@@ -109,6 +120,7 @@ class S3FifoModel:
         self.main: list[ChunkKey] = []
         self.ghosts: list[ChunkKey] = []
         self.uses: dict[ChunkKey, int] = {}
+        self.passed: list[tuple[list[ChunkKey], ChunkKey]] = []
 
     def insert(self, key: ChunkKey) -> None:
         (self.main if key in self.ghosts else self.small).append(key)
@@ -122,28 +134,26 @@ class S3FifoModel:
         forget(key, self.small, self.main, self.ghosts)
 
     def victim(self, evictable: Evictable) -> ChunkKey | None:
-        while True:
-            small = [key for key in self.small if self.uses[key] or evictable(key)]
-            main = [key for key in self.main if self.uses[key] or evictable(key)]
-            if not small and not main:
-                return None
-            small_is_full = len(self.small) >= max(1, self.capacity_chunks // 10)
-            if small and (small_is_full or not main):
-                key = small[0]
-                self.small.remove(key)
-                if not self.uses[key]:
-                    self.ghosts.append(key)
-                    return key
-                self.uses[key] = 0
+        while self.small or self.main:
+            small_count = len(self.small) + sum(part is self.small for part, _ in self.passed)
+            small_is_full = small_count >= max(1, self.capacity_chunks // 10)
+            part = self.small if self.small and (small_is_full or not self.main) else self.main
+            key = part.pop(0)
+            if self.uses[key]:
+                self.uses[key] = 0 if part is self.small else self.uses[key] - 1
+                self.main.append(key)
+            elif not evictable(key):
+                self.passed.append((part, key))
             else:
-                key = main[0]
-                self.main.remove(key)
-                if not self.uses[key]:
-                    return key
-                self.uses[key] -= 1
-            self.main.append(key)
+                if part is self.small:
+                    self.ghosts.append(key)
+                return key
+        return None
 
     def settle(self) -> None:
+        for part, key in self.passed:
+            part.append(key)
+        self.passed = []
         del self.ghosts[: max(0, len(self.ghosts) - self.capacity_chunks)]
 
     def resident(self) -> list[ChunkKey]:

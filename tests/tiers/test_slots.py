@@ -29,6 +29,15 @@ def test_what_is_pinned_is_not_evicted() -> None:
     assert new.index == filled[1].index
 
 
+def test_nobody_looks_for_victims_where_everything_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = table(2)
+    filled, _ = slots.reserve([b"a", b"b"])
+    slots.commit(filled)
+    slots.pin(filled)
+    monkeypatch.setattr(slots, "_is_idle", None)  # not even one is asked about: there may be a million
+    assert slots.reserve([b"c"]) == ([], [])
+
+
 def test_a_full_table_gives_slots_to_the_leading_keys_only() -> None:
     slots = table(2)
     reserved, evicted = slots.reserve([b"a", b"b", b"c"])
