@@ -49,6 +49,7 @@ GIB = 1 << 30
 
 RUNNING = 64
 WAITING = 256
+RUNNING_MIN = 56  # a place is empty while its request's chunks come
 WAITING_MIN = 240  # a request that ends makes way for one that takes a moment to come
 
 BLOCK_TOKENS = 32
@@ -159,7 +160,7 @@ def run_system(name: str, root: Path, model: Path, requests: int, *, busy_disk: 
 
 def full(steps: Sequence[Step]) -> list[Step]:
     """The steps with the full load: not those in which it built up or ran out."""
-    return [step for step in steps if step.waiting >= WAITING_MIN]
+    return [step for step in steps if step.running >= RUNNING_MIN and step.waiting >= WAITING_MIN]
 
 
 def figures(run: Run) -> Figures:
@@ -167,11 +168,11 @@ def figures(run: Run) -> Figures:
     found: Figures = {"steps": len(run.steps), "hit_tokens": run.hit_tokens}
     for what, values in {
         "plugin": [step.plugin.total_ms for step in run.steps],
-        "plugin_cpu": [step.plugin.cpu_ms for step in run.steps],
+        "plugin_cpu": [step.plugin.total_cpu_ms for step in run.steps],
         "connector": [step.connector.total_ms for step in run.steps],
-        "connector_cpu": [step.connector.cpu_ms for step in run.steps],
+        "connector_cpu": [step.connector.total_cpu_ms for step in run.steps],
         "scheduler": [step.scheduler.total_ms for step in run.steps],
-        "scheduler_cpu": [step.scheduler.cpu_ms for step in run.steps],
+        "scheduler_cpu": [step.scheduler.total_cpu_ms for step in run.steps],
         "step": [step.length_ms for step in run.steps],
     }.items():
         found |= {
@@ -182,9 +183,17 @@ def figures(run: Run) -> Figures:
     for what in ("running", "waiting"):
         found[what] = statistics.median(getattr(step, what) for step in run.steps)
     for call in sorted({name for step in run.steps for name in step.plugin.took_ms}):
-        took_ms = [step.plugin.took_ms.get(call, 0.0) for step in run.steps]
-        found[f"plugin_{call}_ms_p99"] = percentile(took_ms, 99)
+        for kind, of_step in (("ms", _took), ("cpu_ms", _cpu)):
+            found[f"plugin_{call}_{kind}_p99"] = percentile([of_step(step, call) for step in run.steps], 99)
     return found
+
+
+def _took(step: Step, call: str) -> float:
+    return step.plugin.took_ms.get(call, 0.0)
+
+
+def _cpu(step: Step, call: str) -> float:
+    return step.plugin.cpu_ms.get(call, 0.0)
 
 
 def medians(runs: Sequence[Figures]) -> Figures:

@@ -31,7 +31,7 @@ class StepLog:
         self._cpu = cpu
         # Mutable state:
         self._took_ns: Counter[str] = Counter()
-        self._cpu_ns = 0
+        self._cpu_ns: Counter[str] = Counter()
         self._depth = 0
 
     def timed(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,13 +45,13 @@ class StepLog:
             self._depth -= 1
             if not self._depth:
                 self._took_ns[name] += took_ns
-                self._cpu_ns += cpu_ns
+                self._cpu_ns[name] += cpu_ns
 
     def end(self, step: int, **facts: int) -> None:
         """Write down what was summed as that of this step, and begin anew."""
         line = {"step": step, "took_ns": self._took_ns, "cpu_ns": self._cpu_ns, **facts}
         self._file.write(json.dumps(line) + "\n")
-        self._took_ns, self._cpu_ns = Counter(), 0
+        self._took_ns, self._cpu_ns = Counter(), Counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,21 @@ class Calls:
 
     Attributes:
         took_ms: on the wall, by name.
-        cpu_ms: on a core, together.
+        cpu_ms: on a core, by name.
     """
 
     took_ms: Mapping[str, float]
-    cpu_ms: float
+    cpu_ms: Mapping[str, float]
 
     @property
     def total_ms(self) -> float:
         """On the wall, together."""
         return sum(self.took_ms.values())
+
+    @property
+    def total_cpu_ms(self) -> float:
+        """On a core, together."""
+        return sum(self.cpu_ms.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class Step:
 def read_steps(directory: Path) -> list[Step]:
     """Put together what the processes of a server wrote, step by step; the last step has no end."""
     connector, plugin = (_read_calls(directory.glob(f"{kind}-*.jsonl")) for kind in ("connector", "plugin"))
-    scheduler, none = _read_calls([directory / "scheduler.jsonl"]), Calls({}, 0.0)
+    scheduler, none = _read_calls([directory / "scheduler.jsonl"]), Calls({}, {})
     return [
         Step(
             length_ms=(following["began_ns"] - line["began_ns"]) / NS_PER_MS,
@@ -118,15 +123,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def _read_calls(paths: Iterable[Path]) -> dict[int, Calls]:
     took_ns: defaultdict[int, Counter[str]] = defaultdict(Counter)
-    cpu_ns: Counter[int] = Counter()
+    cpu_ns: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for path in paths:
         for line in _lines(path):
             took_ns[line["step"]].update(line["took_ns"])
-            cpu_ns[line["step"]] += line["cpu_ns"]
-    return {
-        step: Calls({name: ns / NS_PER_MS for name, ns in by_name.items()}, cpu_ns[step] / NS_PER_MS)
-        for step, by_name in took_ns.items()
-    }
+            cpu_ns[line["step"]].update(line["cpu_ns"])
+    return {step: Calls(_ms(by_name), _ms(cpu_ns[step])) for step, by_name in took_ns.items()}
+
+
+def _ms(by_name: Mapping[str, int]) -> dict[str, float]:
+    return {name: ns / NS_PER_MS for name, ns in by_name.items()}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

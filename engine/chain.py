@@ -120,7 +120,7 @@ class Chain:
 
     def lookup_below(self, key: ChunkKey) -> bool:
         """Say whether some tier below the pinned one has the chunk."""
-        return bool(self._below([key], [False]))
+        return self._tier_below(key) is not None
 
     def acquire(self, keys: Sequence[ChunkKey], *, below: bool = True) -> list[Found]:
         """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`.
@@ -146,6 +146,25 @@ class Chain:
             wake = bool(hits) and self._placement.tell_work()
         self._wake(wake)
         return [promised.get(index, one) for index, one in enumerate(found)]
+
+    def want(self, key: ChunkKey, *, below: bool = True) -> Found:
+        """`acquire` of one key, for a server that asks key by key, many times in each of its steps."""
+        with self._lock:
+            found = self._placement.pin(key)
+            if found.presence is not Presence.MISS:
+                self._placement.count_refused((found,))
+                return found
+            epoch = self._placement.epoch
+        tier = self._tier_below(key) if below else None
+        with self._lock:
+            if tier is None or self._placement.epoch != epoch:
+                self._placement.counters["misses", self._pinned.name] += 1
+                return found
+            found = self._placement.promise(key, tier)
+            self._placement.count_refused((found,))
+            wake = self._placement.tell_work()
+        self._wake(wake)
+        return found
 
     def state_of(self, slot: Slot) -> Presence:
         """Look at an acquired slot again."""
@@ -460,6 +479,11 @@ class Chain:
             missing = [i for i, hit in enumerate(hits) if not hit]
             keys, positions = [keys[i] for i in missing], [positions[i] for i in missing]
         return sorted(below, key=lambda pair: pair[0])
+
+    def _tier_below(self, key: ChunkKey) -> Tier | None:
+        if self._invalidations:
+            return None
+        return next((tier for tier in self._lower if tier.lookup((key,))[0]), None)
 
     def _wake(self, wake: bool) -> None:
         if wake:

@@ -84,7 +84,7 @@ class ServerPlacement:
         if found is None:
             if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
                 return Presence.MISS
-            (found,) = self._chain.acquire([key], below=tiers.below)
+            found = self._chain.want(key, below=tiers.below)
             if found.slot is not None:
                 holds[key] = found
             return found.presence

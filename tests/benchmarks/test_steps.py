@@ -54,8 +54,13 @@ def test_calls_are_summed_by_name_and_each_step_begins_at_zero() -> None:
         log.end(2)
 
     assert lines_of(use) == [
-        {"step": 1, "took_ns": {"lookup": 10, "store": 2}, "cpu_ns": 6, "running": 2},
-        {"step": 2, "took_ns": {"lookup": 8}, "cpu_ns": 4},
+        {
+            "step": 1,
+            "took_ns": {"lookup": 10, "store": 2},
+            "cpu_ns": {"lookup": 5, "store": 1},
+            "running": 2,
+        },
+        {"step": 2, "took_ns": {"lookup": 8}, "cpu_ns": {"lookup": 4}},
     ]
 
 
@@ -95,24 +100,41 @@ def test_processes_are_put_together_by_the_number_of_the_step(tmp_path: Path) ->
     ms = steps.NS_PER_MS
     written(
         tmp_path / "scheduler.jsonl",
-        {"step": 1, "took_ns": {"schedule": 4 * ms}, "cpu_ns": ms, "began_ns": 0, "running": 3, "waiting": 1},
-        {"step": 2, "took_ns": {}, "cpu_ns": 0, "began_ns": 9 * ms, "running": 3, "waiting": 0},
-        {"step": 3, "took_ns": {}, "cpu_ns": 0, "began_ns": 11 * ms, "running": 0, "waiting": 0},
+        {
+            "step": 1,
+            "took_ns": {"schedule": 4 * ms},
+            "cpu_ns": {"schedule": ms},
+            "began_ns": 0,
+            "running": 3,
+            "waiting": 1,
+        },
+        {"step": 2, "took_ns": {}, "cpu_ns": {}, "began_ns": 9 * ms, "running": 3, "waiting": 0},
+        {"step": 3, "took_ns": {}, "cpu_ns": {}, "began_ns": 11 * ms, "running": 0, "waiting": 0},
     )
     written(
         tmp_path / "connector-scheduler.jsonl",
-        {"step": 2, "took_ns": {"match": 5 * ms, "stats": ms}, "cpu_ns": ms},
+        {"step": 2, "took_ns": {"match": 5 * ms, "stats": ms}, "cpu_ns": {"match": ms}},
     )
-    written(tmp_path / "connector-worker.jsonl", {"step": 2, "took_ns": {"stats": 2 * ms}, "cpu_ns": ms})
-    written(tmp_path / "plugin-worker.jsonl", {"step": 2, "took_ns": {"lookup": 2 * ms}, "cpu_ns": 0})
-    none = steps.Calls({}, 0)
+    written(
+        tmp_path / "connector-worker.jsonl",
+        {"step": 2, "took_ns": {"stats": 2 * ms}, "cpu_ns": {"stats": ms}},
+    )
+    written(tmp_path / "plugin-worker.jsonl", {"step": 2, "took_ns": {"lookup": 2 * ms}, "cpu_ns": {}})
+    none = steps.Calls({}, {})
     assert steps.read_steps(tmp_path) == [
-        steps.Step(9, steps.Calls({"schedule": 4}, 1), connector=none, plugin=none, running=3, waiting=1),
+        steps.Step(
+            9,
+            steps.Calls({"schedule": 4}, {"schedule": 1}),
+            connector=none,
+            plugin=none,
+            running=3,
+            waiting=1,
+        ),
         steps.Step(
             2,
             none,
-            steps.Calls({"match": 5, "stats": 3}, 2),
-            steps.Calls({"lookup": 2}, 0),
+            steps.Calls({"match": 5, "stats": 3}, {"match": 1, "stats": 1}),
+            steps.Calls({"lookup": 2}, {}),
             running=3,
             waiting=0,
         ),
