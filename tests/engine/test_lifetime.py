@@ -99,6 +99,15 @@ def test_a_close_ends_a_start_that_is_under_way(spec: Spec, caplog: pytest.LogCa
     assert caplog.text == ""
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A process that a shell began in the background has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_a_start(spec: Spec) -> None:
     spec.may_start.clear()
     engine = OffloadEngine(spec)
@@ -187,6 +196,7 @@ def test_a_second_close_waits_for_the_first(spec: Spec, caplog: pytest.LogCaptur
     assert caplog.text == ""
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_a_close_after_an_interrupted_one_resumes(spec: Spec) -> None:
     engine = opened(spec)
     spec.disk.lets_go.clear()
