@@ -55,6 +55,13 @@ class TierConfig(BaseModel):
             ConfigError: it cannot be opened as things are; `json_path` names the entry.
         """
 
+    def shortage(self, *, chunk_bytes: int, json_path: str) -> str:
+        """Say what the tier, as resolved, would lack on this machine as it is now; empty where nothing.
+
+        Other than what `probe` refuses, it may be there by the time of a start, or on another machine.
+        """
+        return ""
+
     def summary(self) -> str:
         """One line for people: the values that decide what this tier does."""
         return ""

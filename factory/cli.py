@@ -72,15 +72,18 @@ def check(
     """Check a tier-config document against its schema and against this machine, as a start would.
 
     Exits with 0, or with 2 and one message that names the place, what is wrong there and what was
-    probably meant. Changes nothing on the machine. Memory counts as it is now: what a running server
-    holds is taken. What can only be tried is left to a start: direct I/O, page-locking, a damaged index.
+    probably meant. Changes nothing on the machine. Memory that is short right now is a warning: a running
+    server may hold it, or the document is for a larger machine. What can only be tried is left to a
+    start: direct I/O, page-locking, a damaged index.
     """
-    from .config import load_config, probe_config, resolve_config
+    from .config import load_config, probe_config, resolve_config, shortages
     from .sizes import parse_chunk_bytes
 
     least_bytes = CHUNK_BYTES_MIN if chunk_bytes is None else parse_chunk_bytes(chunk_bytes)
     config = resolve_config(load_config(file), chunk_bytes=least_bytes)
     probe_config(config, chunk_bytes=least_bytes)
+    for shortage in shortages(config, chunk_bytes=least_bytes):
+        typer.echo(f"warning: {shortage}", err=True)
     if as_json:
         typer.echo(config.model_dump_json(indent=2, exclude_none=True))
         return

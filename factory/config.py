@@ -318,3 +318,11 @@ def probe_config(config: KvtierConfig, *, chunk_bytes: int) -> None:
     """
     for i, tier in enumerate(config.tiers):
         tier.probe(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]")
+
+
+def shortages(config: KvtierConfig, *, chunk_bytes: int) -> list[str]:
+    """What the tiers of a resolved chain would lack on this machine as it is now, each with what helps."""
+    found = (
+        tier.shortage(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
+    )
+    return [shortage for shortage in found if shortage]

@@ -89,10 +89,14 @@ class PinnedConfig(TierConfig):
             _refuse_unknown_node(self.numa_node, f"{json_path}.numa_node")
         return self.model_copy(update={"capacity": capacity_bytes})
 
-    def probe(self, *, chunk_bytes: int, json_path: str) -> None:
+    def shortage(self, *, chunk_bytes: int, json_path: str) -> str:
         layout = ArenaLayout(self.capacity_bytes // chunk_bytes, chunk_bytes, parts=1, ranks=1, mappers=1)
-        with _refused(f"{json_path}.capacity"):
-            layout.refuse_beyond(memory_room(), shared_memory_room(SHARED_MEMORY))
+        try:
+            with _refused(f"{json_path}.capacity"):
+                layout.refuse_beyond(memory_room(), shared_memory_room(SHARED_MEMORY))
+        except ConfigError as error:
+            return str(error)
+        return ""
 
     def summary(self) -> str:
         node = "" if self.numa_node is None else f", memory node {self.numa_node}"

@@ -86,6 +86,14 @@ def test_a_document_that_does_not_fit_the_machine_is_status_two(run: Run, file: 
     assert run("check", file) == (2, "", expected)
 
 
+def test_a_document_for_a_larger_machine_is_good_with_a_warning(run: Run, file: Path) -> None:
+    file.write_text(file.read_text().replace("64MiB", "64PiB"))
+    status, output, errors = run("check", file)
+    assert (status, "64PiB" in output) == (0, True)
+    assert errors.startswith("warning: tiers[1].capacity: ")
+    assert "to spare" in errors
+
+
 def test_a_directory_that_a_start_refuses_is_status_two(run: Run, file: Path) -> None:
     store = file.parent / "store"
     store.mkdir(mode=0o700)

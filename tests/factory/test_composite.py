@@ -15,7 +15,7 @@ from nvme_rig import made, names, opened
 from kvtier.factory import composite, registry
 from kvtier.factory.base import TierConfig, TierContext, unique_name
 from kvtier.factory.composite import CompositeSpec
-from kvtier.factory.config import parse_config, probe_config, resolve_config
+from kvtier.factory.config import parse_config, probe_config, resolve_config, shortages
 from kvtier.tiers import ConfigError, TierUnavailable
 from kvtier.tiers.base import Tier
 from kvtier.tiers.breaker import Breaker, BreakerState
@@ -165,13 +165,15 @@ WORLDS: dict[str, World] = {
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-async def test_a_start_accepts_what_a_check_accepts(tmp_path: Path, world: World) -> None:
+async def test_a_start_accepts_what_a_check_accepts_without_a_warning(tmp_path: Path, world: World) -> None:
     document = config(tmp_path / "store")
     world(tmp_path / "store", document)
     checked, before = True, names(tmp_path)
     try:
         parsed = parse_config(document)
-        probe_config(resolve_config(parsed, chunk_bytes=CHUNK_BYTES), chunk_bytes=CHUNK_BYTES)
+        resolved = resolve_config(parsed, chunk_bytes=CHUNK_BYTES)
+        probe_config(resolved, chunk_bytes=CHUNK_BYTES)
+        checked = not shortages(resolved, chunk_bytes=CHUNK_BYTES)
     except ConfigError:
         checked = False
     assert names(tmp_path) == before

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 from kvtier.factory import config as config_module
 from kvtier.factory import entries, registry
-from kvtier.factory.config import KvtierConfig, load_config, parse_config, probe_config, resolve_config
+from kvtier.factory.config import (
+    KvtierConfig,
+    load_config,
+    parse_config,
+    probe_config,
+    resolve_config,
+    shortages,
+)
 from kvtier.factory.entries import GpuConfig, NvmeConfig, PinnedConfig
 from kvtier.factory.sizes import HOW_TO_WRITE, Percent
 from kvtier.tiers import ConfigError
@@ -675,7 +682,7 @@ def test_a_probe_leaves_a_store_as_it_is(small: Document, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("scarce", ["memory_room", "shared_memory_room"])
-def test_an_arena_that_does_not_fit_is_refused_with_what_does(
+def test_an_arena_that_does_not_fit_now_is_told_with_what_does(
     small: Document, monkeypatch: pytest.MonkeyPatch, scarce: str
 ) -> None:
     monkeypatch.setattr(entries, scarce, lambda *_: Room("it", 4 * MIB, "make it larger"))
@@ -683,15 +690,16 @@ def test_an_arena_that_does_not_fit_is_refused_with_what_does(
         "tiers[1].capacity: 8200KiB do not fit: it has 4096KiB to spare; "
         'set "capacity" of the pinned tier to at most "3072KiB", or make it larger'
     )
-    assert not_probed(small) == expected
+    assert shortages(resolved(small, MIB), chunk_bytes=MIB) == [expected]
+    probed(small)
 
 
-def test_a_machine_without_shared_memory_is_refused(
+def test_a_machine_without_shared_memory_is_told(
     small: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entries, "SHARED_MEMORY", tmp_path / "none")
     expected = f"tiers[1].capacity: {tmp_path}/none cannot be used: no such file or directory"
-    assert not_probed(small) == expected
+    assert shortages(resolved(small, MIB), chunk_bytes=MIB) == [expected]
 
 
 def test_a_capacity_below_what_a_store_needs_is_refused_with_the_least(small: Document) -> None:
