@@ -135,7 +135,8 @@ def below_vllms_own(directory: Path, monkeypatch: pytest.MonkeyPatch) -> KvtierN
 
 def submit(tier: KvtierNvmeTier) -> None:
     rows = np.arange(len(KEYS))
-    tier.submit_store(TransferJob(job_id=1, keys=KEYS, chunk_ids=rows, is_promotion=False, req_context=None))
+    job = {"job_id": 1, "keys": KEYS, native._ROWS: rows, "is_promotion": False, "req_context": None}
+    tier.submit_store(TransferJob(**job))
 
 
 def test_below_vllms_own_tier_too_what_is_under_way_ends_first(
