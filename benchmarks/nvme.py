@@ -108,8 +108,8 @@ def timed(case: Case, submit: Callable[..., Any]) -> Sample:
     for first in range(0, case.requests, case.at_once):
         sent_s = time.perf_counter()
         under_way = [submit(*request(i)) for i in range(first, min(first + case.at_once, case.requests))]
-        for request in under_way:
-            request.result()
+        for job in under_way:
+            job.result()
             latencies.append(time.perf_counter() - sent_s)
     took_s = time.perf_counter() - began_s
     return Sample(case.total_bytes / took_s, (_cpu_s() - cpu_s) / (case.total_bytes / GIB), latencies)

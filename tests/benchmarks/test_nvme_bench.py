@@ -49,7 +49,7 @@ def test_a_run_is_bounded_and_has_all_its_requests_at_once(chunk_bytes: int, at_
 
 
 def test_keys_of_different_requests_differ() -> None:
-    keys = [key for prefix in (b"", b"warm") for i in range(4) for key in nvme._request(i, prefix)[0]]
+    keys = [key for prefix in (b"", b"warm") for i in range(4) for key in nvme.request(i, prefix)[0]]
     assert len(set(keys)) == len(keys)
 
 

@@ -57,15 +57,15 @@ async def test_the_cap_holds_over_ten_times_its_bytes(path: Path) -> None:
             assert allocated_bytes(path) <= capacity_bytes
     finally:
         await tier.close()
-    written = tier.stats()
     tier = await opened(path, capacity_bytes=capacity_bytes)
     try:
+        await tier._upkeep.once()  # which may make room first
         kept = await right(tier, keys)
         assert kept == keys[-len(kept) :]
         assert len(kept) > 4 * MIB // CHUNK_BYTES
+        assert len(kept) == tier.stats().chunks
     finally:
         await tier.close()
-    assert len(kept) == written.chunks
     assert written.counters["evicted_chunks"] == len(keys) - len(kept)
 
 
