@@ -22,7 +22,6 @@ DRAIN_S = (
     10.0  # what a clean shutdown gives the chunks that wait for the disk; a server may be killed after 15
 )
 
-LINGER_S = 0.0005  # in which a scheduler asks for all chunks of a request or two
 STOP_S = 5.0  # what the transfers under way get then; only a disk that hangs takes longer
 
 
@@ -69,7 +68,7 @@ class SchedulerSide:
     ) -> None:
         self._composite = composite
         self.events = events
-        self._loop = LoopThread(linger_s=LINGER_S)
+        self._loop = LoopThread()
         self._closed = False
         try:
             start = composite.start(

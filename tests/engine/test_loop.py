@@ -14,9 +14,9 @@ from kvtier.tiers.errors import ClosedError
 WAIT_S = 10.0
 
 
-@pytest.fixture(params=[0.0, 0.001], ids=["at once", "lingering"])
-def loop(request: pytest.FixtureRequest) -> Iterator[LoopThread]:
-    loop = LoopThread(linger_s=request.param)
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    loop = LoopThread()
     yield loop
     loop.close()
 
@@ -37,23 +37,8 @@ def test_the_loop_itself_may_ask_for_a_function(loop: LoopThread) -> None:
     assert done.wait(WAIT_S)
 
 
-def test_a_loop_that_lingers_leaves_its_caller_alone_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    passed = threading.Event()
-    monkeypatch.setattr("kvtier.engine.loop.time.sleep", lambda _: passed.wait(WAIT_S))
-    loop, ran, done = LoopThread(linger_s=1.0), list[int](), threading.Event()
-    for number in range(10):
-        loop.call_soon(lambda number=number: ran.append(number))  # type: ignore[misc]
-    loop.call_soon(done.set)
-    assert not ran
-    passed.set()
-    assert done.wait(WAIT_S)
-    assert ran == list(range(10))
-    loop.close()
-
-
-@pytest.mark.parametrize("linger_s", [0.0, 0.001])
-def test_what_was_asked_for_before_the_close_runs_and_nothing_after_it(linger_s: float) -> None:
-    loop, ran = LoopThread(linger_s=linger_s), []
+def test_what_was_asked_for_before_the_close_runs_and_nothing_after_it() -> None:
+    loop, ran = LoopThread(), []
     loop.call_soon(lambda: ran.append("before"))
     loop.close()
     loop.call_soon(lambda: ran.append("after"))
