@@ -94,9 +94,7 @@ class Chain:
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()  # set and replaced whenever something moved, or somebody let go
-        self._lost: Counter[Failure] = (
-            Counter()
-        )  # chunks that the last tier failed to take, since the last flush
+        self._lost: Counter[Failure] = Counter()  # what the last tier failed to take since the last flush
         self._stopped = False
         self._disused = False  # the tiers below could not be told that the weights changed
         if events is not None:

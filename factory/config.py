@@ -2,7 +2,8 @@
 
 `parse_config` looks at nothing but the document. `load_config` also reads it from a file.
 `resolve_config` looks at the machine: percentages become bytes, paths are probed. `probe_config` looks
-at what is there by now: memory in use, stores. Each either succeeds or raises one `ConfigError`.
+at what is there by now: directories, stores. Each either succeeds or raises one `ConfigError`. `shortages`
+refuses nothing: it tells what memory would lack.
 """
 
 from __future__ import annotations

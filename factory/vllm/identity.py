@@ -17,10 +17,8 @@ from .facts import Parallel, ServerFacts
 logger = logging.getLogger(__name__)
 
 
-def identity_fields(facts: ServerFacts, served: Mapping[str, str] | None = None) -> Mapping[str, str]:
+def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
     """The namespace of a server's chunks.
-
-    `served` is what a worker knows of how the model is served, where the facts do not say it.
 
     Two servers share chunks exactly if all of these are equal. vLLM's block hashes cover the tokens, the
     adapter, multi-modal inputs and the salt; this covers everything else. Data-parallel replicas hold the
@@ -40,7 +38,7 @@ def identity_fields(facts: ServerFacts, served: Mapping[str, str] | None = None)
         "parallel": _parallel(facts.parallel),
         "replicated": str(facts.is_replicated),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "default"),
-        **(facts.served or served or {}),
+        **(facts.served or {}),
     }
 
 

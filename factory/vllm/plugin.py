@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ...engine.events import EventLog
 from ...tiers.arena import Arena
@@ -60,9 +61,11 @@ class Plugin:
 
     def _identity(self, arena: Arena) -> Mapping[str, str]:
         """The namespace. From 0.26 on only workers are told how the model is served; they come first."""
-        if self._facts.served is not None or arena.note:
-            return identity_fields(self._facts, json.loads(arena.note or b"{}"))
-        logger.warning(
-            "kvtier: no worker has said how the model is served, so chunks are not reused after a restart"
-        )
-        return identity_fields(self._facts, one_process())
+        if self._facts.served is not None:
+            return identity_fields(self._facts)
+        if not arena.note:
+            logger.warning(
+                "kvtier: no worker has said how the model is served, so chunks are not reused after a restart"
+            )
+        served = json.loads(arena.note) if arena.note else one_process()
+        return identity_fields(replace(self._facts, served=served))
