@@ -8,6 +8,9 @@ waits runs on the loop thread: `_pump` takes the work that is there and starts o
     any thread                     loop thread
     acquire: a hit below, wished -> _pump -> _promote: tier.load(...) -> READY, waiters woken
     commit: READY, dirty, queued -> _pump -> _cascade: tier.store(...) -> clean, unpinned
+
+A scheduler asks chunk by chunk, with `pin` and `promise`, and says with `begin` when its step asks for no
+more: the loop and the threads of a disk share its interpreter, and what they begin within a step holds it up.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from .loop import LoopThread
 from .placement import Found, Placement, Presence, Reservation
 
 logger = logging.getLogger(__name__)
+
+STEP_S = 0.01  # a scheduler's step that has committed stores is through with its own work by then
 
 
 @runtime_checkable
@@ -93,10 +98,13 @@ class Chain:
         self._room_waiters = 0  # who waits in `room`, and has to be told when a pin is returned
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._later: asyncio.TimerHandle | None = None  # the pump that comes after a step
         self._progress = asyncio.Event()  # set and replaced whenever something moved, or somebody let go
         self._lost: Counter[Failure] = Counter()  # what the last tier failed to take since the last flush
         self._stopped = False
         self._disused = False  # the tiers below could not be told that the weights changed
+        self._bell = loop.doorbell(self._pump)
+        self._later_bell = loop.doorbell(self._pump_later)
         if events is not None:
             for tier in lower:
                 if isinstance(tier, TellsRemovals):
@@ -120,52 +128,57 @@ class Chain:
         """Say whether some tier below the pinned one has the chunk."""
         return self._tier_below(key) is not None
 
-    def acquire(self, keys: Sequence[ChunkKey], *, below: bool = True) -> list[Found]:
-        """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`.
-
-        Args:
-            below: whether the tiers below are asked at all.
-        """
+    def acquire(self, keys: Sequence[ChunkKey]) -> list[Found]:
+        """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`."""
         with self._lock:
             found = [self._placement.pin(key) for key in keys]
             epoch = self._placement.epoch
-            self._placement.count_refused(found)
         misses = [key for key, (presence, *_) in zip(keys, found, strict=True) if presence is Presence.MISS]
-        if not misses:
-            return found
-        skipped = [presence is not Presence.MISS for presence, *_ in found]
-        hits = self._below(misses, skipped) if below else []
+        hits = self._below(misses, [presence is not Presence.MISS for presence, *_ in found])
         with self._lock:
             if self._placement.epoch != epoch:
                 hits = []  # invalidated since the tiers below were asked
-            promised = {index: self._placement.promise(keys[index], tier) for index, tier in hits}
-            self._placement.count_refused(promised.values())
-            self._placement.counters["misses", self._pinned.name] += len(misses) - len(hits)
-            wake = bool(hits) and self._placement.tell_work()
-        self._wake(wake)
-        return [promised.get(index, one) for index, one in enumerate(found)]
-
-    def want(self, key: ChunkKey, *, below: bool = True) -> Found:
-        """`acquire` of one key, for a server that asks key by key, many times in each of its steps."""
-        with self._lock:
-            found = self._placement.pin(key)
-            if found.presence is not Presence.MISS:
-                self._placement.count_refused((found,))
-                return found
-            epoch = self._placement.epoch
-        tier = self._tier_below(key) if below else None
-        with self._lock:
-            if tier is None or self._placement.epoch != epoch:
-                self._placement.counters["misses", self._pinned.name] += 1
-                return found
-            found = self._placement.promise(key, tier)
-            self._placement.count_refused((found,))
-            wake = self._placement.tell_work()
+            for index, tier in hits:
+                found[index] = self._placement.promise(keys[index], tier)
+            self._placement.count_refused(found)
+            # Also what others were promised and have not begun with: the caller may wait for it.
+            wake = self._placement.has_new_work and self._placement.tell_work()
         self._wake(wake)
         return found
 
+    def pin(self, key: ChunkKey) -> Found:
+        """Pin the chunk's slot; a miss where it has none, and then nothing is counted."""
+        with self._lock:
+            found = self._placement.pin(key)
+            if found.presence is Presence.LATE:
+                self._placement.count_refused([found])
+        return found
+
+    def promise(self, key: ChunkKey) -> Found:
+        """Ask the tiers below for a chunk without a slot, and pin one that it will come into.
+
+        Its promotion begins with the next `begin`.
+        """
+        epoch = self._placement.epoch
+        tier = self._tier_below(key)
+        with self._lock:
+            if self._placement.epoch != epoch:
+                tier = None  # invalidated since it was asked
+            found = Found(Presence.MISS) if tier is None else self._placement.promise(key, tier)
+            if found.slot is None:
+                self._placement.count_refused([found])
+        return found
+
+    def begin(self) -> None:
+        """Have what was promised and committed begin to move: a server's step asks for no more."""
+        with self._lock:
+            wake = self._placement.has_new_work and self._placement.tell_work()
+        self._wake(wake)
+
     def state_of(self, slot: Slot) -> Presence:
         """Look at an acquired slot again."""
+        if slot.state is SlotState.READY:
+            return Presence.READY
         with self._lock:
             return self._placement.presence(slot)
 
@@ -189,21 +202,25 @@ class Chain:
         with self._lock:
             return self._placement.reserve(keys)
 
-    def commit(self, slots: Sequence[Slot], *, admitted: int = 0) -> None:
+    def commit(self, slots: Sequence[Slot], *, admitted: int = 0, in_step: bool = False) -> None:
         """The slots are filled: readable from now on, and on their way down.
 
         Where more wait for the tiers below than may, the trailing ones stay in their slots only.
 
         Args:
             admitted: chunks that `admit` let in and that end here, whether filled or not.
+            in_step: a server's step goes on: they begin to move with `begin`, or after `STEP_S`.
         """
         with self._lock:
             self._placement.commit(slots, admitted)
-            wake = self._placement.tell_work()
-        self._wake(wake)
+            wake = self._placement.note_work() if in_step else self._placement.tell_work()
+        if wake:
+            (self._later_bell if in_step else self._bell).ring()
 
     def abandon(self, slots: Sequence[Slot]) -> None:
         """The slots could not be filled: no lookup finds them from now on."""
+        if not slots:
+            return
         with self._lock:
             self._placement.abandon(slots)
             wake = self._placement.tell_work()
@@ -349,13 +366,20 @@ class Chain:
         with self._lock:
             self._placement.stop_cascading()
         self._stopped = True
-        self._signal()
+        self._pump()  # what was wished for is given up, and waiters are told
         await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches its `finally`
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _pump_later(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(STEP_S, self._pump)
+
     def _pump(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         with self._lock:
             work = self._placement.take_work()
         for tier, slots in work.promotions:
@@ -481,11 +505,14 @@ class Chain:
     def _tier_below(self, key: ChunkKey) -> Tier | None:
         if self._invalidations:
             return None
-        return next((tier for tier in self._lower if tier.lookup((key,))[0]), None)
+        for tier in self._lower:
+            if tier.lookup((key,))[0]:
+                return tier
+        return None
 
     def _wake(self, wake: bool) -> None:
         if wake:
-            self._loop.call_soon(self._pump)
+            self._bell.ring()
 
     def _admits(self, count: int) -> bool:
         with self._lock:

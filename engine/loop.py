@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from ..tiers.errors import ClosedError
@@ -16,6 +19,35 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOIN_S = 10.0  # the thread's own end, after its tasks were awaited; only a bug makes it longer
+
+_libc = ctypes.PyDLL(None)  # calls through it keep the interpreter's lock
+_libc.eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
+
+
+class Doorbell:
+    """Has one function run on a loop, once for all rings before it begins.
+
+    For a thread that may not be held up. `call_soon` writes to a socket, and the interpreter's lock is given
+    away for that: the loop's thread takes it, then the threads that it wakes, and the caller comes last. Here
+    the caller keeps it, and the others begin when it waits for something, or after a switch interval.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ring(self) -> None:
+        """Any thread; once the loop is closed nothing happens."""
+        with self._lock:  # or a late ring could reach a file that has the number by then
+            if not self._closed:
+                _libc.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
 
 
 class LoopThread:
@@ -28,6 +60,7 @@ class LoopThread:
     def __init__(self, name: str = "kvtier-loop") -> None:
         self._loop = asyncio.new_event_loop()
         self._closed = False
+        self._bells: list[Doorbell] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -50,6 +83,13 @@ class LoopThread:
             if not self._closed:
                 raise
 
+    def doorbell(self, function: Callable[[], None]) -> Doorbell:
+        """A cheap way to have this function run on the loop, again and again."""
+        bell = Doorbell()
+        self._bells.append(bell)
+        self.call_soon(partial(self._loop.add_reader, bell.fd, partial(_answer, bell.fd, function)))
+        return bell
+
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
@@ -70,6 +110,8 @@ class LoopThread:
             self._cancel_all()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+            for bell in self._bells:
+                bell.close()
 
     def _cancel_all(self) -> None:
         tasks = asyncio.all_tasks(self._loop)
@@ -77,3 +119,8 @@ class LoopThread:
             task.cancel()
         if tasks:
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _answer(fd: int, function: Callable[[], None]) -> None:
+    os.eventfd_read(fd)
+    function()

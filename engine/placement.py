@@ -20,7 +20,7 @@ CASCADES_IN_FLIGHT_MAX = 4  # tier calls at once; each already spreads over the 
 DIRTY_FRACTION_MAX = 0.5  # of all slots; what waits for the disk may not crowd out what could hit
 
 
-class Presence(enum.Enum):
+class Presence(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
     """Where a wanted chunk is."""
 
     READY = enum.auto()  # in a slot, readable
@@ -28,6 +28,10 @@ class Presence(enum.Enum):
     LATE = enum.auto()  # on its way for longer than the deadline: count it as a miss
     FULL = enum.auto()  # below, but every slot is in use: count it as a miss
     MISS = enum.auto()
+
+
+# What is counted where a chunk cannot be had.
+_REFUSALS = {Presence.LATE: "late_loads", Presence.FULL: "slotless", Presence.MISS: "misses"}
 
 
 class Found(NamedTuple):
@@ -98,6 +102,7 @@ class Placement:
         self._cascades_in_flight = 0
         self._cascades = below is not None  # whether anything goes down at all
         self._work_is_told = False
+        self._work_is_noted = False
         self.epoch = 0  # rises whenever everything is invalidated
         self.counters: Counter[tuple[str, str]] = Counter()
 
@@ -194,9 +199,20 @@ class Placement:
         told, self._work_is_told = self._work_is_told, True
         return not told
 
+    def note_work(self) -> bool:
+        """Say whether the mover has to be told that there is work which can wait for a moment."""
+        new = not self._work_is_told and not self._work_is_noted
+        self._work_is_noted = True
+        return new
+
+    @property
+    def has_new_work(self) -> bool:
+        """Whether there is work that the mover was not told of, or told that it can wait."""
+        return not self._work_is_told and (self._work_is_noted or bool(self._wishes))
+
     def take_work(self) -> Work:
         """Take what may move now; each batch is returned by `promoted` or `cascaded`."""
-        self._work_is_told = False
+        self._work_is_told = self._work_is_noted = False
         wishes, self._wishes = self._wishes, []
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in wishes:
@@ -244,12 +260,10 @@ class Placement:
         self.counters[f"{how}_bytes", tier] += chunks * self.slot_bytes
 
     def count_refused(self, found: Iterable[Found]) -> None:
-        """Count the chunks that are somewhere and cannot be had in time, or at all."""
+        """Count what cannot be had, in time or at all, by reason."""
         for presence, *_ in found:
-            if presence is Presence.LATE:
-                self.counters["late_loads", self.name] += 1
-            elif presence is Presence.FULL:
-                self.counters["slotless", self.name] += 1
+            if presence in _REFUSALS:
+                self.counters[_REFUSALS[presence], self.name] += 1
 
     def stats(self) -> TierStats:
         table = self.table

@@ -126,7 +126,7 @@ def _find(chain: Chain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, 
     """Pin one chunk after the other, up to the first that cannot be had; says which tier supplies each."""
     held: dict[ChunkKey, tuple[Slot, str]] = {}
     for key in keys:
-        _, slot, source = chain.want(key)
+        _, slot, source = chain.acquire([key])[0]
         if slot is None:
             break
         held[key] = slot, source

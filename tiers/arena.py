@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
@@ -166,9 +166,9 @@ class Arena:
         """Leave word that this rank's copies from these slots are over."""
         np.add.at(self._open().loads_done[rank], slots, 1)
 
-    def store_failed(self, index: int) -> bool:
-        """Say whether the last store into a slot failed on some rank."""
-        return bool(self._open().store_failed[:, index].any())
+    def stores_failed(self, indexes: Sequence[int]) -> bool:
+        """Say whether the last store into any of these slots failed on some rank."""
+        return bool(self._open().store_failed[:, indexes].any())
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
         """Say whether every rank has ended this many stores and loads of a slot, counted modulo 2**32.

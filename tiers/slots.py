@@ -20,7 +20,7 @@ from .base import Buffer, ChunkKey
 from .eviction import EvictionPolicy
 
 
-class SlotState(enum.Enum):
+class SlotState(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
     FILLING = enum.auto()
     READY = enum.auto()
     GONE = enum.auto()

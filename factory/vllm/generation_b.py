@@ -85,6 +85,7 @@ class Manager(OffloadingManager):
         hits, waits = 0, False
         for key in keys:
             presence = self._placement.lookup(self._asked, key)
+            self._placement.scheduled()  # nothing else says when a step has asked all
             waits = waits or presence is Presence.PENDING
             if presence not in (Presence.READY, Presence.PENDING) or (waits and not _CAN_WAIT):
                 break

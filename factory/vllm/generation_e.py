@@ -52,7 +52,9 @@ class Manager(KeyedManager):
         if self._leases is not None:
             self._waiting[request] = req_context
             self._leases.renew(request)
-        return _RESULT[self._placement.lookup(request, key)]
+        presence = self._placement.lookup(request, key)
+        self._placement.scheduled()  # not every release says when a step has asked all
+        return _RESULT[presence]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         if self._leases is not None:

@@ -40,7 +40,7 @@ class Manager(KeyedManager):
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         for request in context.new_req_ids:  # they run: what they held and did not load is of no use to them
             self._placement.finish(request)
-        self._placement.sweep()
+        self._placement.scheduled()
 
 
 class Worker(OffloadingWorker):

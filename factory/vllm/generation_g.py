@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import OffloadingSpec
@@ -21,17 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["CompositeOffloadingSpec", "Manager", "SlotsSpec", "Worker"]
 
 
+@functools.cache
+def _hit_source(tier: str) -> Any:
+    # Asked for from 0.32 on, where the module that names the sources is there.
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+    if not tier:
+        return CacheHitSource.EXTERNAL_UNSPECIFIED
+    return CacheHitSource.HOST if tier == "pinned" else CacheHitSource.DISK
+
+
 class Manager(generation_f.Manager):
     """Runs in the scheduler."""
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> Any:
-        # Asked from 0.32 on, where the module that names the sources is there.
-        from vllm.v1.metrics.cache_hit_source import CacheHitSource
-
-        source = self._placement.source(self._request(req_context), key)
-        if not source:
-            return CacheHitSource.EXTERNAL_UNSPECIFIED
-        return CacheHitSource.HOST if source == "pinned" else CacheHitSource.DISK
+        return _hit_source(self._placement.source(self._request(req_context), key))
 
 
 class CompositeOffloadingSpec(OffloadingSpec):

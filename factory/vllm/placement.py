@@ -8,6 +8,7 @@ slot is to be had the answer is a miss, never a wait.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -44,8 +45,8 @@ EVERY_TIER = Tiers(pinned=True, below=True)
 class TransferMarks(Protocol):
     """What the workers leave in the arena for the scheduler to read."""
 
-    def store_failed(self, index: int) -> bool:
-        """Say whether the last store into a slot failed on some rank."""
+    def stores_failed(self, indexes: Sequence[int]) -> bool:
+        """Say whether the last store into any of these slots failed on some rank."""
         ...
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
@@ -78,13 +79,11 @@ class ServerPlacement:
         return len(self._limbo)
 
     def lookup(self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER) -> Presence:
-        """Find a chunk for a request, hold it, and start its promotion if it lies below."""
+        """Find a chunk for a request and hold it; where it lies below, it is promoted from `scheduled` on."""
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
-            if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
-                return Presence.MISS
-            found = self._chain.want(key, below=tiers.below)
+            found = self._find(key, tiers)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -100,6 +99,11 @@ class ServerPlacement:
             self._chain.count("late_loads", found.source, 1)
         return presence
 
+    def scheduled(self) -> None:
+        """A step asks for nothing more: begin with what it wants, and free what no worker touches."""
+        self._chain.begin()
+        self.sweep()
+
     def source(self, load: str, key: ChunkKey) -> str:
         """Name the tier that supplied a chunk of a load under way; empty where it is not one."""
         return self._loading.get(load, {}).get(key, _NOT_FOR_THIS_REQUEST).source
@@ -112,14 +116,16 @@ class ServerPlacement:
         """
         holds = self._holds.pop(request, {})
         missing = [key for key in keys if key not in holds]
-        holds.update(zip(missing, self._chain.acquire(missing), strict=True))
+        if missing:
+            holds.update(zip(missing, self._chain.acquire(missing), strict=True))
         taken: dict[ChunkKey, Found] = {}
         for key in keys:
             found = holds.pop(key)
             assert found.slot is not None, "the server loads only what lookup called a hit"
             assert self._chain.state_of(found.slot) is Presence.READY, "a hit is readable"
             taken[key] = found
-            self._chain.count("hits", found.source, 1)
+        for source, chunks in Counter(found.source for found in taken.values()).items():
+            self._chain.count("hits", source, chunks)
         self._let_go(holds.values())
         self._loading.setdefault(load or request, {}).update(taken)
         self._chain.touch(list(keys))
@@ -149,9 +155,13 @@ class ServerPlacement:
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
         """The workers have written the slots, or not; `keys` come in any order, the log wants theirs."""
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
-        bad = {slot for slot in slots if not success or self._marks.store_failed(slot.index)}
+        bad: set[Slot] = set()
+        if not success:
+            bad.update(slots)
+        elif self._marks.stores_failed([slot.index for slot in slots]):
+            bad.update(slot for slot in slots if self._marks.stores_failed([slot.index]))
         self._chain.abandon(list(bad))
-        self._chain.commit([slot for slot in slots if slot not in bad])
+        self._chain.commit([slot for slot in slots if slot not in bad], in_step=True)
 
     def settle_stores(self) -> None:
         """Complete the stores that the workers have ended, for a server that says so late or too early."""
@@ -190,6 +200,17 @@ class ServerPlacement:
         quiet = [slot for slot in self._limbo if self._is_quiet(slot.index)]
         self._limbo = [slot for slot in self._limbo if slot not in quiet]
         self._chain.release(quiet)
+
+    def _find(self, key: ChunkKey, tiers: Tiers) -> Found:
+        if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
+            return _NOT_FOR_THIS_REQUEST
+        found = self._chain.pin(key)
+        if found.presence is not Presence.MISS:
+            return found
+        if tiers.below:
+            return self._chain.promise(key)
+        self._chain.count("misses", "pinned", 1)
+        return found
 
     def _is_quiet(self, index: int) -> bool:
         issued = int(self._stores_issued[index]), int(self._loads_issued[index])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from chain_rig import SLOT_BYTES, Rig, Slots, rigged
 
+from kvtier.engine import chain as chain_module
 from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
@@ -48,6 +49,41 @@ def test_a_hit_below_is_pending_in_the_same_call_and_its_promotion_starts_at_onc
     slots, _ = rig.fetch([b"x"]).result(5)  # nobody asked for it but acquire
     assert rig.lower.log == [("load", (b"x",))]
     assert rig.chain.state_of(found.slot) is Presence.READY
+    rig.chain.release([found.slot, *slots])
+
+
+def test_what_a_step_wants_begins_to_move_when_the_step_says_so(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_module, "STEP_S", 3600.0)
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.chain.commit(rig.chain.reserve([b"a"]).slots, in_step=True)
+    assert rig.chain.pin(b"x").presence is Presence.MISS
+    assert rig.chain.promise(b"y").presence is Presence.MISS
+    found = rig.chain.promise(b"x")
+    assert found.presence is Presence.PENDING
+    assert found.slot is not None
+    rig.gate(opened=True)  # the loop has been there
+    assert rig.lower.log == []
+    rig.chain.begin()
+    rig.drain()
+    rig.chain.release([found.slot, *rig.fetch([b"x"]).result(5)[0]])
+    assert sorted(rig.lower.log) == [("load", (b"x",)), ("store", (b"a",))]
+    assert rig.chain.stats().counters["misses", "pinned"] == 1, "a pin that misses is no answer yet"
+
+
+def test_what_a_step_commits_moves_though_no_other_step_follows(rig: Rig) -> None:
+    rig.chain.commit(rig.chain.reserve([b"a"]).slots, in_step=True)
+    rig.drain()
+    assert rig.lower.log == [("store", (b"a",))]
+
+
+def test_who_waits_for_what_a_step_was_promised_begins_with_it(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    found = rig.chain.promise(b"x")
+    assert found.slot is not None
+    slots, failed = rig.fetch([b"x"]).result(5)
+    assert not failed
     rig.chain.release([found.slot, *slots])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -66,3 +68,51 @@ def test_a_close_cancels_what_runs(loop: LoopThread) -> None:
     assert began.wait(WAIT_S)
     loop.close()
     assert work.cancelled()
+
+
+def test_a_doorbell_has_its_function_run_again_and_again(loop: LoopThread) -> None:
+    came = threading.Semaphore(0)
+    bell = loop.doorbell(came.release)
+    for _ in range(3):
+        bell.ring()
+        assert came.acquire(timeout=WAIT_S)
+
+
+def test_who_rings_keeps_the_interpreter_and_all_rings_so_far_are_one(loop: LoopThread) -> None:
+    ran: list[int] = []
+    came = threading.Event()
+
+    def run() -> None:
+        ran.append(1)
+        came.set()
+
+    bell = loop.doorbell(run)
+    bell.ring()
+    assert came.wait(WAIT_S)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(10.0)
+    try:
+        for _ in range(1000):
+            bell.ring()
+        assert len(ran) == 1, "the loop runs when the caller waits, and not before"
+    finally:
+        sys.setswitchinterval(interval_s)
+    came.clear()
+    assert came.wait(WAIT_S)
+    assert len(ran) == 2
+
+
+def test_a_ring_after_the_close_reaches_no_other_file() -> None:
+    loop = LoopThread()
+    bell = loop.doorbell(lambda: None)
+    loop.close()
+    others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(8)]
+    try:
+        assert bell.fd in others, "the number is used again"
+        bell.ring()
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in others:
+            os.close(other)

@@ -263,6 +263,11 @@ class ServerOldE(ServerE):
 class ServerF(VllmConfigs, Keyed):
     """0.25."""
 
+    def lookup(self, request: str, keys: Keys) -> int | None:
+        hits = super().lookup(request, keys)
+        self.manager.on_schedule_end(standins.ScheduleEndContext([], []))
+        return hits
+
     def make_worker(self) -> None:
         self._worker = self.spec.get_worker(canonical(self.caches))
 

@@ -1,6 +1,6 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
@@ -17,8 +17,8 @@ class Marks:
         self.failed: set[int] = set()
         self.ended = True
 
-    def store_failed(self, index: int) -> bool:
-        return index in self.failed
+    def stores_failed(self, indexes: Sequence[int]) -> bool:
+        return not self.failed.isdisjoint(indexes)
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
         return self.ended
@@ -43,7 +43,8 @@ class Server:
             self.rig.lower.chunks[key] = pattern(key, SLOT_BYTES)
 
     def settle(self, keys: list[bytes]) -> None:
-        """Wait until what was asked for has arrived or failed."""
+        """End the step, and wait until what was asked for has arrived or failed."""
+        self.placement.scheduled()
         slots, _ = self.rig.fetch(keys).result(5)
         self.rig.chain.release(slots)
 
