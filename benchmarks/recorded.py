@@ -24,6 +24,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_offload.base import OffloadingManager, OffloadingWorker
 
 DIRECTORY = "KVTIER_BENCH_STEPS"  # environment variable: where the logs go
+CORE = "KVTIER_BENCH_CORE"  # environment variable: the core of the scheduler's process
 
 SCHEDULER_CALLS = (
     "on_new_request",
@@ -47,6 +48,12 @@ WORKER_CALLS = (
 CALLS_OF_BOTH = ("get_kv_connector_stats",)
 
 
+def move_to_core(core: str) -> None:
+    """Have all threads of this process run on one core; what they start later stays there."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {int(core)})
+
+
 def new_log(name: str) -> StepLog:
     """A log of this process's own, written line by line: a server may be killed."""
     file = Path(os.environ[DIRECTORY], f"{name}.jsonl").open("w", buffering=1)  # noqa: SIM115 - as long as the process
@@ -57,6 +64,7 @@ class RecordedScheduler(Scheduler):
     """A step begins with `schedule`; what lies between two of them is a step's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        move_to_core(os.environ[CORE])  # before there is a plugin: its threads are to share this core
         super().__init__(*args, **kwargs)
         self._log = new_log("scheduler")
         self._step = 0

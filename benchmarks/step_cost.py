@@ -8,6 +8,10 @@ clock on the wall and on a core. Around it lies vLLM's own offloading connector,
 and around that all that the scheduler does in a step: there also shows what the plugin's threads take from
 the interpreter. vLLM without a plugin stands beside them.
 
+The scheduler's process, with the plugin's threads, has a core to itself. The model, the front end with its
+320 requests, and fio share the other one. fio moves 1 MiB at a time from registered buffers, so that it takes
+the drive and not the core.
+
 Prompts open with one of many prefixes that an earlier phase has brought to the drive. Device and pinned tier
 hold a part of them, so that lookups reach the drive, chunks are promoted and stores cascade. The systems take
 turns. Percentiles are those of one run's steps, and the figures are medians over the runs.
@@ -36,7 +40,7 @@ from typing import Any
 from nvme import machine, scratch
 from rich.console import Console
 from rich.table import Table
-from steps import Step, percentile, read_steps
+from steps import Calls, Step, percentile, read_steps
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "support"), str(TESTS / "vllm")]
@@ -65,19 +69,24 @@ QUICK_REQUESTS = 450
 
 BATCH_TOKENS = 1024  # a step
 
+MODEL_CORE, SCHEDULER_CORE = 0, 1  # the front end and fio share the model's
+
 WIDTH = 150  # of the table
 
-FIO = ("--rw=randrw", "--bs=256k", "--iodepth=32", "--ioengine=libaio", "--direct=1", "--size=1g")
+FIO = (
+    *("--rw=randrw", "--direct=1", "--size=1g", "--bs=1m", "--iodepth=8"),
+    *("--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1"),
+)
 FIO_RUNTIME_MAX_S = 1200
 
 COLUMNS = {
-    "plugin p50": "plugin_ms_p50",
-    "p99": "plugin_ms_p99",
-    "max": "plugin_ms_max",
-    "CPU p50": "plugin_cpu_ms_p50",
-    "CPU p99": "plugin_cpu_ms_p99",
-    "connector p50": "connector_ms_p50",
-    "its p99": "connector_ms_p99",
+    "manager p50": "manager_ms_p50",
+    "its p99": "manager_ms_p99",
+    "its max": "manager_ms_max",
+    "its CPU p50": "manager_cpu_ms_p50",
+    "its CPU p99": "manager_cpu_ms_p99",
+    "worker p50": "worker_ms_p50",
+    "worker p99": "worker_ms_p99",
     "scheduler p50": "scheduler_ms_p50",
     "scheduler p99": "scheduler_ms_p99",
     "step p50": "step_ms_p50",
@@ -136,7 +145,8 @@ def run_system(name: str, root: Path, model: Path, requests: int, *, busy_disk: 
             },
             environment={
                 "KVTIER_BENCH_STEPS": logs,
-                "VLLM_CPU_OMP_THREADS_BIND": "0",  # the model has one core, the scheduler another
+                "VLLM_CPU_OMP_THREADS_BIND": str(MODEL_CORE),
+                "KVTIER_BENCH_CORE": str(SCHEDULER_CORE),
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[:2]]),
             },
             **SYSTEMS[name](root),
@@ -167,8 +177,10 @@ def figures(run: Run) -> Figures:
     """What one run has shown; milliseconds."""
     found: Figures = {"steps": len(run.steps), "hit_tokens": run.hit_tokens}
     for what, values in {
-        "plugin": [step.plugin.total_ms for step in run.steps],
-        "plugin_cpu": [step.plugin.total_cpu_ms for step in run.steps],
+        "manager": [step.manager.total_ms for step in run.steps],
+        "manager_cpu": [step.manager.total_cpu_ms for step in run.steps],
+        "worker": [step.worker.total_ms for step in run.steps],
+        "worker_cpu": [step.worker.total_cpu_ms for step in run.steps],
         "connector": [step.connector.total_ms for step in run.steps],
         "connector_cpu": [step.connector.total_cpu_ms for step in run.steps],
         "scheduler": [step.scheduler.total_ms for step in run.steps],
@@ -182,18 +194,15 @@ def figures(run: Run) -> Figures:
         }
     for what in ("running", "waiting"):
         found[what] = statistics.median(getattr(step, what) for step in run.steps)
-    for call in sorted({name for step in run.steps for name in step.plugin.took_ms}):
-        for kind, of_step in (("ms", _took), ("cpu_ms", _cpu)):
-            found[f"plugin_{call}_{kind}_p99"] = percentile([of_step(step, call) for step in run.steps], 99)
+    for part in ("manager", "worker"):
+        calls: list[Calls] = [getattr(step, part) for step in run.steps]
+        for name in sorted({name for of_step in calls for name in of_step.took_ms}):
+            for unit, values in {
+                "ms": [of_step.took_ms.get(name, 0.0) for of_step in calls],
+                "cpu_ms": [of_step.cpu_ms.get(name, 0.0) for of_step in calls],
+            }.items():
+                found[f"{part}_{name}_{unit}_p99"] = percentile(values, 99)
     return found
-
-
-def _took(step: Step, call: str) -> float:
-    return step.plugin.took_ms.get(call, 0.0)
-
-
-def _cpu(step: Step, call: str) -> float:
-    return step.plugin.cpu_ms.get(call, 0.0)
 
 
 def medians(runs: Sequence[Figures]) -> Figures:
@@ -242,6 +251,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="a directory on the drive to use (default: here)")
     options = parser.parse_args()
     console = Console(stderr=True, width=WIDTH)
+    os.sched_setaffinity(0, {MODEL_CORE})  # of all that is started here; the scheduler then moves
     busy_disk = shutil.which("fio") is not None
     if not busy_disk:
         console.print("fio is not installed: nothing keeps the drive busy")

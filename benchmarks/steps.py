@@ -85,7 +85,8 @@ class Step:
         length_ms: from the beginning of this step to that of the next one.
         scheduler: the scheduler's own work, calls into the connector included.
         connector: calls into the connector, in the scheduler and in the worker.
-        plugin: the calls among these that went on into the plugin.
+        manager: the calls among these that went on into the plugin, in the scheduler.
+        worker: likewise in the worker.
         running: requests that run.
         waiting: requests that wait.
     """
@@ -93,21 +94,26 @@ class Step:
     length_ms: float
     scheduler: Calls
     connector: Calls
-    plugin: Calls
+    manager: Calls
+    worker: Calls
     running: int
     waiting: int
 
 
 def read_steps(directory: Path) -> list[Step]:
     """Put together what the processes of a server wrote, step by step; the last step has no end."""
-    connector, plugin = (_read_calls(directory.glob(f"{kind}-*.jsonl")) for kind in ("connector", "plugin"))
-    scheduler, none = _read_calls([directory / "scheduler.jsonl"]), Calls({}, {})
+    scheduler, connector, manager, worker = (
+        _read_calls(directory.glob(f"{logs}.jsonl"))
+        for logs in ("scheduler", "connector-*", "plugin-scheduler", "plugin-worker")
+    )
+    none = Calls({}, {})
     return [
         Step(
             length_ms=(following["began_ns"] - line["began_ns"]) / NS_PER_MS,
             scheduler=scheduler[line["step"]],
             connector=connector.get(line["step"], none),
-            plugin=plugin.get(line["step"], none),
+            manager=manager.get(line["step"], none),
+            worker=worker.get(line["step"], none),
             running=line["running"],
             waiting=line["waiting"],
         )

@@ -119,14 +119,19 @@ def test_processes_are_put_together_by_the_number_of_the_step(tmp_path: Path) ->
         tmp_path / "connector-worker.jsonl",
         {"step": 2, "took_ns": {"stats": 2 * ms}, "cpu_ns": {"stats": ms}},
     )
-    written(tmp_path / "plugin-worker.jsonl", {"step": 2, "took_ns": {"lookup": 2 * ms}, "cpu_ns": {}})
+    written(
+        tmp_path / "plugin-scheduler.jsonl",
+        {"step": 2, "took_ns": {"lookup": 3 * ms}, "cpu_ns": {"lookup": ms}},
+    )
+    written(tmp_path / "plugin-worker.jsonl", {"step": 2, "took_ns": {"submit": 2 * ms}, "cpu_ns": {}})
     none = steps.Calls({}, {})
     assert steps.read_steps(tmp_path) == [
         steps.Step(
             9,
             steps.Calls({"schedule": 4}, {"schedule": 1}),
             connector=none,
-            plugin=none,
+            manager=none,
+            worker=none,
             running=3,
             waiting=1,
         ),
@@ -134,7 +139,8 @@ def test_processes_are_put_together_by_the_number_of_the_step(tmp_path: Path) ->
             2,
             none,
             steps.Calls({"match": 5, "stats": 3}, {"match": 1, "stats": 1}),
-            steps.Calls({"lookup": 2}, {}),
+            manager=steps.Calls({"lookup": 3}, {"lookup": 1}),
+            worker=steps.Calls({"submit": 2}, {}),
             running=3,
             waiting=0,
         ),
