@@ -134,7 +134,8 @@ class Chain:
             found = [self._placement.pin(key) for key in keys]
             epoch = self._placement.epoch
         misses = [key for key, (presence, *_) in zip(keys, found, strict=True) if presence is Presence.MISS]
-        hits = self._below(misses, [presence is not Presence.MISS for presence, *_ in found])
+        skip = [presence is not Presence.MISS for presence, *_ in found]
+        hits = self._below(misses, skip) if misses else []
         with self._lock:
             if self._placement.epoch != epoch:
                 hits = []  # invalidated since the tiers below were asked
