@@ -13,6 +13,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ CALLS_OF_BOTH = ("get_kv_connector_stats",)
 def move_to_core(core: str) -> None:
     """Have all threads of this process run on one core; what they start later stays there."""
     for thread in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(thread.name), {int(core)})
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(thread.name), {int(core)})
 
 
 def new_log(name: str) -> StepLog:

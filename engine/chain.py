@@ -239,8 +239,8 @@ class Chain:
         answer nothing: a chunk of the old weights is never served to the new ones.
         """
         with self._lock:
+            self._invalidations += 1  # first: who sees the new epoch must ask no tier that is not told yet
             gone = self._placement.drop_all()
-            self._invalidations += 1
         self._loop.submit(self._invalidate_lower())
         return gone
 

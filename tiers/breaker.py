@@ -49,7 +49,7 @@ class _Switch:
         self._slow_s = slow_s
         self._clock = clock
         self._lock = threading.Lock()
-        # Under the lock:
+        # Changed under the lock; `answers` looks at the state and at `_sound_until_s` without it:
         self._state = BreakerState.CLOSED
         self._bad_calls = 0
         self._pause_s = PAUSE_S

@@ -85,11 +85,11 @@ class Manager(OffloadingManager):
         hits, waits = 0, False
         for key in keys:
             presence = self._placement.lookup(self._asked, key)
-            self._placement.scheduled()  # nothing else says when a step has asked all
             waits = waits or presence is Presence.PENDING
             if presence not in (Presence.READY, Presence.PENDING) or (waits and not _CAN_WAIT):
                 break
             hits += 1
+        self._placement.scheduled()  # nothing else says when a step has asked all
         return None if waits and _CAN_WAIT else hits
 
     def prepare_load(self, block_hashes: Iterable[BlockHash]) -> LoadStoreSpec:

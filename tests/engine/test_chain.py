@@ -10,7 +10,7 @@ from chain_rig import SLOT_BYTES, Rig, Slots, rigged
 from kvtier.engine import chain as chain_module
 from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.placement import Presence
+from kvtier.engine.placement import Found, Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.testing import MemoryTier, pattern
@@ -353,7 +353,12 @@ def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> 
     loop.close()
 
 
-def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it() -> None:
+@pytest.mark.parametrize(
+    "ask", [lambda chain: chain.acquire([b"old"])[0], lambda chain: chain.promise(b"old")]
+)
+def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it(
+    ask: Callable[[Chain], Found],
+) -> None:
     class Racing(MemoryTier):
         """The weights change while the tier is being asked."""
 
@@ -363,8 +368,7 @@ def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it() 
 
     loop, lower = LoopThread(), Racing()
     chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
-    (found,) = chain.acquire([b"old"])
-    assert found.presence is Presence.MISS
+    assert ask(chain).presence is Presence.MISS
     loop.submit(chain.stop()).result(5)
     loop.close()
 

@@ -119,6 +119,20 @@ async def test_a_call_that_hangs_opens_it_while_it_still_hangs(rig: Rig) -> None
     assert rig.state() is BreakerState.TRYING
 
 
+async def test_of_several_calls_the_one_that_hangs_opens_it(rig: Rig) -> None:
+    rig.tier.gate.clear()
+    hanging = asyncio.create_task(rig.load())
+    await asyncio.sleep(0)
+    rig.clock.now_s += SLOW_S / 2
+    fresh = asyncio.create_task(rig.load())
+    await asyncio.sleep(0)
+    assert rig.breaker.lookup([b"a"]) == [True]
+    rig.clock.now_s += SLOW_S / 2 + 0.1
+    assert rig.breaker.lookup([b"a"]) == [False], "the first call hangs, though the second one does not"
+    rig.tier.gate.set()
+    await asyncio.gather(hanging, fresh)
+
+
 async def test_one_good_call_after_the_pause_closes_it(rig: Rig) -> None:
     await rig.trip()
     rig.tier.refuses = False
