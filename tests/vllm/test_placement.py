@@ -233,6 +233,7 @@ def test_a_request_may_leave_out_the_tiers_below(server: Server) -> None:
     no_disk = Tiers(pinned=True, below=False)
     assert server.placement.lookup("r1", b"a", no_disk) is Presence.READY
     assert server.placement.lookup("r1", b"b", no_disk) is Presence.MISS
+    assert server.rig.chain.stats().counters["misses", "pinned"] == 1
     server.placement.finish("r1")
     assert server.pins() == 0
 
@@ -247,5 +248,6 @@ def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
     server.rig.drain()
     assert server.placement.lookup("r1", b"a", only_disk) is Presence.READY
     assert server.placement.lookup("r1", b"b", Tiers(pinned=False, below=False)) is Presence.MISS
+    assert ("misses", "pinned") not in server.rig.chain.stats().counters, "it asked for no tier that lacks it"
     server.placement.finish("r1")
     assert server.pins() == 0
