@@ -251,6 +251,8 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="a directory on the drive to use (default: here)")
     options = parser.parse_args()
     console = Console(stderr=True, width=WIDTH)
+    if not {MODEL_CORE, SCHEDULER_CORE} <= os.sched_getaffinity(0):
+        parser.error(f"it takes cores {MODEL_CORE} and {SCHEDULER_CORE}, and may not use both of them here")
     os.sched_setaffinity(0, {MODEL_CORE})  # of all that is started here; the scheduler then moves
     busy_disk = shutil.which("fio") is not None
     if not busy_disk:

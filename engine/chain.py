@@ -103,8 +103,7 @@ class Chain:
         self._lost: Counter[Failure] = Counter()  # what the last tier failed to take since the last flush
         self._stopped = False
         self._disused = False  # the tiers below could not be told that the weights changed
-        self._bell = loop.doorbell(self._pump)
-        self._later_bell = loop.doorbell(self._pump_later)
+        self._bell = loop.doorbell(self._rung)
         if events is not None:
             for tier in lower:
                 if isinstance(tier, TellsRemovals):
@@ -215,8 +214,7 @@ class Chain:
         with self._lock:
             self._placement.commit(slots, admitted)
             wake = self._placement.note_work() if in_step else self._placement.tell_work()
-        if wake:
-            (self._later_bell if in_step else self._bell).ring()
+        self._wake(wake)
 
     def abandon(self, slots: Sequence[Slot]) -> None:
         """The slots could not be filled: no lookup finds them from now on."""
@@ -373,8 +371,10 @@ class Chain:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _pump_later(self) -> None:
-        if self._later is None:
+    def _rung(self) -> None:
+        if self._placement.work_is_told:
+            self._pump()
+        elif self._later is None:  # it can wait for the end of a step
             self._later = asyncio.get_running_loop().call_later(STEP_S, self._pump)
 
     def _pump(self) -> None:

@@ -101,7 +101,7 @@ class Placement:
         self._admitted = 0  # chunks that will be committed and have their place among the dirty ones
         self._cascades_in_flight = 0
         self._cascades = below is not None  # whether anything goes down at all
-        self._work_is_told = False
+        self.work_is_told = False
         self._work_is_noted = False
         self.epoch = 0  # rises whenever everything is invalidated
         self.counters: Counter[tuple[str, str]] = Counter()
@@ -196,23 +196,23 @@ class Placement:
 
     def tell_work(self) -> bool:
         """Say whether the mover has to be told that there is work: only once until it looks."""
-        told, self._work_is_told = self._work_is_told, True
+        told, self.work_is_told = self.work_is_told, True
         return not told
 
     def note_work(self) -> bool:
         """Say whether the mover has to be told that there is work which can wait for a moment."""
-        new = not self._work_is_told and not self._work_is_noted
+        new = not self.work_is_told and not self._work_is_noted
         self._work_is_noted = True
         return new
 
     @property
     def has_new_work(self) -> bool:
         """Whether there is work that the mover was not told of, or told that it can wait."""
-        return not self._work_is_told and (self._work_is_noted or bool(self._wishes))
+        return not self.work_is_told and (self._work_is_noted or bool(self._wishes))
 
     def take_work(self) -> Work:
         """Take what may move now; each batch is returned by `promoted` or `cascaded`."""
-        self._work_is_told = self._work_is_noted = False
+        self.work_is_told = self._work_is_noted = False
         wishes, self._wishes = self._wishes, []
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in wishes:

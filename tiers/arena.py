@@ -166,9 +166,9 @@ class Arena:
         """Leave word that this rank's copies from these slots are over."""
         np.add.at(self._open().loads_done[rank], slots, 1)
 
-    def stores_failed(self, indexes: Sequence[int]) -> bool:
-        """Say whether the last store into any of these slots failed on some rank."""
-        return bool(self._open().store_failed[:, indexes].any())
+    def stores_failed(self, indexes: Sequence[int]) -> list[bool]:
+        """Say for each slot whether the last store into it failed on some rank."""
+        return [bool(marks.any()) for marks in self._open().store_failed[:, indexes].T]
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
         """Say whether every rank has ended this many stores and loads of a slot, counted modulo 2**32.

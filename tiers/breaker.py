@@ -117,8 +117,7 @@ class _Switch:
 
     def _look(self) -> None:
         now_s = self._clock()
-        oldest_s = next(iter(self._under_way.values()), now_s)
-        hangs = now_s - oldest_s > self._slow_s
+        hangs = now_s > self._sound_until_s
         if self._state is BreakerState.CLOSED and hangs:
             self._open()
         elif self._state is BreakerState.OPEN and now_s >= self._try_at_s and not hangs:

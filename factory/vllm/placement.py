@@ -45,8 +45,8 @@ EVERY_TIER = Tiers(pinned=True, below=True)
 class TransferMarks(Protocol):
     """What the workers leave in the arena for the scheduler to read."""
 
-    def stores_failed(self, indexes: Sequence[int]) -> bool:
-        """Say whether the last store into any of these slots failed on some rank."""
+    def stores_failed(self, indexes: Sequence[int]) -> Sequence[bool]:
+        """Say for each slot whether the last store into it failed on some rank."""
         ...
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
@@ -155,12 +155,9 @@ class ServerPlacement:
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
         """The workers have written the slots, or not; `keys` come in any order, the log wants theirs."""
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
-        bad: set[Slot] = set()
-        if not success:
-            bad.update(slots)
-        elif self._marks.stores_failed([slot.index for slot in slots]):
-            bad.update(slot for slot in slots if self._marks.stores_failed([slot.index]))
-        self._chain.abandon(list(bad))
+        failed = self._marks.stores_failed([slot.index for slot in slots])
+        bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
+        self._chain.abandon(bad)
         self._chain.commit([slot for slot in slots if slot not in bad], in_step=True)
 
     def settle_stores(self) -> None:

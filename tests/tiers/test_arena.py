@@ -107,12 +107,10 @@ def test_counts_wrap_with_those_of_the_scheduler(arena: Arena) -> None:
 def test_a_store_that_failed_on_any_rank_has_failed_until_that_rank_succeeds(arena: Arena) -> None:
     arena.store_ended(slots(0, 1), 0, failed=True)
     arena.store_ended(slots(0, 1), 1, failed=False)
-    assert arena.stores_failed([0])
-    assert arena.stores_failed([1])
-    assert not arena.stores_failed([2])
+    assert arena.stores_failed([0, 1, 2]) == [True, True, False]
     arena.store_ended(slots(0), 0, failed=False)
-    assert not arena.stores_failed([0])
-    assert arena.stores_failed([1])
+    assert arena.stores_failed([0, 1]) == [False, True]
+    assert arena.stores_failed([]) == []
 
 
 def test_where_ranks_hold_the_same_bytes_one_stores_and_all_load(name: str) -> None:
@@ -133,7 +131,7 @@ def test_marks_and_bytes_reach_the_other_processes(name: str) -> None:
     child.ask("write", 5, 9)
     child.ask("store_ended", [5, 6], 1, True)
     assert set(arena.buffer(5)) == {9}
-    assert arena.stores_failed([5])
+    assert arena.stores_failed([5]) == [True]
     assert not arena.transfers_done(5, stores=1, loads=0)
     arena.store_ended(slots(5, 6), 0, failed=False)
     assert arena.transfers_done(5, stores=1, loads=0)

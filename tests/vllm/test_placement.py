@@ -17,8 +17,8 @@ class Marks:
         self.failed: set[int] = set()
         self.ended = True
 
-    def stores_failed(self, indexes: Sequence[int]) -> bool:
-        return not self.failed.isdisjoint(indexes)
+    def stores_failed(self, indexes: Sequence[int]) -> list[bool]:
+        return [index in self.failed for index in indexes]
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
         return self.ended
