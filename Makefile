@@ -64,7 +64,7 @@ vllm-matrix: install
 	$(BIN)/python tools/vllm_matrix.py $(ARGS)
 
 crash: install
-	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/test_nvme_crash.py $(ARGS)
+	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,10 +23,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kvtier.tiers import pinning
-from kvtier.tiers.arena import Arena
-from kvtier.tiers.arenafile import SHARED_MEMORY
-from kvtier.tiers.memory import memory_room, shared_memory_room
+from kvtier.tiers.pinned import pinning
+from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned.arenafile import SHARED_MEMORY
+from kvtier.tiers.pinned.memory import memory_room, shared_memory_room
 
 CHUNK_BYTES = 2 << 20  # 64 tokens of an 8-billion-parameter model at 8 bits, rounded
 

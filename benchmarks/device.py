@@ -126,7 +126,7 @@ def about(device: torch.device) -> dict[str, str | int | None]:
 
 def copies_in_use(device: torch.device) -> str:
     """What carries the copies on this driver."""
-    from kvtier.tiers.cuda import BatchedMemcpy
+    from kvtier.tiers.device.cuda import BatchedMemcpy
 
     return "cuMemcpyBatchAsync" if BatchedMemcpy.find() is not None else "one memcpy a run"
 

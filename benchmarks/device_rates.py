@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from kvtier.tiers.arena import Arena
-from kvtier.tiers.copies import CopyJob, Lane, Mark
-from kvtier.tiers.copyplan import CopyPlan, KVLayout, Page, Rows, Spans
-from kvtier.tiers.gpu import GpuTier
+from kvtier.tiers.device.copies import CopyJob, Lane, Mark
+from kvtier.tiers.device.copyplan import CopyPlan, KVLayout, Page, Rows, Spans
+from kvtier.tiers.device.gpu import GpuTier
+from kvtier.tiers.pinned.arena import Arena
 
 KIB = 1024
 MIB = 1 << 20

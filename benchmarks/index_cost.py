@@ -26,8 +26,8 @@ def key_of(number: int) -> bytes:
 
 
 async def opened(path: Path, count: int) -> Any:
-    from kvtier.tiers.identity import Identity
-    from kvtier.tiers.nvme import NvmeTier
+    from kvtier.tiers.nvme.store.namespaces import Identity
+    from kvtier.tiers.nvme.tier import NvmeTier
 
     return await NvmeTier.open(
         path,
@@ -51,7 +51,7 @@ async def fill(path: Path, count: int) -> None:
 
 
 async def measure(path: Path, count: int) -> dict[str, float]:
-    from kvtier.tiers import nvme as _nvme  # noqa: F401 - imports are not part of opening
+    from kvtier.tiers.nvme import tier as _nvme  # noqa: F401 - imports are not part of opening
 
     began_s = time.perf_counter()
     tier = await opened(path, count)

@@ -27,7 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from stores import Kvtier, Memory, Pages
 
-from kvtier.tiers import append, checksum, files, index, pieces
+from kvtier.tiers.nvme.format import checksum
+from kvtier.tiers.nvme.index import environment as index
+from kvtier.tiers.nvme.io import files, pieces
+from kvtier.tiers.nvme.log import append
 
 STEPS: dict[str, tuple[type, str]] = {
     "checksums": (checksum.ChunkChecksum, "of"),

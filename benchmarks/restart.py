@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "support"), str(TESTS / "vllm")]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS / "factory" / "vllm")]
 
 from prompts import flat, prompt_pairs  # noqa: E402 - the harness of the tests of the real server
 from vllm_phases import alone  # noqa: E402

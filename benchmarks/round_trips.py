@@ -2,7 +2,7 @@
 
 A layout is a set of strided tensors in one flat piece of device memory, so that the whole piece can be
 compared: what was to move, what lies between rows, and all blocks that had nothing to do with it. The slots
-are compared as well, with what `tiers/copyplan.py` promises of them.
+are compared as well, with what `tiers/device/copyplan.py` promises of them.
 
 On a GPU the compute stream is kept busy, writes the blocks at the end of its queue, and the copy is submitted
 at once: a copy that does not wait for the stream takes old bytes, or is overwritten.
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvtier.tiers.arena import Arena
-from kvtier.tiers.copies import CopyJob
-from kvtier.tiers.copyplan import Spans
-from kvtier.tiers.gpu import GpuTier
+from kvtier.tiers.device.copies import CopyJob
+from kvtier.tiers.device.copyplan import Spans
+from kvtier.tiers.device.gpu import GpuTier
+from kvtier.tiers.pinned.arena import Arena
 
 Ids = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]

@@ -43,7 +43,7 @@ from rich.table import Table
 from steps import Calls, Step, percentile, read_steps
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "support"), str(TESTS / "vllm")]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS / "factory" / "vllm")]
 
 from tiny_llama import KV_BYTES_PER_TOKEN, VOCABULARY  # noqa: E402 - the harness of the tests
 from vllm_server import Samples, Server, Settings, tier_document  # noqa: E402

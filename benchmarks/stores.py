@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvtier.engine.loop import LoopThread
-from kvtier.tiers.identity import Identity
-from kvtier.tiers.nvme import NvmeTier
+from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.tier import NvmeTier
 
 MIB = 1 << 20
 POLL_S = 0.0002  # between two looks at a peer's finished jobs; about its own wake-up cost

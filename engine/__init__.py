@@ -2,6 +2,6 @@
 
 from .chain import ChainStats
 from .engine import OffloadEngine
-from .transfer import Job
+from .job import Job
 
 __all__ = ["ChainStats", "Job", "OffloadEngine"]

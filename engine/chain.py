@@ -27,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..tiers.base import Buffer, ChunkKey, Failure, Outcome, Tier, TierStats
 from ..tiers.errors import TierError
-from ..tiers.slots import Slot, SlotState, SlotTier
+from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .events import EventLog, TellsRemovals
 from .loop import LoopThread
 from .placement import Found, Placement, Presence, Reservation

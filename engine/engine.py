@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Outcome
-from ..tiers.gpu import GpuTier, Tensor
+from ..tiers.device.gpu import GpuTier, Tensor
 from .chain import ChainStats
+from .job import Job
 from .lifetime import ChainSpec, Direction, Lifetime
-from .transfer import Job
 from .unclosed import CLOSE_S, close_if_forgotten
 
 

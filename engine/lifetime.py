@@ -22,15 +22,15 @@ from concurrent.futures import CancelledError
 from typing import Any, NamedTuple, Protocol
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
+from ..tiers.device.gpu import GpuTier, GpuWindow
 from ..tiers.errors import ClosedError
-from ..tiers.gpu import GpuTier, GpuWindow
-from ..tiers.pinned import PinnedTier
+from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
 from .home import Home
+from .job import Job
 from .loop import LoopThread
 from .mover import Mover
-from .transfer import Job
 
 logger = logging.getLogger(__name__)
 

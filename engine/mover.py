@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.slots import Slot, SlotTier
+from ..tiers.pinned.slots import Slot, SlotTier
 from .chain import Chain
 from .placement import BATCH_CHUNKS_MAX
 

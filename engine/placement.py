@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
-from ..tiers.slots import Slot, SlotState, SlotTier
+from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .events import EventLog
 
 BATCH_CHUNKS_MAX = 64  # one tier call; enough to fill a drive's queue, small enough to show progress

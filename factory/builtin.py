@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..tiers import Tier
-from ..tiers.arena import Arena
-from ..tiers.identity import Identity
-from ..tiers.nvme import NvmeTier
-from ..tiers.pinned import PinnedTier
+from ..tiers.nvme.store.namespaces import Identity
+from ..tiers.nvme.tier import NvmeTier
+from ..tiers.pinned.arena import Arena
+from ..tiers.pinned.tier import PinnedTier
 from .base import TierContext
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 

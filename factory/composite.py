@@ -9,9 +9,9 @@ from typing import Any
 
 from ..engine.bounded import ended
 from ..tiers import Tier
-from ..tiers.arena import Arena
 from ..tiers.breaker import Breaker
-from ..tiers.pinned import PinnedTier
+from ..tiers.pinned.arena import Arena
+from ..tiers.pinned.tier import PinnedTier
 from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
 from .config import KvtierConfig, load_config, resolve_config

@@ -15,11 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ..tiers import ConfigError, TierUnavailable
-from ..tiers.arenafile import SHARED_MEMORY, ArenaLayout
-from ..tiers.eviction import POLICIES
-from ..tiers.memory import memory_room, shared_memory_room
-from ..tiers.numa import memory_nodes
-from ..tiers.store_dir import StoreDirectory
+from ..tiers.nvme.store.directory import StoreDirectory
+from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
+from ..tiers.pinned.eviction import POLICIES
+from ..tiers.pinned.memory import memory_room, shared_memory_room
+from ..tiers.pinned.numa import memory_nodes
 from .base import TierConfig
 from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
@@ -162,7 +162,10 @@ class NvmeConfig(TierConfig):
         return self.model_copy(update={"capacity": capacity_bytes, "reserve": reserve_bytes})
 
     def probe(self, *, chunk_bytes: int, json_path: str) -> None:
-        from ..tiers.store import refuse_large, refuse_small  # the index, which only a look at a store needs
+        from ..tiers.nvme.store.opening import (  # the index, which only a look at a store needs
+            refuse_large,
+            refuse_small,
+        )
 
         with _refused(f"{json_path}.path"):
             facts = StoreDirectory.look(self.path)

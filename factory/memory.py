@@ -1,5 +1,5 @@
 """How much memory this process may use: what a percentage in the document is of."""
 
-from ..tiers.memory import memory_limit_bytes
+from ..tiers.pinned.memory import memory_limit_bytes
 
 __all__ = ["memory_limit_bytes"]

@@ -15,9 +15,14 @@ MAY_IMPORT = {
     "factory": {"factory", "engine", "tiers"},
 }
 HOMES = {
-    "torch": {"tiers/gpu.py", "tiers/cuda.py", "tiers/arena.py", "tiers/pinning.py"},
-    "lmdb": {"tiers/index.py"},
-    "aiofiles": {"tiers/files.py"},
+    "torch": {
+        "tiers/device/gpu.py",
+        "tiers/device/cuda.py",
+        "tiers/pinned/arena.py",
+        "tiers/pinned/pinning.py",
+    },
+    "lmdb": {"tiers/nvme/index/environment.py"},
+    "aiofiles": {"tiers/nvme/io/files.py"},
 }
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 

@@ -15,7 +15,7 @@ __all__ = ["CompositeOffloadingSpec", "KvtierNvmeTier"]
 
 def __getattr__(name: str) -> Any:
     if name == "CompositeOffloadingSpec":
-        from .generation import spec_class
+        from .generations.installed import spec_class
 
         return spec_class()
     if name == "KvtierNvmeTier":

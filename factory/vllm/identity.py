@@ -11,7 +11,7 @@ import vllm
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
-from ...tiers.identity import one_process, weights_fingerprint
+from ...tiers.nvme.store.namespaces import one_process, weights_fingerprint
 from .facts import Parallel, ServerFacts
 
 logger = logging.getLogger(__name__)

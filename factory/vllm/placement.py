@@ -18,7 +18,7 @@ import numpy as np
 from ...engine.chain import Chain
 from ...engine.placement import Found, Presence
 from ...tiers.base import ChunkKey
-from ...tiers.slots import Slot
+from ...tiers.pinned.slots import Slot
 
 _NOT_FOR_THIS_REQUEST = Found(Presence.MISS)
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...engine.events import EventLog
-from ...tiers.arena import Arena
-from ...tiers.gpu import GpuTier
-from ...tiers.identity import one_process
+from ...tiers.device.gpu import GpuTier
+from ...tiers.nvme.store.namespaces import one_process
+from ...tiers.pinned.arena import Arena
 from .facts import ServerFacts
 from .identity import identity_fields
 from .options import composite_spec

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...tiers.identity import one_process
+from ...tiers.nvme.store.namespaces import one_process
 
 
 def served_fields(vllm_config: Any) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from ...engine.bounded import ended
 from ...engine.chain import Chain
 from ...engine.events import EventLog
 from ...engine.loop import LoopThread
-from ...tiers.arena import Arena
+from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...tiers.arena import Arena
-from ...tiers.copies import CopyJob, Lane
-from ...tiers.copyplan import Spans
-from ...tiers.gpu import GpuTier
+from ...tiers.device.copies import CopyJob, Lane
+from ...tiers.device.copyplan import Spans
+from ...tiers.device.gpu import GpuTier
+from ...tiers.pinned.arena import Arena
 
 Indexes = Sequence[int] | NDArray[np.int32]
 

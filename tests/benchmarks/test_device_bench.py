@@ -15,9 +15,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from kvtier.tiers.copies import Lane
-from kvtier.tiers.copyplan import CopyPlan
-from kvtier.tiers.gpu import CpuCopies
+from kvtier.tiers.device.copies import Lane
+from kvtier.tiers.device.copyplan import CopyPlan
+from kvtier.tiers.device.gpu import CpuCopies
 
 round_trips = pytest.importorskip("round_trips", reason="the benchmark is not part of the package")
 

@@ -17,7 +17,7 @@ from kvtier.engine.loop import LoopThread
 from kvtier.engine.mover import Mover
 from kvtier.factory.composite import CompositeSpec
 from kvtier.tiers.base import Outcome
-from kvtier.tiers.gpu import GpuTier
+from kvtier.tiers.device.gpu import GpuTier
 
 KEYS = [b"key-%02d" % i for i in range(6)]
 SETTLE_S = 10.0

@@ -14,8 +14,8 @@ from lifetime_rig import WAIT_S, Spec, opened, tensors
 
 from kvtier.engine import OffloadEngine, lifetime, loop
 from kvtier.engine.lifetime import Lifetime
+from kvtier.tiers.device.gpu import GpuTier
 from kvtier.tiers.errors import ClosedError, TierUnavailable
-from kvtier.tiers.gpu import GpuTier
 
 SHORT_S = 0.05  # a deadline that a test waits for
 

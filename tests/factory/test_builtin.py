@@ -17,9 +17,9 @@ from kvtier.factory.composite import CompositeSpec
 from kvtier.factory.entries import PinnedConfig
 from kvtier.factory.vllm.server import Geometry, SchedulerSide, attach_arena
 from kvtier.tiers import ConfigError
-from kvtier.tiers.arena import Arena
-from kvtier.tiers.numa import memory_nodes
-from kvtier.tiers.pinned import PinnedTier
+from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned.numa import memory_nodes
+from kvtier.tiers.pinned.tier import PinnedTier
 
 NUMA_MAPS = Path("/proc/self/numa_maps")
 

@@ -29,11 +29,11 @@ from kvtier.factory.config import (
 from kvtier.factory.entries import GpuConfig, NvmeConfig, PinnedConfig
 from kvtier.factory.sizes import HOW_TO_WRITE, Percent
 from kvtier.tiers import ConfigError
-from kvtier.tiers.budget import facts_for
-from kvtier.tiers.eviction import POLICIES
-from kvtier.tiers.files import Files
-from kvtier.tiers.memory import Room
-from kvtier.tiers.store_dir import StoreDirectory
+from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.log.budget import facts_for
+from kvtier.tiers.nvme.store.directory import StoreDirectory
+from kvtier.tiers.pinned.eviction import POLICIES
+from kvtier.tiers.pinned.memory import Room
 
 MIB = 1 << 20
 GIB = 1 << 30

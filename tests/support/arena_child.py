@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kvtier.tiers.arena import Arena
-from kvtier.tiers.arenafile import arena_path
 from kvtier.tiers.errors import TierUnavailable
+from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned.arenafile import arena_path
 
 PART_BYTES = 5000
 

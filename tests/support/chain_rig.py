@@ -7,8 +7,8 @@ from kvtier.engine.chain import Chain
 from kvtier.engine.events import EventLog
 from kvtier.engine.loop import LoopThread
 from kvtier.tiers.base import Buffer, Failure
-from kvtier.tiers.eviction import POLICIES
-from kvtier.tiers.slots import Slot, SlotTable
+from kvtier.tiers.pinned.eviction import POLICIES
+from kvtier.tiers.pinned.slots import Slot, SlotTable
 from kvtier.tiers.testing import MemoryTier, pattern
 
 SLOT_BYTES = 64

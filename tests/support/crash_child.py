@@ -21,7 +21,7 @@ from typing import Any
 from nvme_rig import filled, keys_of, opened, right
 
 from kvtier.tiers.base import RemoveReason
-from kvtier.tiers.files import Files
+from kvtier.tiers.nvme.io.files import Files
 
 LIFE_MAX_S = 20.0  # a life that was not killed and does not end is stuck
 FLUSH_ODDS, LOAD_ODDS, REMOVE_ODDS, EPOCH_ODDS = 0.4, 0.5, 0.1, 0.02

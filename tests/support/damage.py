@@ -9,9 +9,9 @@ from typing import TypeVar
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB
 
 from kvtier.tiers.base import ChunkKey
-from kvtier.tiers.files import BLOCK_BYTES, Files
-from kvtier.tiers.index import Extent, SegmentState, Transaction
-from kvtier.tiers.store import Store, close_store, open_existing
+from kvtier.tiers.nvme.index.environment import Extent, SegmentState, Transaction
+from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.store.opening import Store, close_store, open_existing
 
 T = TypeVar("T")
 

@@ -125,7 +125,7 @@ class FakeCuda:
         self._failing: dict[tuple[str, ...], str] = {}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put the device where `tiers/cuda.py` looks for one."""
+        """Put the device where `tiers/device/cuda.py` looks for one."""
         monkeypatch.setattr(torch.cuda, "Stream", self._stream)
         monkeypatch.setattr(
             torch.cuda, "Event", lambda enable_timing=False: FakeEvent(self, enable_timing=enable_timing)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.files import BLOCK_BYTES, Files, scratch
+from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files, scratch
 
 
 class _Write(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from ordering_rig import SteppedCudaCopies
 from race_detector import Access, RaceDetector, SteppedCopies
 
-from kvtier.tiers.copies import Copies, CopyJob, Lane, Mark
-from kvtier.tiers.copyplan import Addresses, CopyPlan, KVLayout, Spans
-from kvtier.tiers.gpu import GpuTier, Tensor
+from kvtier.tiers.device.copies import Copies, CopyJob, Lane, Mark
+from kvtier.tiers.device.copyplan import Addresses, CopyPlan, KVLayout, Spans
+from kvtier.tiers.device.gpu import GpuTier, Tensor
 
 
 class EarlyJob:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from kvtier.engine.engine import OffloadEngine
-from kvtier.tiers.arena import Arena
 from kvtier.tiers.base import Buffer, Outcome, Tier
 from kvtier.tiers.errors import TierError
-from kvtier.tiers.pinned import PinnedTier
+from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.settled import settled
 from kvtier.tiers.testing import MemoryTier
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.tiers.base import Buffer, ChunkKey
-from kvtier.tiers.identity import Identity
-from kvtier.tiers.nvme import NvmeTier
+from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import aligned_buffers, pattern
 
 KIB = 1024

@@ -11,11 +11,11 @@ import torch
 from fake_cuda import DEVICE, FakeCuda, FakeDriver
 from race_detector import Access, RaceDetector, Ranges, SteppedCopies
 
-from kvtier.tiers import cuda
-from kvtier.tiers.copies import Copies, CopyJob, Lane, Mark
-from kvtier.tiers.copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
-from kvtier.tiers.cuda import BatchedMemcpy, CudaCopies
-from kvtier.tiers.gpu import GpuTier
+from kvtier.tiers.device import cuda
+from kvtier.tiers.device.copies import Copies, CopyJob, Lane, Mark
+from kvtier.tiers.device.copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
+from kvtier.tiers.device.cuda import BatchedMemcpy, CudaCopies
+from kvtier.tiers.device.gpu import GpuTier
 from kvtier.tiers.testing import aligned_buffers
 
 BLOCKS = 5

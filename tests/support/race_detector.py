@@ -22,9 +22,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from kvtier.tiers.copies import CopyJob, Lane, Mark
-from kvtier.tiers.copyplan import CopyPlan
-from kvtier.tiers.gpu import CpuCopies
+from kvtier.tiers.device.copies import CopyJob, Lane, Mark
+from kvtier.tiers.device.copyplan import CopyPlan
+from kvtier.tiers.device.gpu import CpuCopies
 
 COMPUTE = "compute"
 STEP_WAIT_S = 10.0  # a thread that was let go has moved by then, or hangs

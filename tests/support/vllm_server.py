@@ -19,7 +19,7 @@ import psutil
 from vllm_child import TINY_PROMPT
 
 HERE = Path(__file__).parent
-SPECS = HERE.parent / "vllm"  # where `saboteurs` lies
+SPECS = HERE.parent / "factory" / "vllm"  # where `saboteurs` lies
 
 SPEC_MODULE = "kvtier.factory.vllm"
 SPEC_NAME = "CompositeOffloadingSpec"

@@ -1,0 +1,1 @@
+"""A trace of requests, replayed through the placement code without moving a byte."""

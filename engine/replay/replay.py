@@ -1,0 +1,185 @@
+"""A trace replayed through the placement code: what each tier would have done for it, without moving a byte.
+
+The chain is the real one, and the tiers below it decide without keeping anything (`tiers`). Requests
+come one after the other, each when all movement of the one before has ended: neither a device nor a disk
+takes time here, so nothing is late and nothing is shed for being slow. What is reported is the policy's
+work, the best that placement can do at these sizes.
+
+One request, in the order in which a server acts:
+
+    find      one chunk after the other, up to the first that cannot be had; those below are promoted
+    store     every chunk without a slot gets one, made free by eviction, and goes down from there
+    touch     what was in a slot before was used, after the new ones came (`tiers.eviction` says why)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...tiers import ChunkKey, Tier
+from ...tiers.pinned.slots import Slot, SlotTier
+from ..chain import Chain, ChainStats
+from ..loop import LoopThread
+from ..placement import Presence
+from .trace import Requests
+
+TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress
+
+STORES_PER_ARENA = 4  # a store takes a quarter of the slots at most, as the engine's own do
+
+NEVER_S = 1e9  # the deadline of loads that take no time
+
+
+@dataclass(frozen=True, slots=True)
+class TierFigures:
+    """What one tier did.
+
+    Attributes:
+        capacity_bytes: what it may take.
+        hits_chunks: prompt chunks that it supplied.
+        hit_rate_percent: the same, of all prompt chunks.
+        promoted_chunks: chunks copied from here into a slot; of the pinned tier none.
+        evicted_chunks: chunks that left to make room.
+        written_bytes: bytes that came in: stored, promoted into it, or carried over when it made room.
+        dropped_chunks: chunks offered to it that found no room.
+    """
+
+    tier: str
+    capacity_bytes: int
+    hits_chunks: int
+    hit_rate_percent: float
+    promoted_chunks: int
+    evicted_chunks: int
+    written_bytes: int
+    dropped_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayFigures:
+    """What all tiers together did for a trace; `tiers` are in the order of the chain."""
+
+    requests_count: int
+    prompt_chunks: int
+    hits_chunks: int
+    hit_rate_percent: float
+    tiers: tuple[TierFigures, ...]
+
+
+def unlimited_hit_percent(requests: Requests) -> float:
+    """The hit rate of a cache without a limit: no tiers of any size do better."""
+    total_count = sum(map(len, requests))
+    return 100 * (total_count - distinct_count(requests)) / total_count
+
+
+def distinct_count(requests: Requests) -> int:
+    """How many different chunks the prompts consist of."""
+    return len({key for keys in requests for key in keys})
+
+
+def replay(
+    requests: Requests, pinned: SlotTier, lower: Sequence[Tier], told: Callable[[int], None]
+) -> ReplayFigures:
+    """Replay the requests, and tell now and then how many more were served.
+
+    Runs on a loop thread of its own, which has ended when this returns or raises. The same arguments give
+    the same figures.
+
+    Args:
+        pinned: empty, and used by nobody else, as are the tiers below.
+        lower: tiers that answer without waiting, nearest first, each under a name of its own.
+        told: called on the caller's thread; what it raises ends the replay.
+    """
+    loop = LoopThread("kvtier-replay")
+    chain = Chain(pinned, lower, loop, load_deadline_s=NEVER_S, clock=lambda: 0.0)
+    try:
+        for start in range(0, len(requests), TURN_REQUESTS):
+            turn = requests[start : start + TURN_REQUESTS]
+            loop.submit(_serve_all(chain, pinned.name, turn)).result()
+            told(len(turn))
+        stats = chain.stats()
+    finally:
+        loop.submit(chain.stop()).result()
+        loop.close()
+    return _figures(requests, stats, [pinned.name, *(tier.name for tier in lower)])
+
+
+async def _serve_all(chain: Chain, pinned: str, requests: Requests) -> None:
+    for keys in requests:
+        await _serve(chain, pinned, keys)
+
+
+async def _serve(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> None:
+    held = _find(chain, keys)
+    if any(source != pinned for _, source in held.values()):
+        await chain.settled(list(held))
+    for slot, source in held.values():
+        if chain.state_of(slot) is not Presence.READY:
+            break
+        chain.count("hits", source, 1)
+    resident = await _store(chain, pinned, keys)
+    chain.touch(resident)
+    chain.release(slot for slot, _ in held.values())
+
+
+def _find(chain: Chain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
+    """Pin one chunk after the other, up to the first that cannot be had; says which tier supplies each."""
+    held: dict[ChunkKey, tuple[Slot, str]] = {}
+    for key in keys:
+        _, slot, source = chain.acquire([key])[0]
+        if slot is None:
+            break
+        held[key] = slot, source
+    return held
+
+
+async def _store(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+    """Store what has no slot yet, and wait until it is where it goes; returns what had one before."""
+    resident: list[ChunkKey] = []
+    step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
+    for start in range(0, len(keys), step_chunks):
+        part = keys[start : start + step_chunks]
+        reserved = chain.reserve(part)
+        new = {slot.key for slot in reserved.slots}.union(reserved.left)
+        resident += [key for key in part if key not in new]
+        chain.count("dropped_chunks", pinned, len(reserved.left))
+        chain.commit(reserved.slots)
+        await chain.drain()
+    return resident
+
+
+def _figures(requests: Requests, stats: ChainStats, names: Sequence[str]) -> ReplayFigures:
+    prompt_chunks = sum(map(len, requests))
+    tiers = tuple(_tier_figures(stats, name, names[0], prompt_chunks) for name in names)
+    hits_chunks = sum(tier.hits_chunks for tier in tiers)
+    return ReplayFigures(
+        len(requests), prompt_chunks, hits_chunks, _percent(hits_chunks, prompt_chunks), tiers
+    )
+
+
+def _tier_figures(stats: ChainStats, name: str, pinned: str, prompt_chunks: int) -> TierFigures:
+    chain, own = stats.counters, stats.tiers[name].counters
+    if name == pinned:
+        # Whatever was loaded from a tier was written into a slot.
+        promoted_bytes = sum(count for (what, _), count in chain.items() if what == "loaded_bytes")
+        evicted_chunks = chain.get(("evicted_chunks", name), 0)
+        written_bytes = chain.get(("stored_bytes", name), 0) + promoted_bytes
+    else:
+        # The chain also counts as stored what was there already.
+        evicted_chunks = own.get("evicted_chunks", 0)
+        written_bytes = own.get("stored_bytes", 0) + own.get("carried_bytes", 0)
+    hits_chunks = chain.get(("hits", name), 0)
+    return TierFigures(
+        tier=name,
+        capacity_bytes=stats.tiers[name].capacity_bytes,
+        hits_chunks=hits_chunks,
+        hit_rate_percent=_percent(hits_chunks, prompt_chunks),
+        promoted_chunks=chain.get(("loaded_chunks", name), 0),
+        evicted_chunks=evicted_chunks,
+        written_bytes=written_bytes,
+        dropped_chunks=chain.get(("dropped_chunks", name), 0),
+    )
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 3)

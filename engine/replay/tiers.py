@@ -1,0 +1,227 @@
+"""Tiers without bytes: they decide like the real ones and move nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
+from ...tiers.nvme.format.segment_file import FIRST_BLOCK, OpenSegment, SegmentFile, SegmentName
+from ...tiers.nvme.index.environment import HITS_MAX
+from ...tiers.nvme.io.files import Files, aligned
+from ...tiers.nvme.log.budget import Budget, facts_for
+from ...tiers.nvme.log.lifecycle import AHEAD_BYTES_MAX, AHEAD_SHARE, SEGMENTS_FOR_AHEAD
+from ...tiers.nvme.log.reclaim import Allowance
+from ...tiers.pinned.eviction import POLICIES
+from ...tiers.pinned.slots import Slot, SlotTable
+
+_NOTHING = memoryview(b"")
+
+
+class SlotsWithoutBytes:
+    """A pinned tier that has its slot table and no arena."""
+
+    name = "pinned"
+
+    def __init__(self, slots_count: int, *, slot_bytes: int, policy: str) -> None:
+        self.table = SlotTable(slots_count, POLICIES[policy](slots_count))
+        self.slot_bytes = slot_bytes
+
+    def buffer(self, slot: Slot) -> Buffer:
+        return _NOTHING
+
+
+class _Chunk:
+    """A chunk in the log: how often it was read, and whether since it was last written."""
+
+    __slots__ = ("hits", "read_since")
+
+    def __init__(self, hits: int = 0) -> None:
+        self.hits = hits
+        self.read_since = False
+
+
+class _Segment:
+    """One life of a segment: its room, and its chunks in the order of place."""
+
+    def __init__(self, file: SegmentFile) -> None:
+        self.room = OpenSegment(file, FIRST_BLOCK)
+        self.chunks: dict[ChunkKey, _Chunk] = {}
+
+
+class LogWithoutBytes:
+    """The NVMe tier's log without its directory: the same segments, in the same order, with the same bounds.
+
+    It shares the sizes (`tiers.budget`), the room within a segment (`OpenSegment`) and the allowance for
+    carrying with the real tier. It mirrors how `Log` claims and chooses a segment to reclaim, how `Carrier`
+    chooses what is carried, and how `NvmeTier` keeps a segment free ahead. Its upkeep always keeps pace with
+    the stores, the cap is there to be used, and the index never fills; a real one may do worse.
+
+    Threads: all calls on one event loop.
+    """
+
+    def __init__(
+        self, name: str, *, capacity_bytes: int, chunk_bytes: int, write_amplification: float
+    ) -> None:
+        self.name = name
+        self._budget = _budget(capacity_bytes, chunk_bytes)
+        assert capacity_bytes >= self._budget.least_bytes, "the caller refuses what holds no two segments"
+        # No file at all: what is asked of it is its size.
+        self._file = SegmentFile(Files(), -1, SegmentName(b"", 0, 0), self._budget.segment_bytes)
+        self._chunk_bytes = aligned(chunk_bytes)
+        self._segments_bytes = self._budget.segments_bytes(namespaces_count=1)
+        self._ahead_bytes = min(AHEAD_BYTES_MAX, capacity_bytes // AHEAD_SHARE)
+        self._allowance = Allowance(write_amplification)
+        # Mutable state, changed on the loop only.
+        self._where: dict[ChunkKey, _Segment] = {}
+        self._open: _Segment | None = None
+        self._sealed: deque[_Segment] = deque()  # the oldest first
+        self._files_count = 0  # segments that have a file, in use or free
+        self._free_count = 0
+        self._counters = dict.fromkeys(("stored_bytes", "carried_bytes", "evicted_chunks"), 0)
+
+    @staticmethod
+    def least_bytes(chunk_bytes: int) -> int:
+        """The smallest cap under which a log works."""
+        capacity_bytes = 0
+        # What is set aside grows with the cap, by a small part of it, so this ends soon.
+        while (least_bytes := _budget(capacity_bytes, chunk_bytes).least_bytes) > capacity_bytes:
+            capacity_bytes = least_bytes
+        return capacity_bytes
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+        return [key in self._where for key in keys]
+
+    async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        new = {key: _Chunk() for key in keys if key not in self._where}
+        self._append(new, keeping_room=True)
+        failed = {key: Failure.NO_SPACE for key in new if key not in self._where}
+        size_bytes = (len(new) - len(failed)) * self._chunk_bytes
+        self._counters["stored_bytes"] += size_bytes
+        self._allowance.stored(size_bytes)
+        return Outcome.of(keys, failed)
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        failed = {}
+        for key in keys:
+            segment = self._where.get(key)
+            if segment is None:
+                failed[key] = Failure.MISSING
+            else:
+                chunk = segment.chunks[key]
+                chunk.hits, chunk.read_since = min(HITS_MAX, chunk.hits + 1), True
+        return Outcome.of(keys, failed)
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        for key in keys:
+            segment = self._where.pop(key, None)
+            if segment is not None:
+                del segment.chunks[key]
+
+    async def flush(self) -> None:
+        return None
+
+    def stats(self) -> TierStats:
+        used_bytes = self._files_count * self._budget.segment_cost_bytes
+        return TierStats(len(self._where), used_bytes, self._budget.capacity_bytes, self._counters)
+
+    async def close(self) -> None:
+        return None
+
+    def check(self) -> None:
+        """Assert that every chunk lies in one segment, and that the segments keep to the cap."""
+        held = [*self._sealed, *filter(None, [self._open])]
+        assert sum(len(segment.chunks) for segment in held) == len(self._where), "a chunk leaked"
+        assert all(key in segment.chunks for key, segment in self._where.items())
+        assert len(held) <= self._files_count, "a segment is used that was never made"
+        assert self._files_count * self._budget.segment_cost_bytes <= self._segments_bytes, "above the cap"
+
+    # Writing.
+
+    def _append(self, chunks: Mapping[ChunkKey, _Chunk], *, keeping_room: bool) -> None:
+        """Place the chunks in order, as far as there is room."""
+        waiting = list(chunks.items())
+        while waiting:
+            placed_count = self._place(waiting)
+            waiting = waiting[placed_count:]
+            if not placed_count:
+                if not self._roll():
+                    return
+                if keeping_room:
+                    self._keep_room()
+
+    def _place(self, waiting: Sequence[tuple[ChunkKey, _Chunk]]) -> int:
+        """Put as many leading chunks as fit into the open segment."""
+        segment = self._open
+        if segment is None:
+            return 0
+        lengths_bytes = [self._chunk_bytes] * len(waiting)
+        placement = segment.room.place([key for key, _ in waiting], lengths_bytes)
+        if placement is None:
+            return 0
+        for key, chunk in waiting[: placement.chunks]:
+            segment.chunks[key] = chunk
+            self._where[key] = segment
+        return placement.chunks
+
+    def _roll(self) -> bool:
+        """Replace the open segment: by a free one, a new one, or the oldest; False where there is none."""
+        if self._open is not None:
+            self._sealed.append(self._open)
+            self._open = None
+        if not self._free_count:
+            self._create()
+        if not self._free_count and not self._reclaim(carry=False):
+            return False
+        self._free_count -= 1
+        self._open = _Segment(self._file)
+        return True
+
+    def _create(self) -> None:
+        if (self._files_count + 1) * self._budget.segment_cost_bytes <= self._segments_bytes:
+            self._files_count += 1
+            self._free_count += 1
+
+    # Reclaiming.
+
+    def _keep_room(self) -> None:
+        while not self._room_ahead():
+            if not self._reclaim(carry=True):
+                return
+
+    def _room_ahead(self) -> bool:
+        cost_bytes = self._budget.segment_cost_bytes
+        in_use_count = self._files_count - self._free_count
+        room_bytes = self._segments_bytes - in_use_count * cost_bytes
+        small = self._files_count < SEGMENTS_FOR_AHEAD
+        return small or room_bytes >= max(self._ahead_bytes, cost_bytes)
+
+    def _reclaim(self, *, carry: bool) -> bool:
+        """Empty the oldest sealed segment; False where there is none."""
+        if not self._sealed:
+            return False
+        victim = self._sealed.popleft()
+        if carry:
+            self._carry(victim)
+        gone = [key for key in victim.chunks if self._where[key] is victim]
+        for key in gone:
+            del self._where[key]
+        self._counters["evicted_chunks"] += len(gone)
+        self._free_count += 1
+        return True
+
+    def _carry(self, victim: _Segment) -> None:
+        """Write what was read again, what was read most first, as far as the allowance goes."""
+        used = [(key, chunk) for key, chunk in victim.chunks.items() if chunk.read_since]
+        used.sort(key=lambda item: -item[1].hits)  # stable: equal ones stay in the order of place
+        chosen = {key for key, _ in used if self._allowance.take(self._chunk_bytes)}
+        # The next lap is earned by being read again.
+        carried = {key: _Chunk(chunk.hits) for key, chunk in victim.chunks.items() if key in chosen}
+        self._append(carried, keeping_room=False)
+        moved_count = sum(1 for key in carried if self._where[key] is not victim)
+        self._counters["carried_bytes"] += moved_count * self._chunk_bytes
+
+
+def _budget(capacity_bytes: int, chunk_bytes: int) -> Budget:
+    facts = facts_for(capacity_bytes, chunk_bytes)
+    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.index_bytes)

@@ -1,0 +1,108 @@
+"""A trace of requests: which chunks each prompt consists of, in the order of arrival.
+
+One JSON object a line, plain or gzipped. Of its fields only `hash_ids` is read: one whole number for each
+chunk of the prompt, head first, equal where the prompts are equal up to and including that chunk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeAlias
+
+from ...tiers import ChunkKey, ConfigError
+
+LINE_BYTES_MAX = 1 << 24  # over a million chunks in one prompt; what is longer is no trace
+
+ID_BYTES = 8
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+_SHOWN_CHARS_MAX = 40
+
+Requests: TypeAlias = list[list[ChunkKey]]
+"""The chunks of each request's prompt, head first."""
+
+
+def read_trace(path: Path) -> Requests:
+    """Read a whole trace.
+
+    Raises:
+        ConfigError: it cannot be read, or is none; the message names the file, the line and the field.
+    """
+    keys: dict[int, ChunkKey] = {}  # one object for each chunk, however often it comes
+    try:
+        with path.open("rb") as file:
+            requests = [_keys_of(line, keys, place) for place, line in _lines(file, path)]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ConfigError("", f"{path}: not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise ConfigError("", f"{path}: {_reason(error)}") from error
+    if not any(requests):
+        raise ConfigError("", f"{path}: no request with a chunk in it")
+    return requests
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every line that is not blank, with what to call it in messages."""
+    is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    file.seek(0)
+    number = 0
+    with gzip.open(file) if is_gzip else nullcontext(file) as lines:
+        while line := lines.readline(LINE_BYTES_MAX + 1):
+            number += 1
+            place = f"{path}: line {number}"
+            if len(line) > LINE_BYTES_MAX:
+                raise ConfigError("", f"{place}: longer than {LINE_BYTES_MAX} bytes, so not a request")
+            if not line.isspace():
+                yield place, line
+
+
+def _keys_of(line: bytes, keys: dict[int, ChunkKey], place: str) -> list[ChunkKey]:
+    ids = _ids_of(line, place)
+    chunks: dict[ChunkKey, None] = {}
+    for i, number in enumerate(ids):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 8 * ID_BYTES:
+            _refuse(place, f"hash_ids[{i}]", f"should be a whole number below 2^64, not {_shown(number)}")
+        key = keys.setdefault(number, number.to_bytes(ID_BYTES, "big"))
+        if key in chunks:
+            _refuse(place, f"hash_ids[{i}]", f"{number} comes twice, but an id names a whole prefix")
+        chunks[key] = None
+    return list(chunks)
+
+
+def _ids_of(line: bytes, place: str) -> list[object]:
+    try:
+        request = json.loads(line.decode().rstrip())
+    except json.JSONDecodeError as error:
+        raise ConfigError("", f"{place}: not JSON at column {error.colno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("", f"{place}: not UTF-8 text at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("", f"{place}: not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise ConfigError("", f'{place}: should be an object with "hash_ids", not {_shown(request)}')
+    if "hash_ids" not in request:
+        _refuse(place, "hash_ids", "missing")
+    ids = request["hash_ids"]
+    if not isinstance(ids, list):
+        _refuse(place, "hash_ids", f"should be a list of whole numbers, not {_shown(ids)}")
+    return ids
+
+
+def _refuse(place: str, field: str, message: str) -> NoReturn:
+    raise ConfigError("", f"{place}: {field}: {message}")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARS_MAX else f"{text[:_SHOWN_CHARS_MAX]}…"
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text[:1].lower()}{text[1:]}"

@@ -1,0 +1,108 @@
+"""`kvtier replay`: what a chain of tiers would have done for a trace of requests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ...engine.replay.trace import Requests
+    from .replay_output import CurvePoint
+    from .replay_plan import ReplayPlan
+
+EXIT_INTERRUPTED = 130  # as a shell says for a command that Ctrl-C ended
+
+# 512 tokens, what one id of a trace stands for, of Llama 3.1 8B in bf16: 32 layers, 8 KV heads of 128.
+CHUNK_SIZE = "64MiB"
+
+CURVE_DOUBLINGS = 3  # to either side of the configured capacity, for the plot
+
+
+def replay(
+    trace: Annotated[
+        Path, typer.Argument(help="Requests as JSON lines, plain or gzipped.", show_default=False)
+    ],
+    config: Annotated[Path, typer.Option(help="The tier-config document.", show_default=False)],
+    chunk_bytes: Annotated[
+        str,
+        typer.Option(
+            help="Size of one chunk, what one id of the trace stands for: bytes, or a size with a unit."
+        ),
+    ] = CHUNK_SIZE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Also replay at other pinned capacities, and write a PNG of the hit rates.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Replay a trace of requests through the tiers of a document, without moving bytes.
+
+    Prints the hit rate, in total and by tier, and what it took: promotions, evictions, bytes written, chunks
+    dropped. Opens no tier and changes nothing on the machine.
+    """
+    try:
+        _replay(trace, config, chunk_bytes, as_json, plot_file)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_file: Path | None) -> None:
+    from ...engine.replay.replay import unlimited_hit_percent
+    from ...engine.replay.trace import read_trace
+    from ..config import load_config
+    from ..sizes import parse_chunk_bytes
+    from .replay_output import as_json as to_json
+    from .replay_output import as_text, plot, require_plotting
+    from .replay_plan import plan_replay
+
+    plan = plan_replay(load_config(config), chunk_bytes=parse_chunk_bytes(chunk_bytes))
+    if plot_file is not None:
+        require_plotting(plot_file)
+    requests = read_trace(trace)
+    unlimited_percent = unlimited_hit_percent(requests)
+    counts = _curve_counts(plan.slots_count, requests) if plot_file else [plan.slots_count]
+    with _progress(len(requests) * len(counts), shown=not as_json) as told:
+        curve = [_point(plan.resized(count), requests, told) for count in counts]
+    figures = next(point.figures for point in curve if point.slots_count == plan.slots_count)
+    typer.echo((to_json if as_json else as_text)(figures, plan, unlimited_percent))
+    if plot_file is not None:
+        plot(curve, plan, unlimited_percent, plot_file)
+
+
+def _point(plan: ReplayPlan, requests: Requests, told: Callable[[int], None]) -> CurvePoint:
+    from ...engine.replay.replay import replay as run
+    from .replay_output import CurvePoint
+
+    return CurvePoint(plan.slots_count, run(requests, plan.pinned(), plan.lower(), told))
+
+
+def _curve_counts(slots_count: int, requests: Requests) -> list[int]:
+    """Pinned capacities to replay at, doubling, none far above what holds every chunk of the trace."""
+    from ...engine.replay.replay import distinct_count
+
+    smaller = {slots_count >> i for i in range(CURVE_DOUBLINGS + 1)} - {0}
+    larger = {slots_count << i for i in range(1, CURVE_DOUBLINGS + 1)}
+    useful_max = 2 * distinct_count(requests)
+    return sorted(smaller.union(count for count in larger if count < useful_max))
+
+
+@contextlib.contextmanager
+def _progress(requests_count: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the error output, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("replaying", total=requests_count)
+        yield lambda served_count: bar.advance(task, served_count)

@@ -1,0 +1,113 @@
+"""What a replay needs of a tier-config document: each tier's capacity in chunks, and its policy.
+
+Nothing is opened, and no path is looked at unless a capacity is a share of what lies there: the document
+may be one for another machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
+from ...tiers import ConfigError, Tier
+from ..base import TierConfig, unique_name
+from ..config import KvtierConfig
+from ..entries import NvmeConfig, PinnedConfig
+from ..sizes import Percent, format_size, size_bytes
+from ..wording import quoted, shown
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlan:
+    """One drive."""
+
+    name: str
+    capacity_bytes: int
+    write_amplification: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """A chain to replay through.
+
+    Attributes:
+        chunk_bytes: of a slot; whole pages.
+    """
+
+    slots_count: int
+    policy: str
+    chunk_bytes: int
+    logs: tuple[LogPlan, ...]
+
+    def pinned(self) -> SlotsWithoutBytes:
+        """A new, empty pinned tier."""
+        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, policy=self.policy)
+
+    def lower(self) -> Sequence[Tier]:
+        """New, empty tiers below it."""
+        return [
+            LogWithoutBytes(
+                log.name,
+                capacity_bytes=log.capacity_bytes,
+                chunk_bytes=self.chunk_bytes,
+                write_amplification=log.write_amplification,
+            )
+            for log in self.logs
+        ]
+
+    def resized(self, slots_count: int) -> ReplayPlan:
+        """The same chain with another pinned capacity."""
+        return replace(self, slots_count=slots_count)
+
+
+def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
+    """Turn a checked document into a chain without bytes.
+
+    Raises:
+        ConfigError: a tier cannot hold such chunks, or cannot be replayed.
+    """
+    _, pinned, *lower = config.tiers
+    assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
+    pinned = pinned.resolve(chunk_bytes=chunk_bytes, json_path="tiers[1]")
+    logs: list[LogPlan] = []
+    for i, tier in enumerate(lower, start=2):
+        name = unique_name("nvme", [log.name for log in logs])
+        logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
+    return ReplayPlan(pinned.capacity_bytes // chunk_bytes, pinned.policy, chunk_bytes, tuple(logs))
+
+
+def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:
+    if not isinstance(tier, NvmeConfig):
+        raise ConfigError(
+            f"{json_path}.type", f'{shown(tier.type)} cannot be replayed, only "pinned" and "nvme" can'
+        )
+    capacity_bytes = _capacity_bytes(tier, f"{json_path}.capacity")
+    least_bytes = LogWithoutBytes.least_bytes(chunk_bytes)
+    if capacity_bytes < least_bytes:
+        raise ConfigError(
+            f"{json_path}.capacity",
+            f"{format_size(capacity_bytes)} is too small for chunks of {format_size(chunk_bytes)}; "
+            f"the least that works is {least_bytes} bytes",
+        )
+    return LogPlan(name, capacity_bytes, tier.write_amplification)
+
+
+def _capacity_bytes(tier: NvmeConfig, json_path: str) -> int:
+    if isinstance(tier.capacity, int):
+        return tier.capacity
+    return size_bytes(tier.capacity, _file_system_bytes(tier.path, tier.capacity, json_path))
+
+
+def _file_system_bytes(path: Path, share: Percent, json_path: str) -> int:
+    try:
+        status = os.statvfs(path)
+    except OSError as error:
+        raise ConfigError(
+            json_path,
+            f"{shown(str(share))} is of the file system of {quoted(path)}, which is not on this machine; "
+            'to replay, write a size, for example "2TiB"',
+        ) from error
+    return status.f_blocks * status.f_frsize

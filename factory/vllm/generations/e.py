@@ -1,0 +1,101 @@
+"""The plugin for vLLM 0.21 to 0.24, whose workers route transfers to handlers.
+
+0.21 and 0.22 do not say when a request has ended, and 0.21 gives it no name: there a request is known by its
+context, which lives as long as it does, and what it holds is leased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager
+
+from ....engine.placement import Presence
+from ....tiers.device.copyplan import Spans
+from ..server import SchedulerSide
+from ..worker import CopyWorker
+from .canonical import spans
+from .handler import Handler
+from .leases import Leases
+from .manager import KeyedManager, SlotsSpec
+from .spec_of_config import SpecOfConfig
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_offload.base import (
+        CanonicalKVCaches,
+        LoadStoreSpec,
+        OffloadKey,
+        ReqContext,
+    )
+
+_RESULT = {
+    Presence.READY: True,
+    Presence.PENDING: None,  # ask again
+    Presence.LATE: False,
+    Presence.FULL: False,
+    Presence.MISS: False,
+}
+
+
+class Manager(KeyedManager):
+    """Runs in the scheduler."""
+
+    def __init__(self, side: SchedulerSide) -> None:
+        super().__init__(side)
+        tells_ends = hasattr(OffloadingManager, "on_request_finished")
+        self._leases = None if tells_ends else Leases(self._end)
+        self._waiting: dict[str, ReqContext] = {}  # keeps the name that a leased request has its own
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> bool | None:
+        request = self._request(req_context)
+        if self._leases is not None:
+            self._waiting[request] = req_context
+            self._leases.renew(request)
+        presence = self._placement.lookup(request, key)
+        self._side.chain.begin()  # not every release says when a step has asked all
+        return _RESULT[presence]
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        if self._leases is not None:
+            request = self._request(req_context)
+            self._leases.settle(request)
+            self._waiting.pop(request, None)
+        return super().prepare_load(keys, req_context)
+
+    def on_schedule_end(self) -> None:
+        self._placement.sweep()
+
+    def take_events(self) -> Iterable[Any]:
+        if self._leases is not None:  # then this is the only call in every step
+            self._placement.sweep()
+        return super().take_events()
+
+    def _end(self, request: str) -> None:
+        del self._waiting[request]
+        self._placement.finish(request)
+
+    def _request(self, req_context: ReqContext) -> str:
+        return str(getattr(req_context, "req_id", id(req_context)))
+
+
+class GroupHandler(Handler):
+    """Device blocks of several groups."""
+
+    def __init__(self, copies: CopyWorker) -> None:
+        super().__init__(copies, GPULoadStoreSpec)
+
+    def spans(self, spec: GPULoadStoreSpec, slots_count: int) -> Spans:
+        return spans(spec)
+
+
+class CompositeOffloadingSpec(SpecOfConfig):
+    """One offloading spec for the whole chain of a tier config."""
+
+    def get_manager(self) -> Manager:
+        return Manager(self._plugin.scheduler())
+
+    def get_handlers(self, kv_caches: CanonicalKVCaches) -> Iterator[tuple[type[Any], type[Any], Handler]]:
+        handler = GroupHandler(self._copies(kv_caches))
+        yield GPULoadStoreSpec, SlotsSpec, handler
+        yield SlotsSpec, GPULoadStoreSpec, handler

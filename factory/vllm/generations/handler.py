@@ -1,0 +1,52 @@
+"""The worker's role where vLLM routes transfers to handlers by their media: up to 0.24."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import is_dataclass
+from typing import Any
+
+from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
+
+from ....tiers.device.copyplan import Spans
+from ..worker import CopyWorker, Finished
+
+_NAMES_FIELDS = is_dataclass(TransferResult)  # up to 0.15 a result is a pair
+
+
+class Handler(OffloadingHandler):
+    """Both directions of one worker; vLLM is told of it twice, once for each."""
+
+    def __init__(self, copies: CopyWorker, device: type[Any]) -> None:
+        """Make the handler; `device` is vLLM's class of specs that name device blocks, others name slots."""
+        self._copies = copies
+        self._device = device
+        self._types: dict[int, tuple[str, str]] = {}
+
+    @abstractmethod
+    def spans(self, spec: Any, slots_count: int) -> Spans:
+        """Read the device blocks of a transfer of so many slots."""
+
+    def transfer_async(self, job_id: int, spec: tuple[Any, Any]) -> bool:
+        source, target = spec
+        self._types[job_id] = source.medium(), target.medium()
+        if isinstance(source, self._device):
+            self._copies.store(job_id, self.spans(source, len(target.slots)), target.slots)
+        else:
+            self._copies.load(job_id, self.spans(target, len(source.slots)), source.slots)
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        return [self._result(finished) for finished in self._copies.finished()]
+
+    def wait(self, job_ids: set[int]) -> None:
+        self._copies.wait(job_ids)
+
+    def shutdown(self) -> None:
+        self._copies.close()
+
+    def _result(self, finished: Finished) -> Any:
+        media = self._types.pop(finished.job_id)
+        if not _NAMES_FIELDS:
+            return finished.job_id, finished.succeeded
+        return TransferResult(*finished, transfer_type=media)

@@ -1,0 +1,108 @@
+"""The scheduler's role where vLLM names chunks by keys and requests by contexts: 0.21 and newer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.v1.kv_offload import base
+
+from .. import metrics
+from ..events import offloading_events
+from ..placement import EVERY_TIER, ServerPlacement, Tiers
+from ..server import SchedulerSide
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.v1.kv_offload.base import (
+        LoadStoreSpec,
+        OffloadKey,
+        PrepareStoreOutput,
+        ReqContext,
+        RequestOffloadingContext,
+    )
+
+
+class SlotsSpec(base.LoadStoreSpec):
+    """Which slots a job reads or writes; travels by pickle from the scheduler to the workers."""
+
+    def __init__(self, slots: list[int]) -> None:
+        self.slots = np.array(slots, np.int32)
+
+    @staticmethod
+    def medium() -> str:
+        """Asked up to 0.25, and part of vLLM's own metrics there."""
+        return "CPU"
+
+    def __repr__(self) -> str:
+        return f"SlotsSpec({self.slots.tolist()})"
+
+
+class KeyedManager(base.OffloadingManager):
+    """All that generations agree on; none of the calls waits for a disk or a device, and none raises for
+    the world's faults."""
+
+    def __init__(self, side: SchedulerSide) -> None:
+        self._side = side
+        self._placement: ServerPlacement = side.placement
+        self._reporter = metrics.Reporter(side.chain.stats)
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        return SlotsSpec(self._placement.prepare_load(self._request(req_context), keys))
+
+    def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        self._placement.complete_load(self._request(req_context), keys)
+
+    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
+        self._placement.finish(self._request(req_context))  # who stores has begun, and loads no more
+        plan = self._placement.prepare_store(list(keys))
+        return base.PrepareStoreOutput(
+            [base.OffloadKey(key) for key in plan.keys],
+            SlotsSpec(plan.slots),
+            [base.OffloadKey(key) for key in plan.evicted],
+        )
+
+    def complete_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
+    ) -> None:
+        self._placement.complete_store(keys, success)
+
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        self._side.chain.touch(list(keys))
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return base.RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._placement.finish(self._request(req_context))
+
+    def has_pending_work(self) -> bool:
+        # Only slots in limbo need further steps: the workers' next steps are what frees them.
+        return self._placement.in_limbo > 0
+
+    def reset_cache(self) -> None:
+        self._placement.reset()
+
+    def take_events(self) -> Iterable[Any]:
+        return offloading_events(self._side.events.take()) if self._side.events is not None else ()
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        return self._reporter.report()
+
+    def shutdown(self) -> None:
+        self._side.close()
+
+    def _request(self, req_context: ReqContext) -> str:
+        return str(req_context.req_id)
+
+
+def tiers_of(req_context: ReqContext) -> Tiers:
+    """Which tiers the request's own filter lets it load from; releases before the filter have none."""
+    tier_filter = getattr(req_context, "load_tier_filter", None)
+    if tier_filter is None or tier_filter is type(tier_filter).ALL:
+        return EVERY_TIER
+    return Tiers(
+        pinned=tier_filter.allows(base.Medium.CPU, base.Locality.LOCAL),
+        below=tier_filter.allows(base.Medium.STORAGE, base.Locality.LOCAL),
+    )

@@ -1,0 +1,164 @@
+"""Replays of small traces, figure by figure, and of a public one (see tests/data/README.md)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from kvtier.engine.replay.replay import (
+    ReplayFigures,
+    TierFigures,
+    distinct_count,
+    replay,
+    unlimited_hit_percent,
+)
+from kvtier.engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
+from kvtier.engine.replay.trace import Requests, read_trace
+from kvtier.tiers.pinned.slots import Slot
+
+TRACE_PATH = Path(__file__).parents[2] / "data" / "conversation_trace.jsonl.gz"
+TOLERANCE_PERCENT = 0.3  # in points: batching and the order of one request's chunks move a ratio by as much
+CHUNK_BYTES = 1 << 16
+LOG_BYTES = 1 << 30  # far more than any small trace here stores
+
+
+def slots(count: int, policy: str = "lru") -> SlotsWithoutBytes:
+    return SlotsWithoutBytes(count, slot_bytes=CHUNK_BYTES, policy=policy)
+
+
+def log(capacity_bytes: int = LOG_BYTES, name: str = "nvme", amplification: float = 1.0) -> LogWithoutBytes:
+    return LogWithoutBytes(
+        name, capacity_bytes=capacity_bytes, chunk_bytes=CHUNK_BYTES, write_amplification=amplification
+    )
+
+
+def run(requests: Requests, pinned: SlotsWithoutBytes, *lower: LogWithoutBytes) -> ReplayFigures:
+    figures = replay(requests, pinned, lower, lambda served_count: None)
+    pinned.table.check()
+    assert not pinned.table.pinned_count, "a replay returns every pin"
+    for tier in lower:
+        tier.check()
+    return figures
+
+
+def prompt(*numbers: int) -> list[bytes]:
+    return [b"%08d" % number for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def conversation() -> Requests:
+    return read_trace(TRACE_PATH)
+
+
+@pytest.mark.parametrize(
+    ("policy", "capacity_chunks", "expected_percent"),
+    [
+        ("lru", 5_000, 11.2),
+        ("lru", 10_000, 21.2),
+        ("lru", 20_000, 28.8),
+        ("arc", 5_000, 11.7),
+        ("arc", 10_000, 22.5),
+        ("arc", 20_000, 28.9),
+        ("s3fifo", 5_000, 14.5),
+        ("s3fifo", 10_000, 20.2),
+        ("s3fifo", 20_000, 25.1),
+    ],
+)
+def test_the_conversation_hits_as_often_as_is_known(
+    conversation: Requests, policy: str, capacity_chunks: int, expected_percent: float
+) -> None:
+    figures = run(conversation, slots(capacity_chunks, policy))
+    assert figures.hit_rate_percent == pytest.approx(expected_percent, abs=TOLERANCE_PERCENT)
+    (pinned,) = figures.tiers
+    assert pinned.hits_chunks == figures.hits_chunks
+    stored_chunks = pinned.written_bytes // CHUNK_BYTES
+    assert stored_chunks - pinned.evicted_chunks == capacity_chunks, "what came and did not leave is there"
+    assert pinned.dropped_chunks == 0
+
+
+def test_no_tiers_do_better_than_a_cache_without_a_limit(conversation: Requests) -> None:
+    unlimited_percent = unlimited_hit_percent(conversation)
+    assert unlimited_percent == pytest.approx(36.6, abs=0.05)
+    figures = run(conversation, slots(1_000), log(400_000 * CHUNK_BYTES))
+    assert figures.hit_rate_percent == pytest.approx(unlimited_percent, abs=0.001)
+    assert figures.tiers[1].written_bytes == distinct_count(conversation) * CHUNK_BYTES
+
+
+def test_a_replay_gives_the_same_figures_twice(conversation: Requests) -> None:
+    some = conversation[:2_000]
+    first, second = (run(some, slots(500, "arc"), log(8_000 * CHUNK_BYTES, amplification=1.3)) for _ in "ab")
+    assert first == second
+    assert first.tiers[1].evicted_chunks > 0
+
+
+def test_each_figure_of_a_pinned_tier() -> None:
+    figures = run([prompt(1, 2), prompt(1, 3), prompt(1, 2)], slots(2))
+    pinned = TierFigures(
+        tier="pinned",
+        capacity_bytes=2 * CHUNK_BYTES,
+        hits_chunks=2,
+        hit_rate_percent=33.333,
+        promoted_chunks=0,
+        evicted_chunks=2,
+        written_bytes=4 * CHUNK_BYTES,
+        dropped_chunks=0,
+    )
+    assert figures == ReplayFigures(3, 6, 2, 33.333, (pinned,))
+
+
+def test_what_lies_only_below_is_promoted_and_counts_for_the_tier_that_had_it() -> None:
+    figures = run([prompt(1, 2), prompt(3, 4), prompt(1, 2)], slots(2), log())
+    pinned, nvme = figures.tiers
+    assert (pinned.hits_chunks, nvme.hits_chunks) == (0, 2)
+    assert (pinned.promoted_chunks, nvme.promoted_chunks) == (0, 2)
+    assert pinned.written_bytes == 6 * CHUNK_BYTES, "four were stored, two promoted"
+    assert nvme.written_bytes == 4 * CHUNK_BYTES, "what is there is not written again"
+    assert pinned.evicted_chunks == 4
+
+
+def test_what_lies_behind_a_miss_is_no_hit() -> None:
+    """A server cannot use a chunk without all those before it."""
+    figures = run([prompt(1, 2, 3), prompt(1, 9, 2, 3)], slots(8))
+    assert figures.hits_chunks == 1
+
+
+def test_a_prompt_larger_than_the_arena_hits_as_far_as_slots_go_and_drops_the_rest() -> None:
+    figures = run([prompt(*range(10)), prompt(*range(10))], slots(4), log())
+    pinned, nvme = figures.tiers
+    assert (pinned.hits_chunks, nvme.hits_chunks) == (0, 4), "the head, in the place of the tail"
+    assert (pinned.dropped_chunks, nvme.dropped_chunks) == (6, 0), "while all slots are in use"
+
+
+def test_a_tier_that_holds_nothing_is_told_apart_from_one_that_does() -> None:
+    upper, lower = log(name="upper"), log(name="lower")
+    figures = run([prompt(1, 2), prompt(3, 4), prompt(1, 2)], slots(2), upper, lower)
+    assert [tier.tier for tier in figures.tiers] == ["pinned", "upper", "lower"]
+    assert [tier.hits_chunks for tier in figures.tiers] == [0, 2, 0], "the nearest tier supplies"
+    assert figures.tiers[1].written_bytes == figures.tiers[2].written_bytes == 4 * CHUNK_BYTES
+
+
+def test_progress_is_told_on_the_callers_thread_and_adds_up() -> None:
+    told: list[tuple[int, threading.Thread]] = []
+    replay(
+        [prompt(i) for i in range(150)],
+        slots(4),
+        [],
+        lambda served_count: told.append((served_count, threading.current_thread())),
+    )
+    assert sum(count for count, _ in told) == 150
+    assert {thread for _, thread in told} == {threading.current_thread()}
+
+
+def test_an_interrupted_replay_leaves_no_thread() -> None:
+    def interrupt(served_count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay([prompt(i) for i in range(150)], slots(4), [log()], interrupt)
+    assert not [thread for thread in threading.enumerate() if thread.name == "kvtier-replay"]
+
+
+def test_slots_without_bytes_have_empty_buffers() -> None:
+    assert len(slots(1).buffer(Slot(b"key", 0))) == 0

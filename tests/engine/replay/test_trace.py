@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from kvtier.engine.replay import trace as trace_module
+from kvtier.engine.replay.trace import read_trace
+from kvtier.tiers import ConfigError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "trace.jsonl"
+
+
+def write(file: Path, *lines: str) -> Path:
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
+def request(*ids: object) -> str:
+    return json.dumps({"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ids})
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_trace(file)
+    return str(caught.value)
+
+
+def test_each_line_is_a_request_and_each_id_a_chunk(file: Path) -> None:
+    requests = read_trace(write(file, request(1, 2), request(1, 3), request()))
+    assert [len(keys) for keys in requests] == [2, 2, 0]
+    assert requests[0][0] == requests[1][0]
+    assert len({*requests[0], *requests[1]}) == 3
+
+
+def test_other_fields_are_not_looked_at(file: Path) -> None:
+    assert len(read_trace(write(file, '{"hash_ids": [1], "timestamp": "noon", "user": null}'))) == 1
+
+
+def test_blank_lines_are_no_requests(file: Path) -> None:
+    assert len(read_trace(write(file, "", request(1), "  ", request(2)))) == 2
+
+
+def test_a_gzipped_trace_is_known_by_its_content(file: Path) -> None:
+    plain = read_trace(write(file, request(1, 2)))
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert read_trace(file) == plain
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON at column 2: Expecting property name enclosed in double quotes"),
+        ("[1]", 'should be an object with "hash_ids", not [1]'),
+        ('{"hash_id": [1]}', "hash_ids: missing"),
+        ('{"hash_ids": 7}', "hash_ids: should be a list of whole numbers, not 7"),
+        ('{"hash_ids": [1, "x"]}', 'hash_ids[1]: should be a whole number below 2^64, not "x"'),
+        ('{"hash_ids": [true]}', "hash_ids[0]: should be a whole number below 2^64, not true"),
+        ('{"hash_ids": [1.5]}', "hash_ids[0]: should be a whole number below 2^64, not 1.5"),
+        ('{"hash_ids": [-1]}', "hash_ids[0]: should be a whole number below 2^64, not -1"),
+        (
+            '{"hash_ids": [18446744073709551616]}',
+            "hash_ids[0]: should be a whole number below 2^64, not 18446744073709551616",
+        ),
+        ('{"hash_ids": [4, 5, 4]}', "hash_ids[2]: 4 comes twice, but an id names a whole prefix"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_field(file: Path, line: str, message: str) -> None:
+    write(file, request(1), "", line)
+    assert refusal(file) == f"{file}: line 3: {message}"
+
+
+def test_a_line_that_is_not_text_is_named(file: Path) -> None:
+    file.write_bytes(request(1).encode() + b"\n\xff\xfe\xfa\n")
+    assert refusal(file).startswith(f"{file}: line 2: not UTF-8 text at byte 0")
+
+
+def test_json_nested_too_deeply_is_not_a_request(file: Path) -> None:
+    assert refusal(write(file, "[" * 100_000)).startswith(f"{file}: line 1: ")
+
+
+def test_a_file_without_line_ends_is_not_read_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "LINE_BYTES_MAX", 1000)
+    file.write_bytes(b" " * 1001)
+    assert refusal(file) == f"{file}: line 1: longer than 1000 bytes, so not a request"
+
+
+def test_a_long_value_is_shortened_in_the_message(file: Path) -> None:
+    message = refusal(write(file, json.dumps({"hash_ids": "x" * 1000})))
+    assert message.endswith("x…")
+    assert len(message) < len(str(file)) + 150
+
+
+def test_a_missing_file_and_a_folder_are_refused(file: Path) -> None:
+    assert refusal(file) == f"{file}: no such file or directory"
+    assert refusal(file.parent) == f"{file.parent}: is a directory"
+
+
+def test_an_empty_trace_is_refused(file: Path) -> None:
+    assert refusal(write(file)) == f"{file}: no request with a chunk in it"
+    assert refusal(write(file, request())) == f"{file}: no request with a chunk in it"
+
+
+def test_half_a_gzip_file_is_refused(file: Path) -> None:
+    whole = gzip.compress("\n".join(request(i) for i in range(1000)).encode())
+    file.write_bytes(whole[: len(whole) // 2])
+    assert refusal(file).startswith(f"{file}: not a whole gzip file: ")
+
+
+def test_a_damaged_gzip_file_is_refused(file: Path) -> None:
+    whole = bytearray(gzip.compress("\n".join(request(i) for i in range(1000)).encode()))
+    whole[-8] ^= 1  # of the checksum
+    file.write_bytes(whole)
+    assert refusal(file).startswith(f"{file}: not a whole gzip file: ")

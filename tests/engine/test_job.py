@@ -1,0 +1,99 @@
+"""A job: when it is done, who may wait for it, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+
+import pytest
+from lifetime_rig import WAIT_S
+
+from kvtier.engine.home import Home
+from kvtier.engine.job import Job
+from kvtier.engine.loop import LoopThread
+from kvtier.tiers.settled import settled
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    loop = LoopThread()
+    yield Home(loop)
+    loop.close()
+
+
+class Copy:
+    """A copy that goes on until `ends` is set, whoever cancels it."""
+
+    def __init__(self) -> None:
+        self.began, self.ends = threading.Event(), threading.Event()
+
+    async def run(self) -> str:
+        await settled(asyncio.to_thread(self._copy))
+        return "copied"
+
+    def _copy(self) -> None:
+        self.began.set()
+        assert self.ends.wait(WAIT_S)
+
+
+def test_a_cancelled_job_is_done_only_once_nothing_copies_any_more(home: Home) -> None:
+    copy = Copy()
+    job = Job(copy.run(), home)
+    assert copy.began.wait(WAIT_S)
+    job.cancel()
+    Job(asyncio.sleep(0), home).wait(WAIT_S)  # the loop has been round
+    assert not job.done()
+    copy.ends.set()
+    job.settle()
+    with pytest.raises(CancelledError):
+        job.wait(WAIT_S)
+
+
+def test_a_job_that_is_cancelled_before_its_first_step_does_nothing(home: Home) -> None:
+    blocked, blocks, copy = threading.Event(), threading.Event(), Copy()
+
+    def block() -> None:
+        blocked.set()
+        assert blocks.wait(WAIT_S)
+
+    home.loop.call_soon(block)
+    assert blocked.wait(WAIT_S)
+    job = Job(copy.run(), home)
+    job._cancel()
+    blocks.set()
+    job.settle()
+    assert not copy.began.is_set()
+
+
+def test_the_engines_own_thread_may_not_wait_for_a_job_that_is_not_done(home: Home) -> None:
+    copy = Copy()
+    job = Job(copy.run(), home)
+
+    async def wait() -> None:
+        job.wait()
+
+    async def settle() -> None:
+        job.settle()
+
+    for work in (wait(), settle()):
+        with pytest.raises(RuntimeError, match="own thread"):
+            Job(work, home).wait(WAIT_S)
+    copy.ends.set()
+    assert job.wait(WAIT_S) == "copied"
+
+
+def test_a_callback_may_ask_for_the_result_that_it_was_called_for(home: Home) -> None:
+    results: list[str] = []
+    called, copy = threading.Event(), Copy()
+    job = Job(copy.run(), home)
+
+    def callback(done: Job[str]) -> None:
+        results.append(done.wait())
+        called.set()
+
+    job.when_done(callback)
+    copy.ends.set()
+    assert called.wait(WAIT_S)
+    assert results == ["copied"]

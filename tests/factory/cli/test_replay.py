@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvtier.engine.replay import replay as replay_module
+from kvtier.engine.replay.tiers import LogWithoutBytes
+from kvtier.engine.replay.trace import Requests
+from kvtier.factory.cli import app as cli
+from kvtier.factory.cli.replay import _curve_counts
+
+TRACE_PATH = Path(__file__).parents[2] / "data" / "conversation_trace.jsonl.gz"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process; gives exit status, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kvtier", "replay", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Three requests: the third finds the first one's two chunks again."""
+    file = tmp_path / "trace.jsonl"
+    file.write_text("".join(f'{{"hash_ids": {ids}}}\n' for ids in ([1, 2], [3, 4], [1, 2])))
+    return file
+
+
+Document = Callable[..., Path]
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    """Write a document with these tiers below the device."""
+
+    def write(*tiers: dict[str, object]) -> Path:
+        file = tmp_path / "tiers.json"
+        file.write_text(json.dumps({"version": 1, "tiers": [{"type": "gpu"}, *tiers]}))
+        return file
+
+    return write
+
+
+def pinned(capacity: object, policy: str = "lru") -> dict[str, object]:
+    return {"type": "pinned", "capacity": capacity, "policy": policy}
+
+
+def nvme(capacity: object, path: str = "/nowhere/kvtier") -> dict[str, object]:
+    return {"type": "nvme", "path": path, "capacity": capacity}
+
+
+def test_the_figures_are_printed_as_a_table(run: Run, trace: Path, document: Document) -> None:
+    status, output, errors = run(trace, "--config", document(pinned("128MiB"), nvme("1TiB")))
+    assert (status, errors) == (0, "")
+    assert output.splitlines() == [
+        "3 requests, 6 chunks of 64MiB; pinned evicts by lru",
+        "hit rate 33.3 %, where a cache without a limit has 33.3 %",
+        "",
+        "tier    capacity  chunks  hit rate  promoted  evicted  written  dropped",
+        "pinned    128MiB       2     0.0 %         0        4   384MiB        0",
+        "nvme        1TiB   16384    33.3 %         2        0   256MiB        0",
+    ]
+
+
+def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Document) -> None:
+    config = document(pinned("8KiB", "arc"))
+    status, output, errors = run(trace, "--config", config, "--chunk-bytes", 4096, "--json")
+    assert (status, errors) == (0, "")
+    assert json.loads(output) == {
+        "hit_rate_percent": 0.0,
+        "unlimited_hit_rate_percent": 33.333,
+        "chunk_bytes": 4096,
+        "policy": "arc",
+        "requests_count": 3,
+        "prompt_chunks": 6,
+        "hits_chunks": 0,
+        "tiers": [
+            {
+                "tier": "pinned",
+                "capacity_bytes": 8192,
+                "capacity_chunks": 2,
+                "hits_chunks": 0,
+                "hit_rate_percent": 0.0,
+                "promoted_chunks": 0,
+                "evicted_chunks": 4,
+                "written_bytes": 24576,
+                "dropped_chunks": 0,
+            }
+        ],
+    }
+
+
+def test_a_public_trace_hits_as_often_as_is_known(run: Run, document: Document) -> None:
+    config = document(pinned(10_000 * 4096))
+    status, output, _ = run(TRACE_PATH, "--config", config, "--chunk-bytes", 4096, "--json")
+    assert status == 0
+    assert json.loads(output)["hit_rate_percent"] == pytest.approx(21.2, abs=0.3)
+
+
+def test_two_drives_are_told_apart(run: Run, trace: Path, document: Document) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"), nvme("2TiB", "/nowhere/else"))
+    _, output, _ = run(trace, "--config", config, "--json")
+    names = [tier["tier"] for tier in json.loads(output)["tiers"]]
+    assert names == ["pinned", "nvme", "nvme1"]
+
+
+def test_chunks_take_whole_pages(run: Run, trace: Path, document: Document) -> None:
+    _, output, _ = run(trace, "--config", document(pinned("8KiB")), "--chunk-bytes", 4097, "--json")
+    assert json.loads(output)["chunk_bytes"] == 8192
+
+
+def test_no_path_is_made_and_a_share_of_one_that_is_there_is_known(
+    run: Run, trace: Path, document: Document, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    config = document(pinned("128MiB"), nvme("100%", str(tmp_path)))
+    status, output, _ = run(trace, "--config", config, "--chunk-bytes", "4KiB", "--json")
+    assert status == 0
+    assert json.loads(output)["tiers"][1]["capacity_bytes"] > 0
+    assert sorted(tmp_path.iterdir()) == sorted([*before, config])
+
+
+@pytest.mark.parametrize(
+    ("tiers", "options", "message"),
+    [
+        (
+            [pinned("1GiB"), nvme("80%")],
+            [],
+            'tiers[2].capacity: "80%" is of the file system of "/nowhere/kvtier", which is not on this '
+            'machine; to replay, write a size, for example "2TiB"',
+        ),
+        (
+            [pinned("1MiB")],
+            [],
+            "tiers[1].capacity: 1048576 bytes: not one chunk; the least that holds one is 67108864",
+        ),
+        (
+            [pinned("1GiB")],
+            ["--chunk-bytes", "64mb"],
+            '--chunk-bytes: "64mb" is not a size; did you mean "64MB"?',
+        ),
+        (
+            [pinned("1GiB")],
+            ["--chunk-bytes", "100"],
+            "--chunk-bytes: 100 bytes: no chunk takes less than 4096",
+        ),
+        (
+            [pinned("1GiB")],
+            ["--chunk-bytes", "5%"],
+            '--chunk-bytes: a share of nothing; for example "64MiB", not "5%"',
+        ),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_message(
+    run: Run,
+    trace: Path,
+    document: Document,
+    tiers: list[dict[str, object]],
+    options: list[str],
+    message: str,
+) -> None:
+    assert run(trace, "--config", document(*tiers), *options) == (2, "", f"{message}\n")
+
+
+def test_a_drive_too_small_for_two_segments_is_refused(run: Run, trace: Path, document: Document) -> None:
+    least_bytes = LogWithoutBytes.least_bytes(64 << 20)
+    status, _, errors = run(trace, "--config", document(pinned("1GiB"), nvme("64MiB")))
+    expected = (
+        "tiers[2].capacity: 64MiB is too small for chunks of 64MiB; "
+        f"the least that works is {least_bytes} bytes\n"
+    )
+    assert (status, errors) == (2, expected)
+    assert run(trace, "--config", document(pinned("1GiB"), nvme(least_bytes)))[0] == 0
+
+
+def test_a_tier_of_another_package_cannot_be_replayed(
+    run: Run, trace: Path, document: Document, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "replayed_elsewhere.py").write_text(
+        "from kvtier.factory.base import TierConfig\n"
+        "class Other:\n"
+        "    Config = TierConfig\n"
+        "    async def open(self, config, context): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = document(pinned("1GiB"), {"type": "Other", "module_path": "replayed_elsewhere"})
+    status, _, errors = run(trace, "--config", config)
+    expected = 'tiers[2].type: "Other" cannot be replayed, only "pinned" and "nvme" can\n'
+    assert (status, errors) == (2, expected)
+
+
+def test_a_bad_line_is_one_message(run: Run, trace: Path, document: Document) -> None:
+    trace.write_text('{"hash_ids": [1]}\n{"hash_ids": [null]}\n')
+    status, output, errors = run(trace, "--config", document(pinned("1GiB")))
+    expected = f"{trace}: line 2: hash_ids[0]: should be a whole number below 2^64, not null\n"
+    assert (status, output, errors) == (2, "", expected)
+
+
+def test_ctrl_c_ends_it_cleanly(
+    run: Run, trace: Path, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay_module, "replay", interrupted)
+    assert run(trace, "--config", document(pinned("1GiB"))) == (130, "", "interrupted\n")
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    run: Run, trace: Path, document: Document, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    file = tmp_path / "hits.png"
+    status, output, errors = run(trace, "--config", document(pinned("1GiB")), "--plot", file)
+    expected = '--plot: needs matplotlib, which is not installed: pip install "kvtier[plot]"\n'
+    assert (status, output, errors) == (2, "", expected)
+    assert not file.exists()
+
+
+def test_a_plot_is_a_png(trace: Path, document: Document, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason='needs the extra "plot"')
+    file = tmp_path / "hits"
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    # A process of its own: matplotlib keeps its fonts open.
+    arguments = map(str, ["replay", trace, "--config", config, "--plot", file, "--json"])
+    command = [sys.executable, "-m", "kvtier.factory", *arguments]
+    output = subprocess.run(command, check=True, capture_output=True).stdout
+    assert json.loads(output)["tiers"][0]["capacity_chunks"] == 2, "the figures are those of the document"
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_into_a_missing_folder_is_refused_before_the_replay(
+    run: Run, trace: Path, document: Document, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason='needs the extra "plot"')
+    file = tmp_path / "missing" / "hits.png"
+    expected = (2, "", f"--plot: {file}: there is no such folder\n")
+    assert run(trace, "--config", document(pinned("1GiB")), "--plot", file) == expected
+
+
+def requests(distinct_chunks: int) -> Requests:
+    return [[b"%08d" % i for i in range(distinct_chunks)]]
+
+
+@pytest.mark.parametrize(
+    ("slots_count", "distinct_chunks", "counts"),
+    [
+        (1_000, 1_000_000, [125, 250, 500, 1_000, 2_000, 4_000, 8_000]),
+        (1_000, 1_500, [125, 250, 500, 1_000, 2_000]),
+        (1_000, 10, [125, 250, 500, 1_000]),
+        (3, 1_000_000, [1, 3, 6, 12, 24]),
+        (1, 1_000_000, [1, 2, 4, 8]),
+    ],
+)
+def test_the_plots_capacities_double_up_to_where_all_fits(
+    slots_count: int, distinct_chunks: int, counts: list[int]
+) -> None:
+    assert _curve_counts(slots_count, requests(distinct_chunks)) == counts

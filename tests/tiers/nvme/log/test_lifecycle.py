@@ -1,0 +1,260 @@
+"""Claims of segments: what stands in their way, and what they leave behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_files import RefusingFiles
+from nvme_rig import CHUNK_BYTES, IDENTITY, MIB
+
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.errors import TierError
+from kvtier.tiers.nvme.format.segment_file import FIRST_BLOCK, READERS_BYTE, Batch, Entry, OpenSegment
+from kvtier.tiers.nvme.index.environment import Extent, Segment, SegmentState, Transaction, _MapFull
+from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.log.lifecycle import Log, Removals
+from kvtier.tiers.nvme.store.opening import Store, close_store, open_store
+
+NAMESPACE = b"n" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(
+        RefusingFiles(),
+        tmp_path / "store",
+        capacity_bytes=8 * MIB,
+        reserve_bytes=0,
+        identity=IDENTITY,
+        chunk_bytes=CHUNK_BYTES,
+    )
+    yield store
+    close_store(store)
+
+
+def log_over(store: Store, files: Files | None = None) -> Log:
+    return Log(files or store.directory.files, store.directory, store.index)
+
+
+def claimed(log: Log) -> OpenSegment:
+    segment = log.claim()
+    assert segment is not None
+    return segment
+
+
+def segments(store: Store) -> dict[int, Segment]:
+    with store.index.read() as txn:
+        return txn.segments()
+
+
+def files_of(store: Store) -> list[int]:
+    return sorted(store.directory.segment_files())
+
+
+def freed(store: Store, log: Log, count: int) -> list[int]:
+    """Make so many segments and free them."""
+    opened = [claimed(log) for _ in range(count)]
+    for segment in opened:
+        log.seal(segment)
+        victim = log.begin_reclaim()
+        assert victim is not None
+        log.finish_reclaim(victim)
+    return [segment.name.segment for segment in opened]
+
+
+def with_a_batch(store: Store, segment: OpenSegment) -> Batch:
+    """Append a table as an append does that commits, its one chunk apart."""
+    placement = segment.place([b"key"], [CHUNK_BYTES])
+    assert placement is not None
+    entry = Entry(b"key", placement.block + placement.table_blocks, CHUNK_BYTES, 0, 0)
+    batch = Batch(segment.name, placement.block, placement.data_blocks, 1, 1, NAMESPACE, False, (entry,))
+    segment.settle(segment.file.write_table(batch))
+    number, record = segment.name.segment, segments(store)[segment.name.segment]
+    store.index.write(lambda txn: txn.put_segment(number, record._replace(end_block=batch.end_block)))
+    return batch
+
+
+def damage_header(store: Store, number: int) -> None:
+    with store.directory.segment_path(number).open("r+b") as file:
+        file.write(b"\xff" * 512)
+
+
+class BadHeaders(Files):
+    """The real files; the first block of these segments can be neither read nor written."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._names = {f"{number:08d}.seg" for number in numbers}
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._refuse(fd, offset)
+        return super().preadv(fd, buffers, offset)
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._refuse(fd, offset)
+        return super().pwritev(fd, buffers, offset)
+
+    def _refuse(self, fd: int, offset: int) -> None:
+        if not offset and Path(os.readlink(f"/proc/self/fd/{fd}")).name in self._names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_free_segment_that_is_read_is_left_for_the_next_claim(store: Store) -> None:
+    log, files = log_over(store), store.directory.files
+    read, other = freed(store, log, 2)
+    reader = files.open_data(store.directory.segment_path(read))
+    assert files.try_lock(reader, READERS_BYTE, exclusive=False)
+    first = claimed(log)
+    files.close(reader)
+    second = claimed(log)
+    assert (first.name.segment, second.name.segment) == (other, read)
+    log.leave(first)
+    log.leave(second)
+
+
+def test_a_segment_left_open_that_cannot_be_read_is_reclaimed_and_others_are_claimed(store: Store) -> None:
+    left = claimed(log_over(store))
+    with_a_batch(store, left)
+    log_over(store).leave(left)
+    log = log_over(store, BadHeaders(left.name.segment))
+    fresh = claimed(log)
+    assert fresh.name.segment != left.name.segment
+    assert segments(store)[left.name.segment].state is SegmentState.RECLAIMING
+    victim = log.begin_reclaim()
+    assert victim is not None
+    assert victim.number == left.name.segment
+    log.finish_reclaim(victim)
+    log.leave(fresh)
+
+
+def test_a_free_segment_that_cannot_be_begun_is_removed(store: Store) -> None:
+    (bad,) = freed(store, log_over(store), 1)
+    log = log_over(store, BadHeaders(bad))
+    fresh = claimed(log)
+    assert fresh.name.segment != bad
+    assert bad not in segments(store)
+    assert files_of(store) == [fresh.name.segment]
+    log.leave(fresh)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_file_system_without_room_for_a_segment_leaves_the_old_ones_to_be_reclaimed(
+    store: Store, code: int
+) -> None:
+    class Full(Files):
+        def allocate(self, fd: int, size_bytes: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+    old = claimed(log_over(store))
+    log_over(store).seal(old)
+    log = log_over(store, Full())
+    assert log.claim() is None
+    assert files_of(store) == list(segments(store)) == [old.name.segment]
+    victim = log.begin_reclaim()
+    assert victim is not None
+    log.finish_reclaim(victim)
+    again = claimed(log)
+    assert again.name.segment == old.name.segment
+    log.leave(again)
+
+
+def test_a_drive_that_refuses_every_write_raises_and_leaves_no_segment_behind(store: Store) -> None:
+    files = store.directory.files
+    assert isinstance(files, RefusingFiles)
+    files.writes = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        log_over(store).claim()
+    assert not segments(store)
+    assert not files_of(store)
+
+
+def test_a_damaged_header_of_a_segment_left_open_costs_no_chunk(store: Store) -> None:
+    log = log_over(store)
+    left = claimed(log)
+    batch = with_a_batch(store, left)
+    log.leave(left)
+    damage_header(store, left.name.segment)
+    taken = claimed(log)
+    assert taken.name == left.name
+    assert taken.next_block == batch.end_block
+    assert taken.batches == [batch.encode()]
+    assert taken.unsynced, "who wrote it may have died before it synced"
+    header = taken.file.read_header()
+    assert header is not None
+    assert header.name == left.name
+    log.leave(taken)
+
+
+def test_a_segment_left_before_it_was_begun_is_begun(store: Store) -> None:
+    log = log_over(store)
+    left = claimed(log)
+    log.leave(left)
+    damage_header(store, left.name.segment)
+    taken = claimed(log)
+    assert (taken.name, taken.next_block) == (left.name, FIRST_BLOCK)
+    log.leave(taken)
+
+
+def test_a_claim_in_between_anothers_attempts_takes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A's new segment cannot be committed; B claims before A tries again; A gets what it had begun."""
+    log, taken = log_over(store), list[OpenSegment | None]()
+    create, failures = log._create, [_MapFull("nvme", "full")]
+
+    def created(txn: Transaction, undo: ExitStack, known: dict[int, Segment]) -> Any:
+        claim = create(txn, undo, known)
+        if failures:
+            raise failures.pop()
+        return claim
+
+    monkeypatch.setattr(log, "_create", created)
+    monkeypatch.setattr(
+        "kvtier.tiers.nvme.index.environment.time.sleep", lambda _: taken.append(log_over(store).claim())
+    )
+    segment = claimed(log)
+    assert taken == [None]
+    assert files_of(store) == list(segments(store)) == [segment.name.segment]
+    log.leave(segment)
+
+
+def test_removals_are_carried_while_segments_of_their_time_are_there(store: Store) -> None:
+    log = log_over(store)
+    noting, other = claimed(log), claimed(log)
+    key_to_opened = {b"of now": 2, b"of before": 0, b"there again": 2}
+    entries = tuple(Entry(key, opened, 0, 0, 0) for key, opened in key_to_opened.items())
+    placement = noting.place(list(key_to_opened), [0, 0, 0])
+    assert placement is not None
+    batch = Batch(noting.name, placement.block, 0, 7, 1, NAMESPACE, True, entries)
+    noting.settle(noting.file.write_table(batch))
+    extent = Extent(other.name.segment, 1, 2, CHUNK_BYTES, 0, 0, 0, 0)
+    store.index.write(lambda txn: txn.put_extent(1, b"there again", extent))
+    log.seal(noting)
+    victim = log.begin_reclaim()
+    assert victim is not None
+    assert victim.removals == (Removals(NAMESPACE, 1, 7, entries[:1]),)
+    log.abandon(victim)
+    log.leave(other)
+
+
+def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = log_over(store)
+    log.seal(claimed(log))
+
+    def refuse(_file: object) -> None:
+        raise TierError("nvme", "the index cannot say")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "_contents", refuse)
+        with pytest.raises(TierError):
+            log.begin_reclaim()
+    victim = log.begin_reclaim()
+    assert victim is not None
+    log.finish_reclaim(victim)

@@ -1,0 +1,114 @@
+"""An index made again from segments that a drive refuses in part, or that a power loss left unfinished."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import damage
+import pytest
+from faulty_files import AnotherBoot, BadPlaces, UnsyncedFiles
+from nvme_rig import keys_of, opened, right, stored
+
+from kvtier.tiers.base import ChunkKey
+from kvtier.tiers.errors import TierUnavailable
+from kvtier.tiers.nvme.admin.fsck import check_directory
+from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.tier import NvmeTier
+
+CHUNKS = 200  # three segments and the beginning of a fourth
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await stored(tier, keys_of(0, CHUNKS))
+    await tier.close()
+    damage.lose_index(path)
+    return path
+
+
+def first_segment(path: Path) -> Path:
+    return min((path / "segments").iterdir())
+
+
+async def test_a_trailer_that_cannot_be_read_costs_nothing(path: Path) -> None:
+    segment = first_segment(path)
+    files = BadPlaces(segment.name, segment.stat().st_size - BLOCK_BYTES)
+    tier = await opened(path, files=files)
+    assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
+    await tier.close()
+
+
+async def test_a_header_that_cannot_be_read_costs_its_segment(path: Path) -> None:
+    tier = await opened(path, files=BadPlaces(first_segment(path).name, 0))
+    assert CHUNKS // 2 < len(await right(tier, keys_of(0, CHUNKS))) < CHUNKS
+    await tier.close()
+
+
+async def test_a_drive_that_can_read_no_header_keeps_its_segments(path: Path) -> None:
+    with pytest.raises(TierUnavailable, match="Input/output error"):
+        await opened(path, files=BadPlaces("", 0))
+    tier = await opened(path)
+    assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
+    await tier.close()
+
+
+async def test_a_table_that_cannot_be_read_costs_its_batch(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    for first in range(0, 40, 4):
+        await stored(tier, keys_of(first, 4))
+    await tier.close()
+    second_table = damage.using(path, lambda store: damage.extent_of(store, keys_of(4, 1)[0])).block - 1
+    damage.lose_index(path)
+    tier = await opened(path, files=BadPlaces(first_segment(path).name, second_table * BLOCK_BYTES))
+    assert await right(tier, keys_of(0, 40)) == keys_of(0, 4) + keys_of(8, 32)
+    await tier.close()
+
+
+async def after_a_power_loss(path: Path, keys: Sequence[ChunkKey]) -> Path:
+    """A store in which the keys were stored, batch by batch, and nothing was synced."""
+    files = UnsyncedFiles()
+    tier = await opened(path, files=files)
+    async with tier._upkeep._round:  # nothing is synced
+        for first in range(0, len(keys), 4):
+            await stored(tier, keys[first : first + 4])
+        assert files.lose_power(path, path.with_name("after"), random.Random(1)) > 0
+    await tier.close()
+    return path.with_name("after")
+
+
+async def test_what_a_power_loss_left_unfinished_is_not_listed_and_can_be_stored_anew(tmp_path: Path) -> None:
+    keys = keys_of(0, 40)
+    left = await after_a_power_loss(tmp_path / "store", keys)
+    tier = await opened(left, files=AnotherBoot())
+    there = listed(tier, keys)
+    assert 0 < len(there) < len(keys)
+    assert await right(tier, there) == there
+    await stored(tier, keys)
+    assert await right(tier, keys) == keys
+    await tier.close()
+
+
+async def test_what_a_power_loss_left_unfinished_is_not_listed_once_its_segment_is_sealed(
+    tmp_path: Path,
+) -> None:
+    keys = keys_of(0, 40)
+    left = await after_a_power_loss(tmp_path / "store", keys)
+    tier = await opened(left, files=AnotherBoot())
+    there = listed(tier, keys)
+    await stored(tier, keys_of(1000, 200))
+    await tier.close()
+    damage.lose_index(left)
+    tier = await opened(left)
+    assert listed(tier, keys) == there
+    assert await right(tier, there + keys_of(1000, 200)) == there + keys_of(1000, 200)
+    await tier.close()
+    assert check_directory(Files(), left, deep=True, repair=False, told=lambda *_: None).findings == ()
+
+
+def listed(tier: NvmeTier, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+    return [key for key, found in zip(keys, tier.lookup(keys), strict=True) if found]

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, made, names, opened, right, stored
+
+from kvtier.tiers.base import Failure, RemoveReason
+from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
+from kvtier.tiers.nvme.io.files import allocated_bytes
+from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.tier import NvmeTier
+from kvtier.tiers.testing import TierContract, aligned_buffers
+
+
+class TestNvmeTierContract(TierContract):
+    @pytest.fixture
+    async def tier(self, tmp_path: Path) -> AsyncIterator[NvmeTier]:
+        tier = await opened(tmp_path / "store", chunk_bytes=self.CHUNK_BYTES)
+        yield tier
+        await tier.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+async def tier(path: Path) -> AsyncIterator[NvmeTier]:
+    tier = await opened(path)
+    yield tier
+    await tier.close()
+
+
+async def test_chunks_are_there_after_a_restart(path: Path) -> None:
+    keys = keys_of(0, 40)
+    tier = await opened(path)
+    await stored(tier, keys)
+    await tier.close()
+    tier = await opened(path)
+    try:
+        assert await right(tier, keys) == keys
+        assert tier.stats().chunks == 40
+    finally:
+        await tier.close()
+
+
+async def test_the_cap_holds_over_ten_times_its_bytes(path: Path) -> None:
+    capacity_bytes, keys = 8 * MIB, keys_of(0, 5 * 1024)
+    tier = await opened(path, capacity_bytes=capacity_bytes)
+    try:
+        for start in range(0, len(keys), 32):
+            await stored(tier, keys[start : start + 32])
+            assert allocated_bytes(path) <= capacity_bytes
+    finally:
+        await tier.close()
+    evicted_chunks = tier.stats().counters["evicted_chunks"]
+    tier = await opened(path, capacity_bytes=capacity_bytes)
+    try:
+        await tier._upkeep.once()  # which may make room first
+        kept = await right(tier, keys)
+        assert kept == keys[-len(kept) :]
+        assert len(kept) > 4 * MIB // CHUNK_BYTES
+        assert len(kept) == tier.stats().chunks
+        evicted_chunks += tier.stats().counters["evicted_chunks"]
+    finally:
+        await tier.close()
+    assert evicted_chunks == len(keys) - len(kept)
+
+
+async def test_a_chunk_that_is_read_again_and_again_outlives_the_others(path: Path) -> None:
+    tier = await opened(path, capacity_bytes=8 * MIB)
+    try:
+        hot = keys_of(1_000_000, 8)
+        await stored(tier, hot)
+        for start in range(0, 2 * 1024, 8):
+            assert await right(tier, hot) == hot
+            await tier._upkeep.once()
+            await stored(tier, keys_of(start, 8))
+        counters = tier.stats().counters
+        assert 0 < counters["carried_bytes"] <= 0.3 * counters["stored_bytes"]
+    finally:
+        await tier.close()
+
+
+async def test_chunks_of_any_length_up_to_the_longest_read_back(tier: NvmeTier) -> None:
+    for number, size_bytes in enumerate((1, 4095, 4096, 4097, 10_000, 16 * KIB)):
+        keys = keys_of(number * 10, 3)
+        await stored(tier, keys, size_bytes)
+        assert await right(tier, keys, size_bytes) == keys
+
+
+async def test_a_chunk_of_another_length_is_a_miss(tier: NvmeTier) -> None:
+    keys = keys_of(0, 1)
+    await stored(tier, keys, 8 * KIB)
+    outcome = await tier.load(keys, aligned_buffers(1, 12 * KIB))
+    assert outcome.failed == {keys[0]: Failure.MISSING}
+
+
+async def test_an_older_epoch_is_a_miss_and_its_store_under_way_too(tier: NvmeTier) -> None:
+    old, late, new = keys_of(0, 4), keys_of(10, 4), keys_of(20, 4)
+    await stored(tier, old)
+    under_way = tier.store(late, filled(late))
+    await tier.invalidate()
+    outcome = await under_way
+    assert set(outcome.failed.values()) == {Failure.DROPPED}
+    assert not any(tier.lookup(old + late))
+    await stored(tier, new + old)
+    assert await right(tier, new + late + old) == new + old
+
+
+async def test_what_is_stored_after_new_weights_is_nobody_elses(path: Path, tier: NvmeTier) -> None:
+    old, new = keys_of(0, 4), keys_of(10, 4)
+    other = await opened(path)
+    try:
+        await stored(other, old)
+        await tier.invalidate()
+        assert not any(other.lookup(old)), "nothing older is served again, by no process"
+        await stored(tier, new + old)
+        assert not any(other.lookup(new + old)), "the other process still has the old weights"
+        await stored(other, keys_of(0, 2))
+        await tier.invalidate()
+        assert not any(tier.lookup(new + old))
+        assert await right(other, old) == keys_of(0, 2), "the second time it is the tier's own chunks alone"
+    finally:
+        await other.close()
+
+
+async def test_after_a_restart_the_weights_are_those_on_disk_again(path: Path, tier: NvmeTier) -> None:
+    await tier.invalidate()
+    await stored(tier, keys_of(0, 4))
+    assert len(names(path / "namespaces")) == 2
+    await tier.close()
+    assert len(names(path / "namespaces")) == 1, "what nobody can use any more does not pile up"
+    again = await opened(path)
+    try:
+        assert not any(again.lookup(keys_of(0, 4)))
+        await stored(again, keys_of(0, 4))
+        assert await right(again, keys_of(0, 4)) == keys_of(0, 4)
+    finally:
+        await again.close()
+
+
+async def test_the_namespace_of_a_killed_process_is_dropped_at_the_next_start(path: Path) -> None:
+    killed = await opened(path, identity=IDENTITY.of_one_process())
+    await stored(killed, keys_of(0, 4))
+    shutil.copytree(path, path.with_name("left"))
+    await killed.close()
+    after = await opened(path.with_name("left"))
+    try:
+        assert names(path.with_name("left") / "namespaces") == [f"{IDENTITY.digest.hex()}.json"]
+    finally:
+        await after.close()
+
+
+async def test_another_identity_sees_nothing_of_it(path: Path, tier: NvmeTier) -> None:
+    keys = keys_of(0, 4)
+    await stored(tier, keys)
+    other = await opened(path, identity=Identity({"model": "m", "dtype": "float16"}))
+    try:
+        assert not any(other.lookup(keys))
+        await stored(other, keys)
+        await other.remove(keys[:2], RemoveReason.REQUESTED)
+        assert await right(tier, keys) == keys
+        assert await right(other, keys) == keys[2:]
+    finally:
+        await other.close()
+
+
+async def test_two_tiers_on_one_directory_share_their_chunks(path: Path, tier: NvmeTier) -> None:
+    other = await opened(path)
+    try:
+        await stored(tier, keys_of(0, 4))
+        await stored(other, keys_of(4, 4))
+        assert await right(tier, keys_of(0, 8)) == keys_of(0, 8)
+        assert await right(other, keys_of(0, 8)) == keys_of(0, 8)
+    finally:
+        await other.close()
+
+
+async def test_a_namespace_file_with_other_fields_is_refused_by_the_field(path: Path) -> None:
+    tier = await opened(path)
+    await tier.close()
+    file = next((path / "namespaces").iterdir())
+    file.write_text(file.read_text().replace("bfloat16", "float16"))
+    with pytest.raises(IdentityMismatch, match="dtype is 'bfloat16' here and 'float16' there"):
+        await opened(path)
+
+
+async def test_a_directory_open_to_others_is_refused_with_the_fix(path: Path) -> None:
+    made(path, 0o755)
+    with pytest.raises(TierUnavailable, match="chmod 0700"):
+        await opened(path)
+
+
+async def test_a_newer_format_is_refused_untouched(path: Path) -> None:
+    made(path, 0o700, {"kvtier.json": '{"format": 2}'})
+    with pytest.raises(TierUnavailable, match="newer"):
+        await opened(path)
+    assert names(path) == ["kvtier.json"]
+
+
+async def test_a_capacity_that_holds_nothing_is_refused_with_the_least(path: Path) -> None:
+    with pytest.raises(TierUnavailable, match="the least that works is") as refused:
+        await opened(path, capacity_bytes=MIB)
+    assert names(path.parent) == []
+    least_bytes = int(str(refused.value).rsplit(maxsplit=1)[1])
+    tier = await opened(path, capacity_bytes=least_bytes)
+    await stored(tier, keys_of(0, 4))
+    await tier.close()
+
+
+async def test_useful_bytes_are_of_what_is_there_and_was_read(path: Path) -> None:
+    tier = await opened(path)
+    await stored(tier, keys_of(0, 8))
+    assert tier.stats().gauges["useful_bytes"] == 0
+    await right(tier, keys_of(0, 3))
+    await right(tier, keys_of(0, 2))
+    await tier.close()
+    assert tier.stats().gauges["useful_bytes"] == 3 * CHUNK_BYTES
+    tier = await opened(path)
+    await tier.remove(keys_of(0, 1), RemoveReason.REQUESTED)
+    assert tier.stats().gauges["useful_bytes"] == 2 * CHUNK_BYTES
+    await tier.close()
+
+
+async def test_what_is_evicted_is_told(path: Path) -> None:
+    told: list[bytes] = []
+    tier = await opened(path, capacity_bytes=4 * MIB)
+    tier.watch(lambda keys, reason: told.extend(keys) if reason is RemoveReason.EVICTED else None)
+    for first in range(0, 640, 16):
+        await stored(tier, keys_of(first, 16))
+    await tier.close()
+    keys = keys_of(0, 640)
+    tier = await opened(path, capacity_bytes=4 * MIB)
+    gone = [key for key, found in zip(keys, tier.lookup(keys), strict=True) if not found]
+    assert gone
+    assert sorted(told) == gone
+    await tier.close()
+
+
+async def test_a_store_made_for_larger_chunks_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for chunk_bytes, is_said in ((64 * KIB, False), (32 * KIB, False), (4 * KIB, True)):
+        tier = await opened(path, capacity_bytes=1024 * MIB, chunk_bytes=chunk_bytes)
+        await tier.close()
+        assert ("made for larger chunks" in caplog.text) is is_said

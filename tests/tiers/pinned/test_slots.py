@@ -1,0 +1,144 @@
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvtier.tiers.pinned.eviction import POLICIES
+from kvtier.tiers.pinned.slots import Slot, SlotState, SlotTable
+
+
+def table(slots_count: int) -> SlotTable:
+    return SlotTable(slots_count, POLICIES["lru"](slots_count))
+
+
+def test_a_reserved_chunk_is_not_readable_before_commit() -> None:
+    slots = table(2)
+    (slot,), _ = slots.reserve([b"a"])
+    assert not slots.is_ready(b"a")
+    slots.commit([slot])
+    assert slots.is_ready(b"a")
+
+
+def test_what_is_pinned_is_not_evicted() -> None:
+    slots = table(2)
+    filled, _ = slots.reserve([b"a", b"b"])
+    slots.commit(filled)
+    slots.pin([filled[0]])
+    (new,), evicted = slots.reserve([b"c"])
+    assert evicted == [b"b"]
+    assert new.index == filled[1].index
+
+
+def test_nobody_looks_for_victims_where_everything_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = table(2)
+    filled, _ = slots.reserve([b"a", b"b"])
+    slots.commit(filled)
+    slots.pin(filled)
+    monkeypatch.setattr(slots, "_is_idle", None)  # not even one is asked about: there may be a million
+    assert slots.reserve([b"c"]) == ([], [])
+
+
+def test_a_full_table_gives_slots_to_the_leading_keys_only() -> None:
+    slots = table(2)
+    reserved, evicted = slots.reserve([b"a", b"b", b"c"])
+    assert [slot.key for slot in reserved] == [b"a", b"b"]
+    assert evicted == []
+
+
+def test_a_dropped_slot_is_not_reused_while_somebody_uses_it() -> None:
+    slots = table(1)
+    (slot,), _ = slots.reserve([b"a"])
+    slots.commit([slot])
+    slots.pin([slot])
+    slots.drop([slot])
+    assert slots.get(b"a") is None
+    assert slots.reserve([b"b"]) == ([], [])
+    slots.unpin([slot])
+    (again,), _ = slots.reserve([b"b"])
+    assert again.index == slot.index
+
+
+def test_a_chunk_dropped_while_it_is_filled_never_becomes_readable() -> None:
+    slots = table(1)
+    (slot,), _ = slots.reserve([b"a"])
+    slots.drop([slot])
+    slots.commit([slot])
+    assert not slots.is_ready(b"a")
+    assert slots.free_count == 1
+
+
+def test_an_illegal_step_is_refused() -> None:
+    slots = table(1)
+    (slot,), _ = slots.reserve([b"a"])
+    slots.commit([slot])
+    slots.drop([slot])
+    with pytest.raises(AssertionError, match="cannot be pinned"):
+        slots.pin([slot])
+
+
+KEYS = [b"%d" % i for i in range(8)]
+
+
+class SlotModel(RuleBasedStateMachine):
+    """Fillers and readers come and go in any order; readable is what was committed and not dropped."""
+
+    policy = "lru"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = SlotTable(4, POLICIES[self.policy](4))
+        self.filling: list[Slot] = []
+        self.reading: list[Slot] = []
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), unique=True, max_size=5))
+    def reserve(self, keys: list[bytes]) -> None:
+        new = [key for key in keys if self.slots.get(key) is None]
+        reserved, _ = self.slots.reserve(new)
+        assert [slot.key for slot in reserved] == new[: len(reserved)]
+        self.filling += reserved
+
+    @precondition(lambda self: self.filling)
+    @rule(data=st.data(), good=st.booleans())
+    def end_filling(self, data: st.DataObject, good: bool) -> None:
+        slot = self.filling.pop(data.draw(st.integers(0, len(self.filling) - 1)))
+        was_gone = slot.state is SlotState.GONE
+        if good:
+            self.slots.commit([slot])
+        else:
+            self.slots.drop([slot])
+            self.slots.unpin([slot])
+        assert (self.slots.get(slot.key) is slot) == (good and not was_gone)
+
+    @rule(key=st.sampled_from(KEYS))
+    def read(self, key: bytes) -> None:
+        slot = self.slots.get(key)
+        if slot is not None and slot.state is SlotState.READY:
+            self.slots.pin([slot])
+            self.slots.touch([key])
+            self.reading.append(slot)
+
+    @precondition(lambda self: self.reading)
+    @rule(data=st.data())
+    def end_reading(self, data: st.DataObject) -> None:
+        self.slots.unpin([self.reading.pop(data.draw(st.integers(0, len(self.reading) - 1)))])
+
+    @rule(key=st.sampled_from(KEYS))
+    def drop(self, key: bytes) -> None:
+        slot = self.slots.get(key)
+        if slot is not None:
+            self.slots.drop([slot])
+
+    @rule()
+    def drop_all(self) -> None:
+        self.slots.drop_all()
+        assert len(self.slots) == 0
+
+    @invariant()
+    def a_used_slot_belongs_to_one_chunk(self) -> None:
+        self.slots.check()
+        used = {slot.index: slot for slot in (*self.filling, *self.reading)}
+        assert all(used[slot.index] is slot for slot in (*self.filling, *self.reading))
+
+
+TestSlotModel = SlotModel.TestCase
+TestSlotModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,353 @@
+"""The gpu tier: the server's own KV tensors, and copies between them and slots.
+
+The tensors may lie on a CUDA device or in plain memory; the copies go through `Copies`, which both fill.
+The rules of order, in either case:
+
+1. A store sees every write that the caller's stream had been told to do when the store was submitted, or its
+   window made (on the CPU: that had happened). Later writes to its blocks are the caller's to hold back until
+   the job is done.
+2. A load writes its blocks after all that the caller's stream had been told to do then, so no earlier kernel
+   writes or reads them afterwards. Kernels that use the blocks are launched once the job is done.
+3. A slot is not reused before its readers and its writer are done: a job touches its slots and blocks until
+   `done()`, also where it failed half way or nobody awaits it any more, and never after. Whoever owns a slot
+   holds it until then.
+4. Jobs of one lane complete in the order of submission, whether they succeed or not. Stores, loads and
+   expedited loads are lanes of their own: none waits behind another. So of two jobs of different lanes that
+   share blocks or slots, the caller submits the second once the first is done.
+5. A device's fault is the job's `error`, never an exception in the server's step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
+from ..pinned.arena import Arena
+from ..settled import settled
+from .copies import Copies, CopyJob, Lane, Mark, RefusedJob
+from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
+
+Tensor: TypeAlias = torch.Tensor
+
+HOLD_GIL_BYTES = 128 * 1024
+"""Shorter runs are copied without giving up the GIL: taking it back can cost 5 ms, the copy 20 µs."""
+
+_memmove = ctypes.memmove  # gives up the GIL
+_memmove_address = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value
+assert _memmove_address is not None, "libc has memmove"
+_short_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    _memmove_address
+)
+
+
+class GpuTier:
+    """The server's KV tensors on one device.
+
+    Threads: `submit_store`, `submit_load` and `window` may be called from any thread, and order themselves
+    after what that thread's current stream was told to do.
+    """
+
+    def __init__(self, layout: KVLayout, copies: Copies, tensors: Sequence[Tensor] = ()) -> None:
+        self.name = "gpu"
+        self._layout = layout
+        self._copies = copies
+        self._tensors = tuple(tensors)  # keeps the memory alive that the layout has addresses of
+        self._lock = threading.Lock()  # one submit at a time, and none once `_closed` is set
+        self._closed = False
+
+    @classmethod
+    def of_tensors(
+        cls,
+        tensors: Sequence[Tensor],
+        *,
+        blocks_per_chunk: int = 1,
+        groups: Sequence[Sequence[tuple[int, int]]] | None = None,
+    ) -> GpuTier:
+        """Take the server's tensors as they are.
+
+        Args:
+            tensors: each (num_blocks, ...), all on one device; a block is one row, contiguous in itself,
+                and rows may be padded.
+            blocks_per_chunk: blocks that go under one key.
+            groups: for each KV-cache group the tensors it uses, as (index, bytes of a row that are its own);
+                by default one group that uses all rows whole.
+
+        Raises:
+            ValueError: the tensors cannot be used; the message says which and why.
+        """
+        if not tensors:
+            raise ValueError("no KV tensors were given")
+        if blocks_per_chunk < 1:
+            raise ValueError(f"blocks_per_chunk is at least 1, not {blocks_per_chunk}")
+        for index, tensor in enumerate(tensors):
+            _check_tensor(index, tensor, tensors[0])
+        if groups is None:
+            groups = [[(index, tensor[0].nbytes) for index, tensor in enumerate(tensors)]]
+        rows = [_rows(tensor) for tensor in tensors]
+        pages = [[_page(rows, index, page_bytes) for index, page_bytes in group] for group in groups]
+        return cls(KVLayout(rows, pages, blocks_per_chunk), _copies_for(tensors[0].device), tensors)
+
+    @property
+    def part_bytes(self) -> int:
+        """This device's bytes of one chunk."""
+        return self._layout.part_bytes
+
+    def submit_store(self, spans: Spans, host_addresses: Addresses, after: Mark = None) -> CopyJob:
+        """Copy device blocks to the chunks that begin at `host_addresses`; returns at once.
+
+        The job runs after `after`, by default after what the calling thread's stream was told to do so far.
+        A closed tier's jobs have failed.
+
+        Raises:
+            ValueError: a block is not on the device, or the chunks do not match the blocks.
+        """
+        return self._submit(spans, host_addresses, Lane.STORE, after)
+
+    def submit_load(
+        self, spans: Spans, host_addresses: Addresses, after: Mark = None, *, expedited: bool = False
+    ) -> CopyJob:
+        """Copy chunks to device blocks; otherwise like `submit_store`."""
+        return self._submit(spans, host_addresses, Lane.EXPEDITED if expedited else Lane.LOAD, after)
+
+    def window(
+        self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool = False
+    ) -> GpuWindow:
+        """View `blocks_per_chunk` device blocks under each key as a tier; made on the thread that wrote them.
+
+        Args:
+            distinct: whether no block may be named twice; two chunks cannot be written into one.
+
+        Raises:
+            ValueError: the block ids are no whole numbers, not on the device, named twice, or do not match
+                the keys.
+        """
+        per_chunk = self._layout.blocks_per_chunk
+        ids = _whole_numbers(block_ids)
+        if len(ids) != len(keys) * per_chunk:
+            raise ValueError(
+                f"{len(keys)} keys take {len(keys) * per_chunk} block ids, {per_chunk} each, not {len(ids)}"
+            )
+        spans = Spans(ids, (len(ids),), (0,))
+        self._layout.plan(
+            spans, np.zeros(len(keys), np.int64)
+        )  # refuses wrong ids here, on the caller's thread
+        if distinct:
+            _check_distinct(ids)
+        return GpuWindow(
+            self, dict(zip(keys, ids.reshape(len(keys), per_chunk), strict=True)), self._copies.mark()
+        )
+
+    def prepare(self, arena: Arena) -> None:
+        """Make an arena's pages ready for this device's copies, in the background."""
+        with self._copies.device():
+            arena.pin_in_background()
+
+    def close_now(self) -> None:
+        """Wait for the copies under way, then let go of the tensors; idempotent."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._copies.close()
+            self._tensors = ()
+
+    async def close(self) -> None:
+        """`close_now`, for an event loop."""
+        await settled(asyncio.to_thread(self.close_now))
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _submit(self, spans: Spans, host_addresses: Addresses, lane: Lane, after: Mark) -> CopyJob:
+        plan = self._layout.plan(spans, host_addresses)
+        with self._lock:
+            if self._closed:
+                return RefusedJob(plan.size_bytes, "the gpu tier is closed")
+            return self._copies.submit(plan, lane, self._copies.mark() if after is None else after)
+
+
+class GpuWindow:
+    """The device blocks of one job, as a tier: a load reads the device, a store writes it.
+
+    The blocks are taken to hold every key's chunk from the start.
+    """
+
+    def __init__(self, gpu: GpuTier, blocks: dict[ChunkKey, Addresses], after: Mark) -> None:
+        self.name = gpu.name
+        self._gpu = gpu
+        self._blocks = blocks
+        self._after = after
+        self._held = set(blocks)
+        self._closed = False
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+        return [key in self._held for key in keys]
+
+    async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        outcome = await self._copy(self._gpu.submit_load, keys, buffers, self._blocks.keys())
+        self._held.update(outcome.succeeded)
+        return outcome
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        return await self._copy(self._gpu.submit_store, keys, buffers, self._held)
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        self._held.difference_update(keys)
+
+    async def flush(self) -> None:
+        """Device memory is as durable as it gets."""
+
+    def stats(self) -> TierStats:
+        size = len(self._held) * self._gpu.part_bytes
+        return TierStats(len(self._held), size, 0)
+
+    async def close(self) -> None:
+        self._closed = True
+
+    async def _copy(
+        self,
+        submit: Callable[[Spans, Addresses, Mark], CopyJob],
+        keys: Sequence[ChunkKey],
+        buffers: Sequence[Buffer],
+        known: Any,
+    ) -> Outcome:
+        if self._closed or self._gpu.closed:
+            return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+        failed = {key: Failure.MISSING for key in keys if key not in known}
+        chosen = [(key, buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in failed]
+        if not chosen:
+            return Outcome.of(keys, failed)
+        ids = np.concatenate([self._blocks[key] for key, _ in chosen])
+        addresses = np.array([self._address(buffer) for _, buffer in chosen], np.int64)
+        job = submit(Spans(ids, (len(ids),), (0,)), addresses, self._after)
+        await settled(job.ended())
+        if job.error is not None:
+            failed |= dict.fromkeys((key for key, _ in chosen), Failure.IO_ERROR)
+        return Outcome.of(keys, failed)
+
+    def _address(self, buffer: Buffer) -> int:
+        assert len(buffer) >= self._gpu.part_bytes, "a slot holds a whole chunk"
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class _ThreadJob:
+    """A copy on a thread."""
+
+    def __init__(self, size_bytes: int, copied: Future[float]) -> None:
+        self.size_bytes = size_bytes
+        self._copied = copied
+
+    @property
+    def error(self) -> str | None:
+        error = self._copied.exception() if self.done() else None
+        return None if error is None else f"{type(error).__name__}: {error}"
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if not self.done() or self._copied.exception() else self._copied.result()
+
+    def done(self) -> bool:
+        return self._copied.done()
+
+    def wait(self, timeout: float | None) -> bool:
+        return bool(wait([self._copied], timeout).done)
+
+    async def ended(self) -> None:
+        copied = asyncio.wrap_future(self._copied)
+        await asyncio.wait([copied])
+        copied.exception()  # seen, and so not logged: `error` tells of it
+
+
+class CpuCopies:
+    """Copies between tensors in plain memory and slots, one thread a lane."""
+
+    def __init__(self) -> None:
+        self._threads = {lane: ThreadPoolExecutor(1, f"kvtier-copy-{lane.value}") for lane in Lane}
+
+    def device(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def mark(self) -> Mark:
+        """Nothing to note: what the caller wrote is written."""
+        return ()
+
+    def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
+        return _ThreadJob(plan.size_bytes, self._threads[lane].submit(self.copy, plan, lane))
+
+    def copy(self, plan: CopyPlan, lane: Lane) -> float:
+        """Copy every run; returns the seconds it took. On the lane's thread."""
+        started_s = time.perf_counter()
+        source, target = (plan.device, plan.host) if lane is Lane.STORE else (plan.host, plan.device)
+        for to, origin, size in zip(target.tolist(), source.tolist(), plan.sizes.tolist(), strict=True):
+            (_short_memmove if size < HOLD_GIL_BYTES else _memmove)(to, origin, size)
+        return time.perf_counter() - started_s
+
+    def close(self) -> None:
+        for thread in self._threads.values():
+            thread.shutdown(wait=True)
+
+
+def _copies_for(device: torch.device) -> Copies:
+    if device.type == "cpu":
+        return CpuCopies()
+    if device.type == "cuda":  # ROCm's torch says "cuda" as well
+        from .cuda import CudaCopies
+
+        return CudaCopies(device)
+    raise ValueError(f"KV tensors are on a CUDA or ROCm device or in plain memory, not on {device}")
+
+
+def _whole_numbers(block_ids: Sequence[int]) -> Addresses:
+    kinds = {block_ids.dtype.type} if isinstance(block_ids, np.ndarray) else set(map(type, block_ids))
+    for kind in kinds:
+        if not issubclass(kind, (int, np.integer)) or kind is bool:
+            raise ValueError(f"block ids are whole numbers, not {kind.__name__}")
+    try:
+        return np.asarray(block_ids, np.int64).reshape(-1)
+    except OverflowError as error:
+        raise ValueError(f"block ids are numbers of blocks on the device: {error}") from error
+
+
+def _check_distinct(ids: Addresses) -> None:
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) < len(ids):
+        raise ValueError(f"block {unique[counts > 1][0]} is named twice, and takes one chunk only")
+
+
+def _check_tensor(index: int, tensor: Tensor, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(
+            f"tensor {index} is on {tensor.device} and tensor 0 on {first.device}; one device is served"
+        )
+    if tensor.dim() < 2 or not tensor.numel():
+        raise ValueError(
+            f"tensor {index} has shape {tuple(tensor.shape)}; it takes (num_blocks, ...) and no empty axis"
+        )
+    if not tensor[0].is_contiguous():
+        raise ValueError(
+            f"tensor {index}: a block (one row) is not contiguous, with strides {tensor.stride()}"
+        )
+    if tensor.shape[0] > 1 and tensor.stride(0) < tensor[0].numel():
+        raise ValueError(f"tensor {index}: its blocks overlap, with strides {tensor.stride()}")
+
+
+def _rows(tensor: Tensor) -> Rows:
+    stride_bytes = tensor.stride(0) * tensor.element_size()
+    return Rows(tensor.data_ptr(), stride_bytes, tensor[0].nbytes, tensor.shape[0])
+
+
+def _page(rows: Sequence[Rows], index: int, page_bytes: int) -> Page:
+    if not 0 < page_bytes <= rows[index].row_bytes:
+        row_bytes = rows[index].row_bytes
+        raise ValueError(f"tensor {index}: a page of {page_bytes} bytes does not fit a row of {row_bytes}")
+    return Page(index, page_bytes)

@@ -1,0 +1,229 @@
+"""Mending what a check has found wrong in a store, also while servers use it.
+
+Every change is made in a write transaction or under the claim of the segment's file, after looking again
+whether the finding still holds there. What somebody just appends to or reclaims is left to them. Nothing that
+can be read and is listed is given up: a header or a trailer is written again from the segment's own tables.
+
+Chunks are dropped without keeping up the sums, which are counted again at the end, all at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..format.segment_file import CLAIM_BYTE, SegmentFile, SegmentName
+from ..index.environment import Extent, Segment, SegmentState, Transaction
+from ..log.lifecycle import FORGET_STEP_MAX, Live, Log, Victim
+from ..store.opening import Store
+from .finding import Finding, Kind, Where
+
+
+@dataclass(slots=True)
+class Sums:
+    """What a record should count."""
+
+    chunks: int = 0
+    size_bytes: int = 0
+    useful_bytes: int = 0
+
+    def add(self, extent: Extent) -> None:
+        self.chunks += 1
+        self.size_bytes += extent.length_bytes
+        self.useful_bytes += extent.length_bytes if extent.hits else 0
+
+
+def mend(store: Store, findings: Sequence[Finding]) -> int:
+    """Mend the findings, which are in the order of their kinds; returns how many hold no longer.
+
+    Raises:
+        TierError, OSError: the store refused; what was mended so far stays so.
+    """
+    sums = sum(finding.kind is Kind.SUMS for finding in findings)
+    if sums:
+        store.index.write(_count_again)  # before anything is taken from them
+    mended = [finding for finding in findings if finding.kind in _ONE_BY_ONE and _mend_one(store, finding)]
+    chunks = [finding.where for finding in findings if finding.kind in _CHUNKS]
+    for start in range(0, len(chunks), FORGET_STEP_MAX):
+        part = chunks[start : start + FORGET_STEP_MAX]
+        store.index.write(lambda txn, part=part: _forget(txn, part))  # type: ignore[misc]
+    if chunks:
+        store.index.write(_count_again)
+    return len(mended) + len(chunks) + sums
+
+
+@contextlib.contextmanager
+def _claim(store: Store, where: Where) -> Iterator[SegmentFile | None]:
+    """The segment's file with its claim; None where there is none, or where another has the claim."""
+    fd = _claimed(store, store.directory.segment_path(where.segment))
+    try:
+        yield None if fd is None else _file(store, fd, where.segment, where.generation)
+    finally:
+        if fd is not None:
+            store.directory.files.close(fd)
+
+
+def _claimed(store: Store, path: Path) -> int | None:
+    files = store.directory.files
+    try:
+        fd = files.open_data(path, write=True)
+    except FileNotFoundError:
+        return None
+    if files.try_lock(fd, CLAIM_BYTE, exclusive=True):
+        return fd
+    files.close(fd)
+    return None
+
+
+def _file(store: Store, fd: int, number: int, generation: int) -> SegmentFile:
+    facts = store.directory.facts
+    return SegmentFile(
+        store.directory.files, fd, SegmentName(facts.store, number, generation), facts.segment_bytes
+    )
+
+
+def _mend_one(store: Store, finding: Finding) -> bool:
+    return _ONE_BY_ONE[finding.kind](store, finding.where)
+
+
+def _remove_orphan(store: Store, where: Where) -> bool:
+    directory = store.directory
+
+    def change(txn: Transaction) -> bool:
+        # Inside the transaction: a server makes a new file, and claims it, inside one too.
+        path = directory.segment_path(where.segment)
+        if txn.segment(where.segment) is not None or not path.exists():
+            return True
+        with _claim(store, where) as file:
+            if file is None:
+                return False
+            directory.files.unlink(path)
+            return True
+
+    return store.index.write(change)
+
+
+def _write_header(store: Store, where: Where) -> bool:
+    """Write the header again where the segment's tables show whose it is; else give the segment up."""
+    with _claim(store, where) as file:
+        if file is None:
+            return False
+        segment = _now(store, where)
+        if segment is None:
+            return True
+        if _has_tables(file):
+            file.write_header(segment.opened)
+            return True
+    return _give_up(store, where)
+
+
+def _write_trailer(store: Store, where: Where) -> bool:
+    with _claim(store, where) as file:
+        if file is None:
+            return False
+        segment = _now(store, where)
+        if segment is None or segment.state is not SegmentState.SEALED:
+            return True
+        try:
+            # To its very end: removals are appended without raising the end that the index knows.
+            tables = [batch.encode() for batch in file.sweep()]
+        except OSError:
+            return False  # a trailer would hide what can be read some day
+        file.write_trailer(tables)
+        return True
+
+
+def _give_up(store: Store, where: Where) -> bool:
+    """Forget all that the index has in a segment that cannot be used, and free it as a reclaim does."""
+    directory, index = store.directory, store.index
+    log = Log(directory.files, directory, index)
+    with contextlib.ExitStack() as undo:
+        victim = index.write(lambda txn: _take(store, txn, where, undo))
+        if victim is None:
+            return _now(store, where) is None
+        undo.pop_all()
+    with index.read() as txn:
+        live = tuple(
+            Live(b"", scope, key, extent)
+            for scope, key, extent in txn.extents()
+            if extent[:2] == (where.segment, where.generation)
+        )
+    log.finish_reclaim(victim._replace(live=live))
+    return True
+
+
+def _take(store: Store, txn: Transaction, where: Where, undo: contextlib.ExitStack) -> Victim | None:
+    undo.close()  # of an attempt that could not commit
+    segment = txn.segment(where.segment)
+    if segment is None or segment.generation != where.generation:
+        return None
+    path = store.directory.segment_path(where.segment)
+    fd = _claimed(store, path)
+    if fd is not None:
+        undo.callback(store.directory.files.close, fd)
+    elif path.exists():
+        return None
+    if segment.state is SegmentState.FREE:
+        if fd is None:
+            txn.drop_segment(where.segment)
+        return None
+    txn.put_segment(where.segment, segment._replace(state=SegmentState.RECLAIMING))
+    file = None if fd is None else _file(store, fd, where.segment, where.generation)
+    return Victim(where.segment, segment, file, ())
+
+
+def _now(store: Store, where: Where) -> Segment | None:
+    """The segment's record, if it is still in the life that the finding is about."""
+    with store.index.read() as txn:
+        segment = txn.segment(where.segment)
+    return segment if segment is not None and segment.generation == where.generation else None
+
+
+def _has_tables(file: SegmentFile) -> bool:
+    try:
+        return any(True for _ in file.sweep())
+    except OSError:
+        return False
+
+
+def _forget(txn: Transaction, chunks: Iterable[Where]) -> None:
+    for where in chunks:
+        extent = txn.extent(where.scope, where.key)
+        if extent is not None and extent[:3] == where[:3]:
+            txn.drop_extent(where.scope, where.key)
+
+
+def _count_again(txn: Transaction) -> None:
+    """Every sum of the index, from the extents: a second of a million chunks, in which nobody commits."""
+    segments, namespaces = txn.segments(), txn.namespaces()
+    in_segment: dict[int, Sums] = defaultdict(Sums)
+    in_scope: dict[int, Sums] = defaultdict(Sums)
+    for scope, _, extent in txn.extents():
+        segment = segments.get(extent.segment)
+        if segment is not None and segment.generation == extent.generation:
+            in_segment[extent.segment].add(extent)
+        in_scope[scope].add(extent)
+    for number, segment in segments.items():
+        sums = in_segment[number]
+        right = segment._replace(live_chunks=sums.chunks, live_bytes=sums.size_bytes)
+        if right != segment:
+            txn.put_segment(number, right)
+    for digest, record in namespaces.items():
+        sums = in_scope[record.scope]
+        counted = record._replace(
+            chunks=sums.chunks, chunk_bytes=sums.size_bytes, useful_bytes=sums.useful_bytes
+        )
+        if counted != record:
+            txn.put_namespace(digest, counted)
+
+
+_ONE_BY_ONE = {
+    Kind.ORPHAN: _remove_orphan,
+    Kind.LOST_FILE: _give_up,
+    Kind.HEADER: _write_header,
+    Kind.TRAILER: _write_trailer,
+}
+_CHUNKS = {Kind.PLACE, Kind.TABLE, Kind.CONTENT}

@@ -1,0 +1,172 @@
+"""Removing chunks from a store on request, also while servers use it.
+
+In each step its chunks are looked at again: what a server has read, stored anew or dropped since they were
+chosen, and what does not fit any more, is left alone. Their room is given back as any other's, when a server
+reclaims their segments. Here no room is made, but for the notes of what was removed, if they need a segment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ...base import ChunkKey
+from ...errors import TierError
+from ..format.checksum import ChunkChecksum
+from ..index.environment import Extent, Transaction
+from ..index.ledger import Ledger
+from ..io.files import Lanes
+from ..log.append import Appender, Target
+from ..log.lifecycle import Log
+from ..store.directory import NamespaceFile
+from ..store.opening import Store
+from ..store.rebuild import REBUILT_S
+
+logger = logging.getLogger(__name__)
+
+BATCH_CHUNKS = 512  # removed per call, so that servers' commits get their turn
+DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance are one pair in billions
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which chunks to remove: those for which all that is given holds.
+
+    Attributes:
+        namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
+        key_prefix: what the key begins with.
+        older_than_s: stored at least so many seconds ago.
+        never_read: known to be never read back since they were stored: a rebuild of the index forgets that.
+    """
+
+    namespace: str = ""
+    key_prefix: bytes = b""
+    older_than_s: float = 0.0
+    never_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The chunks of one namespace that a selection names.
+
+    Attributes:
+        scope: the namespace's scope in which they are.
+        after_s, before_s: they were stored after, and no later than, then.
+        never_read: they were not read back.
+    """
+
+    digest: bytes
+    file: NamespaceFile
+    scope: int
+    after_s: float
+    before_s: float
+    never_read: bool
+    keys: tuple[ChunkKey, ...]
+    size_bytes: int
+
+    @property
+    def label(self) -> str:
+        return self.file.identity.label
+
+    def takes(self, extent: Extent) -> bool:
+        return self.after_s < extent.stored_s <= self.before_s and not (self.never_read and extent.hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was removed from one namespace."""
+
+    digest: bytes
+    label: str
+    chunks: int
+    size_bytes: int
+
+
+def choose(store: Store, selection: Selection) -> list[Chosen]:
+    """What would be removed."""
+    return list(_chosen(store, selection))
+
+
+async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> Removed:
+    """Remove the chunks for good: once this returns, neither a rebuild nor a power loss brings them back.
+
+    `told` hears of each step's count. Cancellation: what was removed so far stays removed.
+
+    Raises:
+        TierError: the store cannot be used.
+    """
+    directory, index, lanes = store.directory, store.index, Lanes()
+    log = Log(directory.files, directory, index)
+    appender = Appender(directory.files, lanes, index, log, directory.facts.index_bytes, lambda: None)
+    target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
+    chunks = size_bytes = 0
+    try:
+        for start in range(0, len(chosen.keys), BATCH_CHUNKS):
+            forget = partial(_forget, chosen, chosen.keys[start : start + BATCH_CHUNKS])
+            gone = await lanes.index(partial(index.write, forget))
+            await appender.append_removals(target, list(gone))
+            chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
+            told(len(gone))
+        await _flush(appender)
+    finally:
+        try:
+            await appender.close()
+        finally:
+            lanes.close()
+    return Removed(chosen.digest, chosen.label, chunks, size_bytes)
+
+
+async def _flush(appender: Appender) -> None:
+    try:
+        await appender.flush()
+    except OSError as error:
+        raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
+
+
+def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[ChunkKey, int]:
+    """Forget those of the keys that are still to be removed; returns them with their lengths."""
+    record = txn.namespace(chosen.digest)
+    if record is None or record.scope != chosen.scope:
+        return {}
+    ledger, gone = Ledger(txn), {}
+    for key in keys:
+        extent = ledger.extent(chosen.scope, key)
+        if extent is not None and chosen.takes(extent):
+            ledger.forget(chosen.scope, key, extent)
+            gone[key] = extent.length_bytes
+    ledger.close()
+    return gone
+
+
+def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
+    before_s = time.time() - selection.older_than_s
+    files = store.directory.namespaces()
+    with store.index.read() as txn:
+        records = txn.namespaces()
+        after_s = txn.number(REBUILT_S) if selection.never_read else 0
+        if after_s:
+            logger.warning("nvme: the index was rebuilt; what was stored before may have been read: spared")
+        for digest in _named(records, files, selection.namespace):
+            scope = records[digest].scope
+            none = Chosen(digest, files[digest], scope, after_s, before_s, selection.never_read, (), 0)
+            found = {
+                key: extent.length_bytes
+                for _, key, extent in txn.extents(scope, selection.key_prefix)
+                if none.takes(extent)
+            }
+            if found:
+                yield replace(none, keys=tuple(found), size_bytes=sum(found.values()))
+
+
+def _named(records: Iterable[bytes], files: dict[bytes, NamespaceFile], name: str) -> list[bytes]:
+    """The namespaces that `name` means: those of that label, and only if there are none, by digest."""
+    digests = [digest for digest in records if digest in files]
+    if not name:
+        return digests
+    labelled = [digest for digest in digests if files[digest].identity.label == name]
+    if labelled or len(name) < DIGEST_PREFIX_MIN:
+        return labelled
+    return [digest for digest in digests if digest.hex().startswith(name.lower())]

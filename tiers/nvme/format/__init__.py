@@ -1,0 +1,1 @@
+"""The bytes on the drive: segments, tables, checksums."""

@@ -1,0 +1,1 @@
+"""The index: where every chunk lies, in LMDB."""

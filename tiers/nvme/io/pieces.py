@@ -1,0 +1,249 @@
+"""Pieces: what one vectored call writes or reads, planned apart from running.
+
+A plan is pure: it says which chunks lie side by side and go in one call. A piece then runs on a lane
+thread, the checksum in the same call as the transfer while the bytes are in the cache, and keeps its
+result for the event loop to collect. Nothing here changes the index.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from ...base import Buffer, ChunkKey, Failure
+from ...errors import TierError
+from ..format.checksum import ChunkChecksum
+from ..format.segment_file import Entry, blocks_of
+from ..index.environment import Extent
+from .files import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, Files, read_all, scratch, write_all
+
+T = TypeVar("T")
+
+GAP_BLOCKS_MAX = 4  # read over up to 16 KiB between neighbours: cheaper than a call of its own
+PIECE_CHUNKS_MAX = IOV_MAX // 3  # each chunk is at most three parts of a call: gap, whole blocks, tail
+
+
+class WritePiece:
+    """Some neighbouring chunks of one batch: checksums and one vectored write."""
+
+    def __init__(
+        self,
+        files: Files,
+        fd: int,
+        checksum: ChunkChecksum,
+        block: int,
+        chunks: Sequence[tuple[ChunkKey, Buffer]],
+    ) -> None:
+        self._files, self._fd, self._checksum = files, fd, checksum
+        self._block, self.chunks = block, chunks
+        # The result: entries when it went well, else the error; neither when it never ran.
+        self.entries: list[Entry] = []
+        self.error: OSError | None = None
+
+    def __call__(self) -> None:
+        stored_s, block, entries = int(time.time()), self._block, []
+        parts: list[Buffer] = []
+        tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
+        for key, buffer in self.chunks:
+            entries.append(Entry(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
+            parts += tails.written(buffer)
+            block += blocks_of(len(buffer))
+        try:
+            write_all(self._files, self._fd, parts, self._block * BLOCK_BYTES)
+        except OSError as error:
+            self.error = error
+        else:
+            self.entries = entries
+
+
+def plan_writes(
+    files: Files,
+    fd: int,
+    checksum: ChunkChecksum,
+    block: int,
+    chunks: Sequence[tuple[ChunkKey, Buffer]],
+) -> list[WritePiece]:
+    """Split chunks that go side by side from `block` on into pieces."""
+    pieces = []
+    for group in _grouped(chunks, lambda chunk: len(chunk[1])):
+        pieces.append(WritePiece(files, fd, checksum, block, group))
+        block += sum(blocks_of(len(buffer)) for _, buffer in group)
+    return pieces
+
+
+class Wanted(NamedTuple):
+    """One chunk to read: where it is and where it goes."""
+
+    key: ChunkKey
+    extent: Extent
+    buffer: Buffer
+
+
+class Source(Protocol):
+    """Where a read piece gets its file from and what it asks afterwards; called on lane threads."""
+
+    def acquire(self, segment: int, generation: int) -> int | None:
+        """An open file of this life of the segment, held against overwriting; None where it has ended.
+
+        Raises:
+            OSError: the file is gone or cannot be opened although the index has it.
+            TierError: the index cannot say.
+        """
+        ...
+
+    def release(self, segment: int) -> None: ...
+
+    def in_force(self, wanted: Wanted) -> bool:
+        """Whether the index still says that the chunk lies there; not where it cannot say."""
+        ...
+
+
+class ReadPiece:
+    """Some neighbouring chunks of one segment: one vectored read, and their checksums."""
+
+    def __init__(
+        self, files: Files, source: Source, checksum: ChunkChecksum, chunks: Sequence[Wanted]
+    ) -> None:
+        self._files, self._source, self._checksum = files, source, checksum
+        self.chunks = chunks
+        # The result: what went wrong, by position in `chunks`; only meaningful once it ran.
+        self.failed: dict[int, Failure] = {}
+        self.errors: list[OSError | TierError] = []
+        self.ran = False
+
+    def __call__(self) -> None:
+        extent = self.chunks[0].extent
+        self.ran = True
+        try:
+            fd = self._source.acquire(extent.segment, extent.generation)
+        except FileNotFoundError:
+            self._fail_all(Failure.CORRUPT)  # the index promises what the log has lost
+            return
+        except (OSError, TierError) as error:
+            self.errors.append(error)
+            self._fail_all(Failure.IO_ERROR)
+            return
+        if fd is None:
+            self._fail_all(Failure.MISSING)
+            return
+        try:
+            self._read(fd, range(len(self.chunks)))
+        finally:
+            self._source.release(extent.segment)
+
+    def _fail_all(self, failure: Failure) -> None:
+        self.failed = dict.fromkeys(range(len(self.chunks)), failure)
+
+    def _read(self, fd: int, positions: range) -> None:
+        chunks = self.chunks[positions.start : positions.stop]
+        plan = _ReadPlan(chunks)
+        try:
+            done = read_all(self._files, fd, plan.parts, chunks[0].extent.block * BLOCK_BYTES)
+        except OSError as error:
+            if len(positions) > 1:  # one bad place must not cost its neighbours
+                for position in positions:
+                    self._read(fd, range(position, position + 1))
+                return
+            self.errors.append(error)
+            self.failed[positions.start] = Failure.IO_ERROR
+            return
+        plan.finish()
+        for position, wanted, end in zip(positions, chunks, plan.ends, strict=True):
+            self._verify(position, wanted, complete=end <= done)
+
+    def _verify(self, position: int, wanted: Wanted, *, complete: bool) -> None:
+        # The bytes are read first and the index is asked afterwards: had the segment been reclaimed and
+        # overwritten in between, the index would say so now.
+        right = complete and self._checksum.of(wanted.key, wanted.buffer) == wanted.extent.checksum
+        if not right:
+            current = self._source.in_force(wanted)
+            self.failed[position] = Failure.CORRUPT if current else Failure.MISSING
+
+
+class _ReadPlan:
+    """The parts of one read, in file order, with what is read only to be dropped or moved."""
+
+    def __init__(self, chunks: Sequence[Wanted]) -> None:
+        self.parts: list[Buffer] = []
+        self.ends: list[int] = []  # of each chunk, counted from the first byte read
+        tails = _Tails(sum(1 for wanted in chunks if len(wanted.buffer) % BLOCK_BYTES))
+        self._moves: list[tuple[Buffer, Buffer]] = []
+        first = position = chunks[0].extent.block
+        for wanted in chunks:
+            if wanted.extent.block > position:
+                self.parts.append(scratch((wanted.extent.block - position) * BLOCK_BYTES))
+            position = wanted.extent.block + blocks_of(len(wanted.buffer))
+            self.parts += tails.read(wanted.buffer, self._moves)
+            self.ends.append((wanted.extent.block - first) * BLOCK_BYTES + len(wanted.buffer))
+
+    def finish(self) -> None:
+        for target, source in self._moves:
+            target[:] = source
+
+
+class _Tails:
+    """Whole blocks for the ends of chunks that do not fill their last one.
+
+    Only the end is copied; what lies behind the buffer in memory is neither written out nor overwritten.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._memory = scratch(count * BLOCK_BYTES) if count else memoryview(b"")
+
+    def written(self, buffer: Buffer) -> list[Buffer]:
+        whole = len(buffer) - len(buffer) % BLOCK_BYTES
+        if whole == len(buffer):
+            return [buffer]
+        tail, self._memory = self._memory[:BLOCK_BYTES], self._memory[BLOCK_BYTES:]
+        tail[: len(buffer) - whole] = buffer[whole:]
+        return [buffer[:whole], tail] if whole else [tail]
+
+    def read(self, buffer: Buffer, moves: list[tuple[Buffer, Buffer]]) -> list[Buffer]:
+        whole = len(buffer) - len(buffer) % BLOCK_BYTES
+        if whole == len(buffer):
+            return [buffer]
+        tail, self._memory = self._memory[:BLOCK_BYTES], self._memory[BLOCK_BYTES:]
+        moves.append((buffer[whole:], tail[: len(buffer) - whole]))
+        return [buffer[:whole], tail] if whole else [tail]
+
+
+def plan_reads(
+    files: Files, source: Source, checksum: ChunkChecksum, wanted: Sequence[Wanted]
+) -> list[ReadPiece]:
+    """Sort by place, merge neighbours, split into pieces."""
+    ordered = sorted(wanted, key=lambda chunk: (chunk.extent.segment, chunk.extent.block))
+    runs = _runs(ordered)
+    groups = (group for run in runs for group in _grouped(run, lambda chunk: chunk.extent.length_bytes))
+    return [ReadPiece(files, source, checksum, group) for group in groups]
+
+
+def _runs(ordered: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    run: list[Wanted] = []
+    for chunk in ordered:
+        if run and not _neighbours(run[-1].extent, chunk.extent):
+            yield run
+            run = []
+        run.append(chunk)
+    if run:
+        yield run
+
+
+def _neighbours(first: Extent, second: Extent) -> bool:
+    gap = second.block - first.block - blocks_of(first.length_bytes)
+    same = (first.segment, first.generation) == (second.segment, second.generation)
+    return same and 0 <= gap <= GAP_BLOCKS_MAX
+
+
+def _grouped(items: Sequence[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut a sequence where a piece is full; a chunk larger than a piece is a piece of its own."""
+    group: list[T] = []
+    group_bytes = 0
+    for item in items:
+        if group and (group_bytes + size_bytes(item) > PIECE_BYTES or len(group) == PIECE_CHUNKS_MAX):
+            yield group
+            group, group_bytes = [], 0
+        group.append(item)
+        group_bytes += size_bytes(item)
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""The log of segments: appending to it, reading from it, reclaiming its oldest part."""

@@ -1,0 +1,69 @@
+"""How the store's cap is divided: what is set aside for good, and what is left for segments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..format.segment_file import segment_bytes_for
+from ..index.environment import MAP_BYTES_MIN, READER_BYTES, READERS_MAX
+from ..io.files import BLOCK_BYTES, aligned
+from ..store.directory import Facts
+
+SEGMENT_SLACK_BYTES = 2 * BLOCK_BYTES  # blocks of a fragmented file's own extent list, which du counts
+INDEX_BYTES_PER_CHUNK = 512  # a record is below 100; pages are half full, and as many are in change
+SMALL_FILES_BYTES = 64 * 1024  # kvtier.json, lock, in-use, a namespace's draft, six directories
+DIRECTORY_BYTES_PER_SEGMENT = 64  # a name of twelve bytes, in a directory that never shrinks
+QUARANTINE_SHARE = 32  # a 32nd of the cap, so that evidence never costs much cache
+QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what failed
+SEGMENTS_MIN = 2  # one to append to, one to reclaim
+
+
+class Budget(NamedTuple):
+    """The cap and its parts, in bytes. `reserve_bytes` stay free on the file system, whoever fills it."""
+
+    capacity_bytes: int
+    reserve_bytes: int
+    segment_bytes: int
+    index_bytes: int
+
+    @property
+    def segment_cost_bytes(self) -> int:
+        """What one segment may take, counted as `du` does."""
+        return self.segment_bytes + SEGMENT_SLACK_BYTES
+
+    @property
+    def quarantine_bytes(self) -> int:
+        return min(QUARANTINE_BYTES_MAX, self.capacity_bytes // QUARANTINE_SHARE)
+
+    @property
+    def set_aside_bytes(self) -> int:
+        """All but segments and the namespaces' files."""
+        names = self.capacity_bytes // self.segment_bytes * DIRECTORY_BYTES_PER_SEGMENT
+        index = self.index_bytes + aligned(READERS_MAX * READER_BYTES) + BLOCK_BYTES
+        return index + self.quarantine_bytes + SMALL_FILES_BYTES + aligned(names)
+
+    def segments_bytes(self, namespaces_count: int) -> int:
+        """What all segments together may take."""
+        return self.capacity_bytes - self.set_aside_bytes - namespaces_count * BLOCK_BYTES
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest cap under which a store of these sizes works."""
+        return self.set_aside_bytes + BLOCK_BYTES + SEGMENTS_MIN * self.segment_cost_bytes
+
+
+def facts_for(capacity_bytes: int, chunk_bytes: int) -> Facts:
+    """The sizes of a new store; its uuid is still to be given."""
+    index_bytes = aligned(capacity_bytes // chunk_bytes * INDEX_BYTES_PER_CHUNK)
+    return Facts(b"", segment_bytes_for(capacity_bytes, chunk_bytes), max(MAP_BYTES_MIN, index_bytes))
+
+
+def cap_holding(segments_bytes: int, namespaces_count: int, facts: Facts) -> int:
+    """The least cap under which a store works and its segments may take `segments_bytes`."""
+    budget = Budget(0, 0, facts.segment_bytes, facts.index_bytes)
+    segments_bytes = max(segments_bytes, SEGMENTS_MIN * budget.segment_cost_bytes)
+    namespaces_count = max(1, namespaces_count)
+    # Some shares grow with the cap itself, by a small part of what is added: a few steps reach it.
+    while (short_bytes := segments_bytes - budget.segments_bytes(namespaces_count)) > 0:
+        budget = budget._replace(capacity_bytes=budget.capacity_bytes + short_bytes)
+    return budget.capacity_bytes

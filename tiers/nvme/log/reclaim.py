@@ -1,0 +1,155 @@
+"""Reclaiming with a second chance: chunks that were read since they were written are written again.
+
+That is S3-FIFO on a log: one queue in the order of writing, and a chunk that was used moves to its end.
+What may be carried is bounded by what was stored: with a write amplification of 1.3, three bytes are
+carried for ten that were stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from ...base import Buffer, ChunkKey
+from ..format.checksum import ChunkChecksum
+from ..index.environment import Extent, Index
+from ..io.files import BLOCK_BYTES, Files, Lanes, aligned, scratch
+from ..io.pieces import Wanted, plan_reads
+from ..store.directory import StoreDirectory
+from .append import Appender, Target
+from .lifecycle import Live, Log, Victim
+from .readers import Readers
+
+CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
+ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
+
+
+class Allowance:
+    """How many bytes may be carried. One event loop."""
+
+    def __init__(self, write_amplification: float) -> None:
+        assert write_amplification >= 1, "each stored byte is written at least once"
+        self._share = write_amplification - 1
+        self._left_bytes = 0.0
+
+    def stored(self, size_bytes: int) -> None:
+        self._left_bytes = min(ALLOWANCE_BYTES_MAX, self._left_bytes + self._share * size_bytes)
+
+    def take(self, size_bytes: int) -> bool:
+        if size_bytes > self._left_bytes:
+            return False
+        self._left_bytes -= size_bytes
+        return True
+
+
+class Carrier:
+    """Empties the oldest segment, carrying what is worth it into the open one. One event loop."""
+
+    def __init__(
+        self,
+        files: Files,
+        lanes: Lanes,
+        directory: StoreDirectory,
+        index: Index,
+        log: Log,
+        appender: Appender,
+        allowance: Allowance,
+    ) -> None:
+        self._files, self._lanes, self._directory, self._index = files, lanes, directory, index
+        self._log, self._appender, self._allowance = log, appender, allowance
+        # Mutable state, changed on the loop only.
+        self.carried_chunks = 0
+        self.carried_bytes = 0
+        self.evicted_chunks = 0
+
+    async def reclaim(self, *, carry: bool) -> bool:
+        """Free one segment; False where nobody's is old enough to be reclaimed. Not to be cancelled.
+
+        Raises:
+            OSError, TierError: it is left to whoever reclaims next.
+        """
+        order = self._appender.next_order()  # before we look: what is removed from here on is removed later
+        victim = await self._lanes.upkeep(self._log.begin_reclaim)
+        if victim is None:
+            return False
+        try:
+            groups = list(_groups(self._chosen(victim))) if carry else []
+            for group in groups:
+                await self._carry(group, order)
+            await self._appender.note(victim.removals)
+            if groups or victim.removals:
+                # What was durable stays so: the new place first, then the old one may be overwritten.
+                await self._appender.sync()
+        except BaseException:
+            self._log.abandon(victim)
+            raise
+        self.evicted_chunks += await self._lanes.upkeep(partial(self._log.finish_reclaim, victim))
+        return True
+
+    def _chosen(self, victim: Victim) -> Iterator[Live]:
+        """The chunks to carry, as far as the allowance goes; what was read more often comes first."""
+        used = sorted((live for live in victim.live if live.extent.read_since), key=_by_hits)
+        for live in used:
+            if self._allowance.take(aligned(live.extent.length_bytes)):
+                yield live
+
+    async def _carry(self, group: list[Live], order: int) -> None:
+        namespace, scope = group[0].namespace, group[0].scope
+        checksum = ChunkChecksum(namespace)
+        wanted = list(_with_buffers(group))
+        readers = Readers(self._files, self._directory, self._index, namespace)
+        try:
+            pieces = plan_reads(self._files, readers, checksum, wanted)
+            await self._lanes.store(pieces, then=lambda: None)  # behind loads, like all that nobody waits for
+        finally:
+            readers.close()
+        bad = {piece.chunks[position].key for piece in pieces for position in piece.failed}
+        old = {chunk.key: chunk.extent for chunk in wanted}
+        good: list[tuple[ChunkKey, Buffer]] = [
+            (chunk.key, chunk.buffer) for chunk in wanted if chunk.key not in bad
+        ]
+        target = Target(namespace, scope, checksum)
+        failed = await self._appender.append(target, good, partial(_moved, old), order=order)
+        done = [old[key] for key, _ in good if key not in failed]
+        self.carried_chunks += len(done)
+        self.carried_bytes += sum(extent.length_bytes for extent in done)
+
+
+def _moved(old: dict[ChunkKey, Extent], key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:
+    """The chunk's new place, unless it was removed or written elsewhere meanwhile."""
+    if now is None or now[:3] != old[key][:3]:
+        return None
+    # Its age and its hits go with it; the next lap is earned by being read again.
+    return place._replace(stored_s=now.stored_s, hits=now.hits)
+
+
+def _by_hits(live: Live) -> tuple[int, int]:
+    return -live.extent.hits, live.extent.block
+
+
+def _groups(lives: Iterable[Live]) -> Iterator[list[Live]]:
+    """Steps of bounded size, each of one namespace and in the order of place."""
+    by_target: dict[tuple[bytes, int], list[Live]] = {}
+    for live in lives:
+        by_target.setdefault((live.namespace, live.scope), []).append(live)
+    for group in by_target.values():
+        group.sort(key=lambda live: live.extent.block)
+        step: list[Live] = []
+        step_bytes = 0
+        for live in group:
+            size_bytes = aligned(live.extent.length_bytes)
+            if step and step_bytes + size_bytes > CARRY_STEP_BYTES:
+                yield step
+                step, step_bytes = [], 0
+            step.append(live)
+            step_bytes += size_bytes
+        yield step
+
+
+def _with_buffers(group: list[Live]) -> Iterator[Wanted]:
+    memory = scratch(sum(max(BLOCK_BYTES, aligned(live.extent.length_bytes)) for live in group))
+    start = 0
+    for live in group:
+        buffer = memory[start : start + live.extent.length_bytes]
+        yield Wanted(live.key, live.extent, buffer)
+        start += max(BLOCK_BYTES, aligned(live.extent.length_bytes))

@@ -1,0 +1,138 @@
+"""What the NVMe tier does when nobody asks: syncing, counting reads, keeping room.
+
+One task, which wakes after each change of the open segment and otherwise once a period. No request waits
+for it; but it goes through the same lanes, where loads come first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from ..base import ChunkKey
+from ..errors import TierError
+from .index.environment import Extent, Transaction
+from .index.ledger import Ledger
+from .io.files import Lanes, allocated_bytes
+from .log.append import Appender
+from .log.lifecycle import Log
+from .log.reclaim import Carrier
+from .store.opening import Store
+
+PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
+READS_MAX = 65536  # reads remembered until they are counted; more within a period are not
+
+
+class Read(NamedTuple):
+    """One chunk that was loaded, and from where."""
+
+    scope: int
+    key: ChunkKey
+    extent: Extent
+
+
+class Upkeep:
+    """The tier's background task. One event loop.
+
+    Attributes:
+        used_bytes: allocated bytes of the whole directory, when it was last looked at.
+        io_errors: rounds that an error of the device or the index cut short.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        store: Store,
+        log: Log,
+        appender: Appender,
+        carrier: Carrier,
+        failed: Callable[[str], None],
+    ) -> None:
+        self._lanes, self._store, self._log = lanes, store, log
+        self._appender, self._carrier, self._failed = appender, carrier, failed
+        # Mutable state, changed on the loop only.
+        self.used_bytes = 0
+        self.io_errors = 0
+        self._reads: dict[Read, int] = {}
+        self._look_at_room = True
+        self._wake = asyncio.Event()
+        self._round = asyncio.Lock()
+        self._stopping = False
+        self._task = asyncio.create_task(self._run())
+
+    def count(self, read: Read) -> None:
+        """Remember a read, until it is counted in the index."""
+        if read in self._reads or len(self._reads) < READS_MAX:
+            self._reads[read] = self._reads.get(read, 0) + 1
+
+    def room_changed(self) -> None:
+        """Somebody took room, or found none: look at it soon."""
+        self._look_at_room = True
+        self._wake.set()
+
+    async def once(self) -> None:
+        """One round, after the one under way; errors are counted and told, and the next round tries again."""
+        async with self._round:
+            try:
+                await self._appender.sync()
+                await self._count_reads()
+                await self._keep_room()
+            except (OSError, TierError) as error:
+                self.io_errors += 1
+                self._failed(f"upkeep: {error}")
+
+    async def stop(self) -> None:
+        """End the task, leave the open segment, count the last reads."""
+        self._stopping = True
+        self._wake.set()
+        await self._task
+        try:
+            await self._appender.close()
+            await self._count_reads()
+        except (OSError, TierError) as error:
+            self._failed(f"close: {error}")
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()  # before the work, so that what changes during it is not missed
+            await self.once()
+            if self._stopping:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S):
+                    await self._wake.wait()
+
+    async def _count_reads(self) -> None:
+        if self._reads:
+            reads, self._reads = self._reads, {}
+            await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
+
+    async def _keep_room(self) -> None:
+        """Give back what is above the cap, forget what the index cannot hold, free segments ahead."""
+        if not self._look_at_room and not await self._lanes.upkeep(self._log.free_is_short):
+            return
+        self._look_at_room = False
+        self._store.index.free_dead_readers()
+        while not self._stopping and await self._lanes.upkeep(self._log.excess_bytes) > 0:
+            if not await self._lanes.upkeep(self._log.shrink) and not await self._carrier.reclaim(
+                carry=False
+            ):
+                break
+        while not self._stopping and await self._lanes.upkeep(self._log.index_is_tight):
+            if not await self._carrier.reclaim(carry=False):
+                break
+        while not self._stopping and not await self._lanes.upkeep(self._log.room_ahead):
+            await self._count_reads()  # up to this moment: what was just read is not to be dropped
+            if not await self._carrier.reclaim(carry=True):
+                break
+        self.used_bytes = await self._lanes.upkeep(partial(allocated_bytes, self._store.directory.root))
+
+
+def _count(reads: dict[Read, int], txn: Transaction) -> None:
+    ledger = Ledger(txn)
+    for (scope, key, extent), times in reads.items():
+        ledger.touch(scope, key, extent, times)
+    ledger.close()

@@ -1,0 +1,1 @@
+"""The pinned tier: slots in a page-locked arena of host memory."""

@@ -1,0 +1,205 @@
+"""The slot table: which chunk lies in which slot, and who still uses it.
+
+A slot's life is short enough to be a table of legal steps:
+
+    free -> FILLING -> READY -> GONE -> free
+               \\________________/
+
+FILLING: a transfer writes the slot; nobody may read it. READY: it can be read, and evicted while nobody
+pins it. GONE: no lookup finds it any more, but transfers that still touch it hold pins; the slot is free
+again when the last pin goes. So a slot is never handed out while anything reads or writes it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from ..base import Buffer, ChunkKey
+from .eviction import EvictionPolicy
+
+
+class SlotState(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
+    FILLING = enum.auto()
+    READY = enum.auto()
+    GONE = enum.auto()
+
+
+LEGAL = {
+    SlotState.FILLING: {SlotState.READY, SlotState.GONE},
+    SlotState.READY: {SlotState.GONE},
+    SlotState.GONE: set[SlotState](),
+}
+
+
+class Slot:
+    """One chunk's place in the arena. Only `SlotTable` changes it."""
+
+    __slots__ = ("index", "key", "pins", "state")
+
+    def __init__(self, key: ChunkKey, index: int) -> None:
+        self.key = key
+        self.index = index
+        self.state = SlotState.FILLING
+        self.pins = 1  # whoever fills it
+
+    def __repr__(self) -> str:
+        return f"Slot({self.index}, {self.state.name}, pins={self.pins})"
+
+
+class SlotTable:
+    """Slots by key, with pins and eviction. Pure and not thread-safe: its owner holds a lock."""
+
+    def __init__(self, slots_count: int, policy: EvictionPolicy) -> None:
+        assert slots_count > 0, "an arena has at least one slot"
+        self.slots_count = slots_count
+        # Mutable state; every method below changes it in one go.
+        self._free = list(range(slots_count - 1, -1, -1))
+        self._by_key: dict[ChunkKey, Slot] = {}
+        self._policy = policy
+        self._leaving: set[Slot] = set()
+        self._pinned_count = 0  # kept, not counted: a server's step asks for it, and slots can be a million
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    @property
+    def free_count(self) -> int:
+        return len(self._free)
+
+    @property
+    def leaving_count(self) -> int:
+        """Slots that no lookup finds but that a transfer still touches."""
+        return len(self._leaving)
+
+    @property
+    def pinned_count(self) -> int:
+        """Slots that somebody holds a pin on."""
+        return self._pinned_count
+
+    def get(self, key: ChunkKey) -> Slot | None:
+        return self._by_key.get(key)
+
+    def is_ready(self, key: ChunkKey) -> bool:
+        slot = self._by_key.get(key)
+        return slot is not None and slot.state is SlotState.READY
+
+    def reserve(self, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
+        """Take a slot for each of `keys`, none of which is in the table; evict to make room.
+
+        Returns:
+            Slots for as many leading keys as there was room for, FILLING and pinned once for the filler;
+            and the keys that were evicted for them.
+        """
+        evicted = self._make_room(len(keys))
+        slots = []
+        for key in keys[: len(self._free)]:
+            assert key not in self._by_key, "a chunk has one slot"
+            slot = self._by_key[key] = Slot(key, self._free.pop())
+            slots.append(slot)
+        self._pinned_count += len(slots)
+        return slots, evicted
+
+    def commit(self, slots: Sequence[Slot]) -> None:
+        """The slots are filled: readable from now on, the filler's pin returned."""
+        ready = []
+        for slot in slots:
+            if slot.state is SlotState.FILLING:
+                self._advance(slot, SlotState.READY)
+                ready.append(slot.key)
+        self._policy.insert(ready)
+        self.unpin(slots)
+
+    def pin(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            assert slot.state is not SlotState.GONE, "a slot that left cannot be pinned again"
+            slot.pins += 1
+            self._pinned_count += slot.pins == 1
+
+    def unpin(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            assert slot.pins > 0, "each pin is returned once"
+            slot.pins -= 1
+            if slot.pins:
+                continue
+            self._pinned_count -= 1
+            if slot.state is SlotState.GONE:
+                self._leaving.remove(slot)
+                self._free.append(slot.index)
+
+    def touch(self, keys: Sequence[ChunkKey]) -> None:
+        """The chunks were used, in prefix order."""
+        self._policy.touch(keys)
+
+    def drop(self, slots: Iterable[Slot]) -> None:
+        """No lookup finds them from now on; each slot is free when its last pin goes."""
+        for slot in slots:
+            if slot.state is SlotState.GONE:
+                continue
+            if slot.state is SlotState.READY:
+                self._policy.remove(slot.key)
+            self._leave(slot)
+
+    def drop_all(self) -> list[ChunkKey]:
+        """Drop every chunk; returns the keys that could be read until now."""
+        ready = [slot.key for slot in self._by_key.values() if slot.state is SlotState.READY]
+        self.drop(list(self._by_key.values()))
+        return ready
+
+    def check(self) -> None:
+        """Assert that every slot is in exactly one place."""
+        held = [slot.index for slot in (*self._by_key.values(), *self._leaving)]
+        assert sorted(held + self._free) == list(range(self.slots_count)), "a slot leaked or is held twice"
+        assert all(slot.state is SlotState.GONE and slot.pins for slot in self._leaving)
+        pinned = [slot for slot in (*self._by_key.values(), *self._leaving) if slot.pins]
+        assert len(pinned) == self._pinned_count, "every slot that somebody holds is counted"
+        ready = {slot.key for slot in self._by_key.values() if slot.state is SlotState.READY}
+        assert len(self._policy) == len(ready), "the policy holds exactly what can be read"
+        assert all(key in self._policy for key in ready)
+        assert all(slot.pins for slot in self._by_key.values() if slot.state is SlotState.FILLING)
+        self._policy.check()
+
+    def _make_room(self, count: int) -> list[ChunkKey]:
+        idle_count = self.slots_count - self._pinned_count - len(self._free)
+        missing = min(count - len(self._free), idle_count)
+        if missing <= 0:  # nobody is asked for victims where there are none
+            return []
+        victims = self._policy.evict(missing, self._is_idle)
+        for key in victims:
+            self._leave(self._by_key[key])
+        return victims
+
+    def _is_idle(self, key: ChunkKey) -> bool:
+        return not self._by_key[key].pins
+
+    def _leave(self, slot: Slot) -> None:
+        self._advance(slot, SlotState.GONE)
+        del self._by_key[slot.key]
+        if slot.pins:
+            self._leaving.add(slot)
+        else:
+            self._free.append(slot.index)
+
+    def _advance(self, slot: Slot, state: SlotState) -> None:
+        assert state in LEGAL[slot.state], f"{slot.state.name} -> {state.name} is not a legal step"
+        slot.state = state
+
+
+class SlotTier(Protocol):
+    """What a tier offers besides `Tier` when other tiers may read and write its memory in place."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def table(self) -> SlotTable:
+        """Which chunk lies where; not thread-safe."""
+        ...
+
+    @property
+    def slot_bytes(self) -> int: ...
+
+    def buffer(self, slot: Slot) -> Buffer:
+        """The slot's memory, writable, valid while the slot is pinned."""
+        ...
