@@ -142,7 +142,7 @@ def test_a_tier_that_fails_is_one_message_and_status_one(
 )
 def test_what_takes_long_to_import_is_left_alone(file: Path, command: str, absent: str) -> None:
     code = (
-        "import sys; from kvtier.factory import cli\n"
+        "import sys; from kvtier.factory.cli import app as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end\n"
         f"assert not set({absent.split()}) & set(sys.modules)"

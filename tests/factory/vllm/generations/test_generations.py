@@ -82,7 +82,7 @@ def test_the_adapter_is_the_one_of_its_generation_and_of_vllms_own_class(
     start: Start, generation: str
 ) -> None:
     spec = start(generation).spec
-    assert type(spec).__module__ == f"{SPEC_MODULE}.generation_{generation[0]}"
+    assert type(spec).__module__ == f"{SPEC_MODULE}.generations.{generation[0]}"
     home = "spec" if generation in "bc" else "base"
     assert isinstance(spec, import_module(f"{standins.OFFLOAD}.{home}").OffloadingSpec)
 

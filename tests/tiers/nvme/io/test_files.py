@@ -154,7 +154,7 @@ def test_a_lock_is_between_open_files_also_of_one_process(tmp_path: Path) -> Non
 
 def test_a_killed_process_gives_its_locks_up(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from kvtier.tiers.files import Files\n"
+        "import os, sys; from kvtier.tiers.nvme.io.files import Files\n"
         "fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
         "assert Files().try_lock(fd, 0, exclusive=True); print('held', flush=True); sys.stdin.read()"
     )
