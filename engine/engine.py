@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,9 @@ from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Outcome
 from ..tiers.device.gpu import GpuTier, Tensor
 from .chain import ChainStats
 from .job import Job
+from .library import LibraryChain
 from .lifetime import ChainSpec, Direction, Lifetime
+from .loop import LoopThread
 from .unclosed import CLOSE_S, close_if_forgotten
 
 
@@ -43,7 +46,8 @@ class OffloadEngine:
 
     def __init__(self, spec: ChainSpec, namespace: Mapping[str, str] | None = None) -> None:
         self._namespace = dict(namespace or {})
-        self._lifetime = Lifetime(spec)
+        self._spec = spec
+        self._lifetime = Lifetime(spec, partial(_chain_of, spec))
         close_if_forgotten(self, self._lifetime)
 
     @classmethod
@@ -75,10 +79,16 @@ class OffloadEngine:
             ValueError: the tensors cannot be used, or others were registered before.
             ClosedError: the engine is closed, perhaps while this call waits.
         """
-        self._lifetime.home.check_may_wait()
+        self._lifetime.loop.check_may_wait()
         self._lifetime.check_open()
         gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
-        self._lifetime.start(gpu, self._namespace | _layout_fields(tensors, blocks_per_chunk))
+        identity = self._namespace | _layout_fields(tensors, blocks_per_chunk)
+
+        async def open_tiers() -> None:
+            await self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
+            gpu.prepare(self._spec.pinned.arena)
+
+        self._lifetime.start(open_tiers, gpu)
 
     def lookup(self, keys: Sequence[ChunkKey]) -> int:
         """Count the leading keys that some tier has now."""
@@ -106,6 +116,15 @@ class OffloadEngine:
         """
         return self._start_job(Direction.LOAD, keys, block_ids)
 
+    def remove(self, keys: Sequence[ChunkKey]) -> Job[None]:
+        """Remove chunks from every tier; when the job is done, no tier has what was stored before the call.
+
+        A chunk that is stored under one of the keys while the job runs may be removed too. The job raises
+        TierError where a tier failed; the other tiers have removed theirs all the same.
+        """
+        _check_keys(keys)
+        return self._lifetime.run(lambda chain: chain.remove(keys))
+
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything stored so far that placement sent down is durable in the last tier.
 
@@ -119,7 +138,7 @@ class OffloadEngine:
                 not take some chunks, be it by an error or because its breaker was open. The next flush tells
                 of later failures only.
         """
-        self._lifetime.home.check_may_wait()
+        self._lifetime.loop.check_may_wait()
         self.flushing().wait(timeout)
 
     def flushing(self) -> Job[None]:
@@ -163,10 +182,17 @@ class OffloadEngine:
         self, direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
     ) -> Job[Outcome]:
         gpu = self._lifetime.ready().gpu
+        assert gpu is not None, "the library's device is in this process"
         _check_keys(keys)
         # Made on this thread: the window takes note of what the caller's stream has been told to do so far.
         window = gpu.window(keys, block_ids, distinct=direction is Direction.LOAD)
-        return self._lifetime.move(direction, window, keys)
+        if direction is Direction.STORE:
+            return self._lifetime.move(direction, keys, lambda chain: chain.store(window, keys))
+        return self._lifetime.move(direction, keys, lambda chain: chain.load(window, keys))
+
+
+def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:
+    return LibraryChain(spec.pinned, spec.lower, loop, load_deadline_s=spec.load_deadline_s)
 
 
 def _check_keys(keys: Sequence[ChunkKey]) -> None:

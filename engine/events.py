@@ -1,12 +1,13 @@
-"""What came into a tier and what left it, for whoever follows along."""
+"""What entered a tier and what left it, as events for subscribers."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from ..tiers.base import ChunkKey, RemoveReason
+from ..tiers.base import ChunkKey, RemoveReason, ReportsRemovals, Tier, ability
 
 EVENTS_MAX = 65536  # not yet taken; a server takes them at every step, so more means that nobody does
 
@@ -19,20 +20,18 @@ class ChainEvent(NamedTuple):
     removed: RemoveReason | None
 
 
-@runtime_checkable
-class TellsRemovals(Protocol):
-    """A tier that removes chunks on its own and can say so."""
-
-    def watch(self, told: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
-        """Call `told`, on any thread and quickly, whenever chunks have left the tier."""
-        ...
-
-
 class EventLog:
-    """Events until they are taken, the oldest dropped where nobody does. Safe from any thread."""
+    """Keeps events until they are taken; drops the oldest where nobody takes them. Any thread."""
 
     def __init__(self) -> None:
         self._events: deque[ChainEvent] = deque(maxlen=EVENTS_MAX)  # each of its methods is atomic
+
+    def watch(self, tiers: Iterable[Tier]) -> None:
+        """Take in what these tiers evict on their own, as far as they report it."""
+        for tier in tiers:
+            reports = ability(tier, ReportsRemovals)  # type: ignore[type-abstract]
+            if reports is not None:
+                reports.watch(partial(self.removed, tier.name))
 
     def stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
         if keys:

@@ -1,4 +1,4 @@
-"""A job: one store or load as its caller sees it."""
+"""A job: one store or load, as its caller sees it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import wait
 from typing import Any, Generic, TypeVar
 
-from .home import Home
+from .loop import LoopThread
 
 T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """A transfer under way; poll it, wait for it, or await it in any event loop.
+    """A transfer in flight: poll it, wait for it, or await it in any event loop.
 
-    Any thread may use it; the engine's own, which runs the callbacks of `when_done`, may not wait for a job
-    that is not done. In a process that was forked from the engine's every call raises RuntimeError.
+    Any thread may use it. The engine's own thread, which runs the callbacks of `when_done`, may not wait for
+    a job that is not done. In a process forked from the engine's, every call raises RuntimeError.
 
-    Giving up waiting, by a timeout or a cancelled `await`, does not stop the transfer; `cancel` does. However
-    it ends, a job is only done once nothing copies to or from its blocks and slots any more.
+    A timeout or a cancelled `await` ends the waiting, not the transfer; `cancel` stops the transfer. A job is
+    done only once nothing copies to or from its blocks and slots any more, whichever way it ended.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, T], home: Home) -> None:
-        self._home = home
+    def __init__(self, work: Coroutine[Any, Any, T], loop: LoopThread) -> None:
+        self._loop = loop
         # On the loop thread only:
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
-        self._future = home.loop.submit(self._run(work))
+        self._future = loop.submit(self._run(work))
 
     def done(self) -> bool:
         """Say whether the result is there."""
-        self._home.check_process()
+        self._loop.check_process()
         return self._future.done()
 
     def wait(self, timeout: float | None = None) -> T:
@@ -47,11 +47,11 @@ class Job(Generic[T]):
 
     def cancel(self) -> None:
         """Stop the transfer as soon as nothing is in the middle of a copy."""
-        self._home.check_process()
-        self._home.loop.call_soon(self._cancel)
+        self._loop.check_process()
+        self._loop.call_soon(self._cancel)
 
-    def settle(self) -> None:
-        """Wait until the job has ended, however it ends.
+    def wait_ended(self) -> None:
+        """Wait until the job has ended, whether it succeeded, failed or was cancelled.
 
         Raises:
             RuntimeError: the engine's own thread would wait for itself.
@@ -61,17 +61,17 @@ class Job(Generic[T]):
 
     def when_done(self, callback: Callable[[Job[T]], None]) -> None:
         """Call `callback` with this job once it is done, on the engine's own thread; at once if it is."""
-        self._home.check_process()
+        self._loop.check_process()
         self._future.add_done_callback(lambda _: callback(self))
 
     def __await__(self) -> Generator[Any, None, T]:
-        self._home.check_process()
+        self._loop.check_process()
         # Shielded: one waiter that is cancelled must not take the transfer from the others.
         return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
 
     def _check_may_wait(self) -> None:
         if not self.done():
-            self._home.check_may_wait()
+            self._loop.check_may_wait()
 
     # --- on the loop thread -------------------------------------------------------------------------
 

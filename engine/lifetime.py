@@ -1,14 +1,16 @@
-"""The life of an engine's tiers: how they start, what is under way between them, and how they end.
+"""The life of a chain's tiers: how they start, which jobs run between them, and how they end.
 
-A start and the end may meet. All that starts is submitted under one lock, together with the look at whether
-the end has begun, and the loop takes what it is given in order. So the end, which is submitted last, finds
-everything that got through: a start to cancel, jobs to wait for.
+The library and a server's scheduler both live in one of these, with the same steps and the same bounds.
+
+A start and the end may meet. Everything that starts is submitted under one lock, together with the check
+whether the end has begun, and the loop runs what it is given in order. So the end, which is submitted last,
+finds all that got through: a start to cancel, jobs to wait for.
 
     new -start-> starting -> ready
      \\_____________\\__________\\__end-> ended
 
-The end runs in a thread of its own, so that an interrupt ends only the waiting for it. Each of its steps has
-a deadline: a disk or device that hangs is left behind, with the memory that it may still touch.
+The end runs in a thread of its own, so an interrupt ends only the waiting for it. Each of its steps has a
+deadline: a drive or device that hangs is left behind, with the memory that it may still touch.
 """
 
 from __future__ import annotations
@@ -17,26 +19,26 @@ import asyncio
 import enum
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.device.gpu import GpuTier, GpuWindow
+from ..tiers.device.gpu import GpuTier
 from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
-from .home import Home
 from .job import Job
 from .loop import LoopThread
-from .mover import Mover
 
 logger = logging.getLogger(__name__)
 
 JOBS_IN_FLIGHT_MAX = 1024  # beyond it a job is shed at once: its caller is faster than the machine
-STEP_S = 10.0  # for each step of the end beside the last flush; only what hangs takes longer
+STEP_S = 5.0  # for each step of the end beside the last flush; only a hang takes longer
 STEPS_MAX = 5  # of these: the start, the jobs, the movement between tiers, the device, the tiers
+
+C = TypeVar("C", bound=Chain)
 
 
 class Direction(enum.Enum):
@@ -68,26 +70,31 @@ class ChainSpec(Protocol):
 
 
 class Start(NamedTuple):
-    """Who starts, and the job of it."""
+    """A start under way, or done: the device that it is for, and its job."""
 
-    gpu: GpuTier
+    gpu: GpuTier | None
     job: Job[None]
 
 
-class Ready(NamedTuple):
-    """What there is once the tiers have started."""
+class Ready(NamedTuple, Generic[C]):
+    """What there is once the tiers have started; a server's device is in its workers' processes."""
 
-    gpu: GpuTier
-    chain: Chain
-    mover: Mover
+    chain: C
+    gpu: GpuTier | None
 
 
-class Lifetime:
-    """The tiers of one engine and the jobs between them. Any thread; only `start` and `end` wait."""
+class Lifetime(Generic[C]):
+    """The tiers of one chain and the jobs between them. Any thread; only `start` and `end` wait.
 
-    def __init__(self, spec: ChainSpec) -> None:
-        self.home = Home(LoopThread())
+    Args:
+        spec: builds the tiers; nobody else starts or closes it.
+        make_chain: makes the chain over the spec's tiers once they have started; called on the loop thread.
+    """
+
+    def __init__(self, spec: ChainSpec, make_chain: Callable[[LoopThread], C]) -> None:
+        self.loop = LoopThread()
         self._spec = spec
+        self._make_chain = make_chain
         self._lock = threading.Lock()
         # Under the lock:
         self._jobs: dict[Job[Outcome], Direction] = {}  # in flight
@@ -97,10 +104,14 @@ class Lifetime:
         # Under the lock of the end:
         self._ended = threading.Event()
         # Set once, on the loop thread:
-        self._ready: Ready | None = None
+        self._ready: Ready[C] | None = None
 
-    def start(self, gpu: GpuTier, identity: Mapping[str, str]) -> None:
+    def start(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None = None) -> None:
         """Start the tiers below `gpu`, which is closed where that fails.
+
+        Args:
+            open_tiers: starts the spec's tiers; runs on the loop thread.
+            gpu: the device's tier, where it is in this process.
 
         Raises:
             ConfigError, TierUnavailable: from the spec.
@@ -108,14 +119,14 @@ class Lifetime:
             ClosedError: the end has begun.
         """
         try:
-            self._begin(gpu, identity).wait()
+            self._begin(open_tiers, gpu).wait()
         except BaseException as error:
             self._give_up(gpu)
             if isinstance(error, CancelledError):
                 raise ClosedError("the engine was closed while its tiers started") from None
             raise
 
-    def ready(self) -> Ready:
+    def ready(self) -> Ready[C]:
         """Return what has started.
 
         Raises:
@@ -129,21 +140,32 @@ class Lifetime:
 
     def check_open(self) -> None:
         """Raise ClosedError where the end has begun."""
-        self.home.check_process()
+        self.loop.check_process()
         if self._closed:
             raise ClosedError("the engine is closed")
 
-    def move(self, direction: Direction, window: GpuWindow, keys: Sequence[ChunkKey]) -> Job[Outcome]:
-        """Start a job between the device's blocks and the chain."""
-        mover = self.ready().mover
-        move = mover.store if direction is Direction.STORE else mover.load
+    def move(
+        self,
+        direction: Direction,
+        keys: Sequence[ChunkKey],
+        work: Callable[[C], Coroutine[Any, Any, Outcome]],
+    ) -> Job[Outcome]:
+        """Start a job of these keys on the chain, or shed it where too many are in flight."""
+        chain = self.ready().chain
         with self._lock:
             self.check_open()
             shed = len(self._jobs) >= JOBS_IN_FLIGHT_MAX
-            job = Job(_shed(keys) if shed else move(window, keys), self.home)
+            job = Job(_shed(keys) if shed else work(chain), self.loop)
             self._jobs[job] = direction
         job.when_done(self._forget)
         return job
+
+    def run(self, work: Callable[[C], Coroutine[Any, Any, None]]) -> Job[None]:
+        """Start work on the chain that holds no blocks of the device; the end does not wait for it."""
+        chain = self.ready().chain
+        with self._lock:
+            self.check_open()
+            return Job(work(chain), self.loop)
 
     def flush(self) -> Job[None]:
         """Start a flush of everything that was stored so far."""
@@ -151,11 +173,11 @@ class Lifetime:
         with self._lock:
             self.check_open()
             stores = [job for job, direction in self._jobs.items() if direction is Direction.STORE]
-            return Job(self._flush(stores), self.home)
+            return Job(self._flush(stores), self.loop)
 
     def end(self, timeout_s: float) -> None:
         """Wait for the end, which the first call begins; `timeout_s` is for the jobs and their last flush."""
-        self.home.check_may_wait()
+        self.loop.check_may_wait()
         with self._lock:
             self._closed = True
         if not self._ended.is_set():
@@ -167,26 +189,27 @@ class Lifetime:
         """Say whether the end has come, and not only begun."""
         return self._ended.is_set()
 
-    def _begin(self, gpu: GpuTier, identity: Mapping[str, str]) -> Job[None]:
+    def _begin(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None) -> Job[None]:
         with self._lock:
             self.check_open()
             if self._starting is not None:
                 raise ValueError("KV caches are registered already; an engine serves one set of tensors")
-            self._starting = Start(gpu, Job(self._start(gpu, identity), self.home))
+            self._starting = Start(gpu, Job(self._start(open_tiers, gpu), self.loop))
             return self._starting.job
 
-    def _give_up(self, gpu: GpuTier) -> None:
-        """Leave nothing of a start that failed or that nobody waits for any more; another may follow."""
+    def _give_up(self, gpu: GpuTier | None) -> None:
+        """Undo a start that failed, or that nobody waits for any more; another may follow."""
         with self._lock:
             mine = self._starting if self._starting is not None and self._starting.gpu is gpu else None
         if mine is not None:
             mine.job.cancel()
-            mine.job.settle()
+            mine.job.wait_ended()
             if self._ready is not None:  # it was through before it was given up
                 return
             with self._lock:
                 self._starting = None
-        gpu.close_now()
+        if gpu is not None:
+            gpu.close_now()
 
     def _forget(self, job: Job[Outcome]) -> None:
         with self._lock:
@@ -199,62 +222,62 @@ class Lifetime:
             if self._ended.is_set():
                 return
             try:
-                # A bound once more, for a caller's callback that blocks the loop itself.
-                self.home.loop.submit(self._stop(timeout_s)).result(timeout_s + STEPS_MAX * STEP_S)
+                # Bounded as a whole, too: a caller's callback may block the loop itself.
+                self.loop.submit(self._stop(timeout_s)).result(timeout_s + STEPS_MAX * STEP_S)
             except Exception:
                 logger.exception("the engine did not close cleanly")
             finally:
-                self.home.loop.close()
+                self.loop.close()
                 self._ended.set()
 
     # --- on the loop thread -------------------------------------------------------------------------
 
-    async def _start(self, gpu: GpuTier, identity: Mapping[str, str]) -> None:
-        spec = self._spec
+    async def _start(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None) -> None:
         try:
-            await spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
-            gpu.prepare(spec.pinned.arena)
+            await open_tiers()
+            self._ready = Ready(self._make_chain(self.loop), gpu)
         except BaseException:
-            await spec.close()
+            await self._spec.close()
             raise
-        chain = Chain(spec.pinned, spec.lower, self.home.loop, load_deadline_s=spec.load_deadline_s)
-        self._ready = Ready(gpu, chain, Mover(chain, spec.pinned))
 
     async def _flush(self, stores: Sequence[Job[Outcome]]) -> None:
-        await asyncio.gather(*stores, return_exceptions=True)
+        await _wait_all(stores)
         assert self._ready is not None, "a flush is of what has started"
-        await self._ready.chain.flush()
+        await self._ready.chain.mover.flush()
 
     async def _stop(self, timeout_s: float) -> None:
         with self._lock:
             starting, jobs = self._starting, list(self._jobs)
         if starting is not None:
             starting.job.cancel()
-            await ended("the start", _settled([starting.job]), STEP_S)
+            await ended("the start", _wait_all([starting.job]), STEP_S)
         if self._ready is None or await self._stop_moving(self._ready, jobs, timeout_s):
             await ended("closing the tiers", self._spec.close(), STEP_S)
         else:
             logger.error("something still uses the slots: the tiers are left as they are")
 
-    async def _stop_moving(self, ready: Ready, jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
+    async def _stop_moving(self, ready: Ready[C], jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
         """Bring down what can be in time, then stop all movement; returns whether nothing moves any more."""
-        gpu, chain, _ = ready
         if not await ended("the last flush", self._flush(jobs), timeout_s):
-            dirty = chain.stats().dirty_chunks
-            logger.warning("closed after %.0f s with %d chunks not yet in the last tier", timeout_s, dirty)
+            dirty = ready.chain.stats().dirty_chunks
+            logger.warning(
+                "closed after %.0f s with %d chunks not yet in the last tier; they are dropped",
+                timeout_s,
+                dirty,
+            )
         for job in jobs:
             job.cancel()
         # All of them, also after one that hangs: each lets go of what it can.
         return all(
             [
-                await ended("a job", _settled(jobs), STEP_S),
-                await ended("the movement between tiers", chain.stop(), STEP_S),
-                await ended("the device", gpu.close(), STEP_S),
+                await ended("a job", _wait_all(jobs), STEP_S),
+                await ended("the movement between tiers", ready.chain.mover.stop(), STEP_S),
+                ready.gpu is None or await ended("the device", ready.gpu.close(), STEP_S),
             ]
         )
 
 
-async def _settled(jobs: Sequence[Job[Any]]) -> None:
+async def _wait_all(jobs: Sequence[Job[Any]]) -> None:
     await asyncio.gather(*jobs, return_exceptions=True)
 
 

@@ -24,12 +24,12 @@ _libc = ctypes.PyDLL(None)  # calls through it keep the interpreter's lock
 _libc.eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
 
 
-class Doorbell:
-    """Has one function run on a loop, once for all rings before it begins.
+class Wakeup:
+    """Runs one function on a loop; signals that come before it starts are merged into one run.
 
-    For a thread that may not be held up. `call_soon` writes to a socket, and the interpreter's lock is given
-    away for that: the loop's thread takes it, then the threads that it wakes, and the caller comes last. Here
-    the caller keeps it, and the others begin when it waits for something, or after a switch interval.
+    For a thread that must not be delayed. `call_soon` writes to a socket and releases the interpreter lock
+    for that: the loop's thread takes it, then the threads that it wakes, and the caller comes last. `send`
+    keeps the lock, and the others start when the caller waits for something, or after a switch interval.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class Doorbell:
         self._lock = threading.Lock()
         self._closed = False
 
-    def ring(self) -> None:
-        """Any thread; once the loop is closed nothing happens."""
-        with self._lock:  # or a late ring could reach a file that has the number by then
+    def send(self) -> None:
+        """Signal the loop, from any thread; does nothing once the loop is closed."""
+        with self._lock:  # else a late signal could reach another file that reuses the descriptor
             if not self._closed:
                 _libc.eventfd_write(self.fd, 1)
 
@@ -51,16 +51,17 @@ class Doorbell:
 
 
 class LoopThread:
-    """An asyncio loop in one daemon thread.
+    """An asyncio loop in one daemon thread, in one process.
 
     `submit` and `call_soon` may be called from any thread. `close` cancels what still runs, waits for
     it, and joins the thread; it is idempotent.
     """
 
     def __init__(self, name: str = "kvtier-loop") -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._closed = False
-        self._bells: list[Doorbell] = []
+        self._wakeups: list[Wakeup] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -83,15 +84,43 @@ class LoopThread:
             if not self._closed:
                 raise
 
-    def doorbell(self, function: Callable[[], None]) -> Doorbell:
-        """A cheap way to have this function run on the loop, again and again."""
-        bell = Doorbell()
-        self._bells.append(bell)
-        self.call_soon(partial(self._loop.add_reader, bell.fd, partial(_answer, bell.fd, function)))
-        return bell
+    def wakeup(self, function: Callable[[], None]) -> Wakeup:
+        """Return a cheap way to run this function on the loop, again and again."""
+        wakeup = Wakeup()
+        self._wakeups.append(wakeup)
+        self.call_soon(partial(self._loop.add_reader, wakeup.fd, partial(_woken, wakeup.fd, function)))
+        return wakeup
 
     def is_current(self) -> bool:
+        """Say whether this is the loop's own thread."""
         return threading.current_thread() is self._thread
+
+    def is_own_process(self) -> bool:
+        """Say whether this is the process that made the loop, not one forked from it."""
+        return os.getpid() == self._pid
+
+    def check_process(self) -> None:
+        """Refuse a forked process, which has copies of the engine's locks but none of its threads.
+
+        Raises:
+            RuntimeError: this process was forked from the engine's.
+        """
+        if not self.is_own_process():
+            raise RuntimeError(
+                f"this engine belongs to process {self._pid}, from which this one was forked; open one here"
+            )
+
+    def check_may_wait(self) -> None:
+        """Refuse a caller that would wait for the loop forever.
+
+        Raises:
+            RuntimeError: this is the loop's own thread, or a forked process.
+        """
+        self.check_process()
+        if self.is_current():
+            raise RuntimeError(
+                "this is the engine's own thread, which would wait for itself: call it on another thread"
+            )
 
     def close(self) -> None:
         if self._closed:
@@ -110,8 +139,8 @@ class LoopThread:
             self._cancel_all()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
-            for bell in self._bells:
-                bell.close()
+            for wakeup in self._wakeups:
+                wakeup.close()
 
     def _cancel_all(self) -> None:
         tasks = asyncio.all_tasks(self._loop)
@@ -121,6 +150,6 @@ class LoopThread:
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-def _answer(fd: int, function: Callable[[], None]) -> None:
+def _woken(fd: int, function: Callable[[], None]) -> None:
     os.eventfd_read(fd)
     function()

@@ -1,95 +1,288 @@
-"""Moves chunks between a job's blocks on the device and the chain."""
+"""The mover: promotes chunks from the tiers below into slots, and cascades chunks from slots down.
+
+Theory of operation. The placement queues what should move; whoever queues something requests a run of the
+mover, under the chain's lock, and sends the wake-up after releasing it. `_pump` runs on the loop thread,
+takes what is queued and starts one task for each batch:
+
+    promotion:  tier.load(keys, slots)                        -> READY, or a miss
+    cascade:    tier.store(keys, slots), one tier after another -> clean, unpinned
+
+A server's step requests its run for the end of the step: the loop and the drive's threads share the
+interpreter with the step and would delay it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import enum
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import Any
 
-from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.pinned.slots import Slot, SlotTier
-from .chain import Chain
-from .placement import BATCH_CHUNKS_MAX
+from ..tiers.base import Buffer, ChunkKey, Failure, Invalidates, Outcome, RemoveReason, Tier, ability
+from ..tiers.errors import TierError
+from ..tiers.pinned.slots import Slot, SlotState, SlotTier
+from .loop import LoopThread
+from .lower import LowerTiers
+from .placement import Placement
 
-Failures = dict[ChunkKey, Failure]
+logger = logging.getLogger(__name__)
+
+STEP_S = 0.01  # a scheduler's step that has committed stores has done its own work by then
+
+
+class Run(enum.IntEnum):
+    """Which run of the mover is requested; the mover is woken once until it has run."""
+
+    NONE = 0
+    AFTER_STEP = 1
+    NOW = 2
 
 
 class Mover:
-    """Store and load for one chain, in batches that fit its arena, so that a job may be larger than it.
+    """Moves chunks between the slots of one placement and the tiers below.
 
-    A batch that finds no slot waits for one, at most for the chain's deadline, and holds none meanwhile. Runs
-    on the loop thread. A cancelled move returns once nothing copies any more, and holds no slot.
+    `request`, `request_queued` and `send` may be called from any thread, the first two under `lock`. All
+    coroutines run on the loop thread.
     """
 
-    def __init__(self, chain: Chain, pinned: SlotTier) -> None:
-        self._chain = chain
-        self._pinned = pinned
-        self._batch_chunks = max(1, min(BATCH_CHUNKS_MAX, chain.slots_count // 4))
+    def __init__(
+        self,
+        placement: Placement,
+        lock: threading.Lock,
+        pinned: SlotTier,
+        lower: LowerTiers,
+        loop: LoopThread,
+    ) -> None:
+        self._placement, self._lock = placement, lock
+        self._pinned, self._lower = pinned, lower
+        # Under the lock:
+        self._requested = Run.NONE
+        # On the loop thread only:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._later: asyncio.TimerHandle | None = None  # the run after a step
+        self._progress = asyncio.Event()  # set and replaced whenever something moved, or a pin was returned
+        self._lost: Counter[Failure] = Counter()  # chunks the last tier failed to take since the last flush
+        self._stopped = False
+        self._disused = False  # the tiers below could not be told that the weights changed
+        self._wakeup = loop.wakeup(self._woken)
 
-    async def store(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
-        """Copy chunks from the device into slots and let them cascade."""
-        failed: Failures = {}
-        for batch in self._batches(keys):
-            failed |= await self._store_batch(device, batch)
-        return Outcome.of(keys, failed)
+    # --- any thread ---------------------------------------------------------------------------------
 
-    async def load(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
-        """Promote chunks into slots where need be, and copy them onto the device."""
-        failed: Failures = {}
-        for batch in self._batches(keys):
-            failed |= await self._load_batch(device, batch)
-        return Outcome.of(keys, failed)
+    def request(self, run: Run) -> bool:
+        """Request a run; returns whether the caller has to `send` the wake-up. Call it under the lock."""
+        is_sooner = run > self._requested
+        if is_sooner:
+            self._requested = run
+        return is_sooner
 
-    async def _store_batch(self, device: Tier, keys: Sequence[ChunkKey]) -> Failures:
-        failed: Failures = {}
-        waiting = list(keys)
-        while waiting:
-            reserved = self._chain.reserve(waiting)
-            failed |= await self._copy_out(device, reserved.slots)
-            late = await self._chain.settled(reserved.busy)
-            failed |= dict.fromkeys(late, Failure.TIMEOUT)
-            # A busy slot that its filler gave up is ours to fill, in the next round.
-            there = self._chain.lookup(reserved.busy)
-            waiting = [key for key, ok in zip(reserved.busy, there, strict=True) if not ok] + reserved.left
-            came_on = bool(reserved.slots or reserved.busy)
-            if waiting and not came_on and not await self._chain.room():
-                return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
-        return failed
+    def request_queued(self) -> bool:
+        """Request a run at once if something is queued; returns as `request`."""
+        is_queued = self._requested is Run.AFTER_STEP or self._placement.has_promotions
+        return is_queued and self.request(Run.NOW)
 
-    async def _load_batch(self, device: Tier, keys: Sequence[ChunkKey]) -> Failures:
-        failed: Failures = {}
-        waiting = list(keys)
-        while waiting:
-            slots, missed = await self._chain.fetch(waiting)
-            failed |= await self._copy_in(device, slots)
-            waiting = [key for key, reason in missed.items() if reason is Failure.NO_SPACE]
-            failed |= {key: reason for key, reason in missed.items() if reason is not Failure.NO_SPACE}
-            # Slots come free as copies and cascades end: another round for the keys that found none.
-            if waiting and not slots and not await self._chain.room():
-                return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
-        return failed
+    def send(self, wakeup: bool) -> None:
+        """Wake the loop thread if `wakeup` says so. Call it without the lock."""
+        if wakeup:
+            self._wakeup.send()
 
-    async def _copy_out(self, device: Tier, slots: Sequence[Slot]) -> Failures:
-        copied: frozenset[ChunkKey] = frozenset()
-        admitted = 0
+    # --- on the loop thread -------------------------------------------------------------------------
+
+    async def progress(self) -> None:
+        """Return when something has moved, or somebody has returned a pin."""
+        await self._progress.wait()
+
+    async def flush(self) -> None:
+        """Return when everything that was committed and queued so far is durable.
+
+        A chunk that found no place in the queue, or no room under the last tier's cap, is left out.
+
+        Raises:
+            TierError: a tier failed to make something durable, or the last one failed to take some chunks
+                since the last flush. Every tier was flushed all the same.
+        """
+        await self.drain()
+        flushed = [await _error_of(tier.flush()) for tier in self._lower.tiers]
+        for error in flushed:
+            if error is not None:
+                raise error
+        self._raise_lost()
+
+    async def drain(self) -> None:
+        """Return when everything committed so far has been offered to every tier below."""
+        waiting = self._dirty()
+        while not waiting.isdisjoint(self._dirty()):
+            await self.progress()
+
+    async def invalidate(self) -> None:
+        """Tell the tiers below that the weights changed, then let lookups reach them again."""
         try:
-            admitted = await self._chain.admit(len(slots))
-            outcome = await device.load([slot.key for slot in slots], self._buffers(slots))
-            copied = frozenset(outcome.succeeded)
-        finally:
-            self._chain.abandon([slot for slot in slots if slot.key not in copied])
-            self._chain.commit([slot for slot in slots if slot.key in copied], admitted=admitted)
-        return dict(outcome.failed)
+            for tier in self._lower.tiers:
+                await self._invalidate(tier)
+        except BaseException:
+            # `invalidations` stays raised: a tier that could not be told is never asked again.
+            logger.exception("a tier could not be told that the weights changed; it is no longer used")
+            with self._lock:
+                self._placement.stop_cascading()
+            self._disused = True
+            self._signal()
+            raise
+        with self._lock:
+            self._lower.invalidations -= 1
 
-    async def _copy_in(self, device: Tier, slots: Sequence[Slot]) -> Failures:
+    async def remove(self, keys: Sequence[ChunkKey]) -> None:
+        """Remove chunks from every tier below, once no cascade copies one of them any more.
+
+        Raises:
+            TierError: a tier failed; the tiers below it were asked all the same.
+        """
+        named = frozenset(keys)
+        while any(slot.key in named for slot in self._dirty()):
+            await self.progress()
+        removed = [await _error_of(self._remove(tier, keys)) for tier in self._lower.tiers]
+        for error in removed:
+            if error is not None:
+                raise error
+
+    async def stop(self) -> None:
+        """Stop moving: cancel what runs, drop what is queued, return once nothing touches a slot."""
+        with self._lock:
+            self._placement.stop_cascading()
+        self._stopped = True
+        self._pump()  # drops queued promotions and tells those who wait for them
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches its `finally`
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _woken(self) -> None:
+        if self._requested is Run.NOW:
+            self._pump()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(STEP_S, self._pump)
+
+    def _pump(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        with self._lock:
+            self._requested = Run.NONE
+            batches = self._placement.take_batches()
+        for tier, slots in batches.promotions:
+            if self._stopped:
+                self._end_promotion(tier, slots, Outcome())
+            else:
+                self._spawn(self._promote(tier, slots))
+        for slots in batches.cascades:
+            self._spawn(self._cascade(slots))
+        self._signal()
+
+    async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
+        outcome, began_s = Outcome(), time.monotonic()
         try:
-            outcome = await device.store([slot.key for slot in slots], self._buffers(slots))
+            outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
         finally:
-            self._chain.release(slots)
-        self._chain.touch([slot.key for slot in slots])
-        self._chain.count_loaded(len(outcome.succeeded))
-        return dict(outcome.failed)
+            self._end_promotion(tier, slots, outcome)
+            self._count("loaded_us", tier.name, _us_since(began_s))
+            self._signal()
 
-    def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:
+    def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
+        with self._lock:
+            self._placement.promoted(tier, slots, outcome)
+
+    async def _cascade(self, slots: Sequence[Slot]) -> None:
+        try:
+            for tier in self._lower.tiers:
+                # Asked again for each tier, right before the call: a chunk that was invalidated while it
+                # waited must not reach a tier that has started over.
+                valid = [slot for slot in slots if slot.state is SlotState.READY]
+                began_s, invalidating = time.monotonic(), self._lower.invalidations > 0
+                outcome = await tier.store([slot.key for slot in valid], self._buffers(valid))
+                with self._lock:
+                    self._placement.stored_below(tier, outcome)
+                    self._placement.counters["stored_us", tier.name] += _us_since(began_s)
+            # What was stored for the new weights before the tier knew of them was dropped by design.
+            self._note_lost([] if invalidating else valid, outcome.failed)
+        except Exception:
+            self._note_lost(slots, dict.fromkeys((slot.key for slot in slots), Failure.IO_ERROR))
+            raise
+        finally:
+            with self._lock:
+                self._placement.cascaded(slots)
+            self._pump()
+
+    async def _invalidate(self, tier: Tier) -> None:
+        invalidates = ability(tier, Invalidates)  # type: ignore[type-abstract]
+        if invalidates is None:
+            raise TierError(tier.name, "this tier has no `invalidate`, so it cannot forget the old weights")
+        chunks = tier.stats().chunks
+        await invalidates.invalidate()
+        self._count("invalidated_chunks", tier.name, chunks)
+
+    async def _remove(self, tier: Tier, keys: Sequence[ChunkKey]) -> None:
+        there = [key for key, hit in zip(keys, tier.lookup(keys), strict=True) if hit]
+        await tier.remove(keys, RemoveReason.REQUESTED)
+        with self._lock:
+            self._placement.removed_below(tier.name, there)
+
+    def _note_lost(self, slots: Sequence[Slot], failed: Mapping[ChunkKey, Failure]) -> None:
+        """Remember the chunks that the last tier did not take and that still matter, for `flush`."""
+        for slot in slots:
+            reason = failed.get(slot.key, Failure.NO_SPACE)
+            # A full tier chooses what to keep, and a chunk that was invalidated on the way may go.
+            if reason is not Failure.NO_SPACE and slot.state is SlotState.READY:
+                self._lost[reason] += 1
+
+    def _raise_lost(self) -> None:
+        if self._disused:
+            raise TierError(
+                self._lower.tiers[-1].name,
+                "it could not be told that the weights changed, and is no longer used",
+            )
+        lost, self._lost = self._lost, Counter()
+        if lost:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
+            raise TierError(
+                self._lower.tiers[-1].name,
+                f"{lost.total()} chunks that were stored since the last flush are not in it ({reasons})",
+            )
+
+    def _signal(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a transfer between tiers failed; its chunks are misses", exc_info=task.exception())
+
+    def _count(self, name: str, tier: str, amount: int) -> None:
+        with self._lock:
+            self._placement.counters[name, tier] += amount
+
+    def _dirty(self) -> frozenset[Slot]:
+        with self._lock:
+            return self._placement.dirty
+
+    def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
         return [self._pinned.buffer(slot) for slot in slots]
 
-    def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
-        return [keys[i : i + self._batch_chunks] for i in range(0, len(keys), self._batch_chunks)]
+
+async def _error_of(work: Awaitable[None]) -> TierError | None:
+    try:
+        await work
+    except TierError as error:
+        return error
+    return None
+
+
+def _us_since(began_s: float) -> int:
+    return int((time.monotonic() - began_s) * 1_000_000)

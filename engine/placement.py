@@ -1,7 +1,7 @@
-"""What lies where in a chain, what moves next and who holds what: the state, apart from all movement.
+"""The state of a chain: which chunk lies in which slot, what moves next, and who holds what.
 
-Nothing here waits, moves a byte or takes a lock; the chain does, and calls in under its lock. Each method
-changes the state in one go and leaves it whole.
+Nothing here waits, moves a byte or takes a lock. The chain and its mover do, and call in under their lock.
+Each method changes the state in one step and leaves it consistent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFUSALS = {Presence.LATE: "late_loads", Presence.FULL: "slotless", Presence.MI
 
 
 class Found(NamedTuple):
-    """One answer of `Chain.acquire`.
+    """One answer to a request for a chunk.
 
     Attributes:
         slot: pinned for the caller, who returns it with `release`; None where there is nothing to read.
@@ -48,7 +48,7 @@ class Found(NamedTuple):
 
 
 class Reservation(NamedTuple):
-    """What `Chain.reserve` could do for a store.
+    """What a store got.
 
     Attributes:
         slots: FILLING slots for new chunks, in the order of the keys, pinned for the caller.
@@ -63,7 +63,7 @@ class Reservation(NamedTuple):
     evicted: list[ChunkKey]
 
 
-class Work(NamedTuple):
+class Batches(NamedTuple):
     """Batches that may move now: promotions from a tier, and cascades to all tiers below."""
 
     promotions: list[tuple[Tier, list[Slot]]]
@@ -94,15 +94,13 @@ class Placement:
         self._events = events
         self._clock = clock
         # Mutable state:
-        self._since_s: dict[Slot, float] = {}  # when each promotion was asked for
-        self._wishes: list[tuple[Tier, Slot]] = []
+        self._since_s: dict[Slot, float] = {}  # when each promotion was queued
+        self._to_promote: list[tuple[Tier, Slot]] = []
         self._to_cascade: deque[Slot] = deque()
         self._dirty: set[Slot] = set()
         self._admitted = 0  # chunks that will be committed and have their place among the dirty ones
         self._cascades_in_flight = 0
         self._cascades = below is not None  # whether anything goes down at all
-        self.work_is_told = False
-        self._work_is_noted = False
         self.epoch = 0  # rises whenever everything is invalidated
         self.counters: Counter[tuple[str, str]] = Counter()
 
@@ -143,8 +141,8 @@ class Placement:
         late = since_s is not None and self._clock() - since_s > self._load_deadline_s
         return Presence.LATE if late else Presence.PENDING
 
-    def promise(self, key: ChunkKey, tier: Tier) -> Found:
-        """Take a slot for a chunk of a tier below and wish for its promotion."""
+    def promote(self, key: ChunkKey, tier: Tier) -> Found:
+        """Take a slot for a chunk of a tier below and queue its promotion."""
         # The tier was asked without the lock: the key may have got a slot meanwhile.
         if self.table.get(key) is not None:
             return self.pin(key)
@@ -154,7 +152,7 @@ class Placement:
         (slot,) = slots
         self.table.pin(slots)
         self._since_s[slot] = self._clock()
-        self._wishes.append((tier, slot))
+        self._to_promote.append((tier, slot))
         return Found(Presence.PENDING, slot, tier.name)
 
     # Storing.
@@ -176,9 +174,9 @@ class Placement:
         self._admitted -= admitted
         stored = [slot for slot in slots if slot.state is SlotState.FILLING]
         self.count_moved("stored", self.name, len(stored))
-        self._soil(stored)
+        self._queue_cascades(stored)
         self.table.commit(slots)
-        self._tell_stored(self.name, [slot.key for slot in stored])
+        self._emit_stored(self.name, [slot.key for slot in stored])
 
     def abandon(self, slots: Sequence[Slot]) -> None:
         self.table.drop(slots)
@@ -189,36 +187,38 @@ class Placement:
         self.epoch += 1
         gone = self.table.drop_all()
         self.counters["invalidated_chunks", self.name] += len(gone)
-        self._tell_removed(self.name, gone, RemoveReason.INVALIDATED)
+        self._emit_removed(self.name, gone, RemoveReason.INVALIDATED)
         return gone
+
+    def remove(self, keys: Sequence[ChunkKey]) -> None:
+        """Drop the slots of these keys; their queued cascades never begin."""
+        slots = [slot for key in keys if (slot := self.table.get(key)) is not None]
+        ready = [slot.key for slot in slots if slot.state is SlotState.READY]
+        self.counters["removed_chunks", self.name] += len(ready)
+        self._emit_removed(self.name, ready, RemoveReason.REQUESTED)
+        self.table.drop(slots)
+        self._unqueue(set(slots).intersection(self._to_cascade))
+
+    def removed_below(self, tier: str, keys: Sequence[ChunkKey]) -> None:
+        """A tier below has removed chunks on request."""
+        self.counters["removed_chunks", tier] += len(keys)
+        self._emit_removed(tier, keys, RemoveReason.REQUESTED)
 
     # Moving.
 
-    def tell_work(self) -> bool:
-        """Say whether the mover has to be told that there is work: only once until it looks."""
-        told, self.work_is_told = self.work_is_told, True
-        return not told
-
-    def note_work(self) -> bool:
-        """Say whether the mover has to be told that there is work which can wait for a moment."""
-        new = not self.work_is_told and not self._work_is_noted
-        self._work_is_noted = True
-        return new
-
     @property
-    def has_new_work(self) -> bool:
-        """Whether there is work that the mover was not told of, or told that it can wait."""
-        return not self.work_is_told and (self._work_is_noted or bool(self._wishes))
+    def has_promotions(self) -> bool:
+        """Whether promotions are queued that have not begun."""
+        return bool(self._to_promote)
 
-    def take_work(self) -> Work:
-        """Take what may move now; each batch is returned by `promoted` or `cascaded`."""
-        self.work_is_told = self._work_is_noted = False
-        wishes, self._wishes = self._wishes, []
+    def take_batches(self) -> Batches:
+        """Take what may move now; `promoted` or `cascaded` gives each batch back."""
+        queued, self._to_promote = self._to_promote, []
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
-        for tier, slot in wishes:
+        for tier, slot in queued:
             by_tier.setdefault(id(tier), (tier, []))[1].append(slot)
         promotions = [(tier, batch) for tier, slots in by_tier.values() for batch in _batches(slots)]
-        return Work(promotions, self._take_cascades())
+        return Batches(promotions, self._take_cascades())
 
     def promoted(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         """A promotion ended; what did not succeed is a miss."""
@@ -227,9 +227,9 @@ class Placement:
         bad = [slot for slot in slots if slot.key not in filled]
         for slot in slots:
             del self._since_s[slot]
-        self._tell_stored(self.name, [slot.key for slot in good if slot.state is SlotState.FILLING])
+        self._emit_stored(self.name, [slot.key for slot in good if slot.state is SlotState.FILLING])
         corrupt = [key for key, reason in outcome.failed.items() if reason is Failure.CORRUPT]
-        self._tell_removed(tier.name, corrupt, RemoveReason.CORRUPT)
+        self._emit_removed(tier.name, corrupt, RemoveReason.CORRUPT)
         self.table.commit(good)
         self.abandon(bad)
         self.count_moved("loaded", tier.name, len(good))
@@ -238,7 +238,7 @@ class Placement:
         """One tier has taken what it could of a cascade."""
         self.counters["dropped_chunks", tier.name] += len(outcome.failed)
         self.count_moved("stored", tier.name, len(outcome.succeeded))
-        self._tell_stored(tier.name, outcome.succeeded)
+        self._emit_stored(tier.name, outcome.succeeded)
 
     def cascaded(self, slots: Sequence[Slot]) -> None:
         """A cascade ended, however it ended."""
@@ -247,11 +247,9 @@ class Placement:
         self.table.unpin(slots)
 
     def stop_cascading(self) -> None:
-        """Give up what waits for the tiers below, and let nothing more wait."""
+        """Drop the queue of cascades, and queue nothing from now on."""
         self._cascades = False
-        self._dirty.difference_update(self._to_cascade)
-        self.table.unpin(self._to_cascade)
-        self._to_cascade.clear()
+        self._unqueue(self._to_cascade)
 
     # Counting.
 
@@ -280,10 +278,10 @@ class Placement:
     def _take_slots(self, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
         slots, evicted = self.table.reserve(keys)
         self.counters["evicted_chunks", self.name] += len(evicted)
-        self._tell_removed(self.name, evicted, RemoveReason.EVICTED)
+        self._emit_removed(self.name, evicted, RemoveReason.EVICTED)
         return slots, evicted
 
-    def _soil(self, slots: Sequence[Slot]) -> None:
+    def _queue_cascades(self, slots: Sequence[Slot]) -> None:
         if not self._cascades or self._below is None:
             return
         room = self.dirty_max - len(self._dirty) - self._admitted
@@ -293,6 +291,12 @@ class Placement:
         self._to_cascade.extend(accepted)
         self.counters["dropped_chunks", self._below] += len(slots) - len(accepted)
 
+    def _unqueue(self, slots: Collection[Slot]) -> None:
+        gone = set(slots)
+        self._to_cascade = deque(slot for slot in self._to_cascade if slot not in gone)
+        self._dirty.difference_update(gone)
+        self.table.unpin(gone)
+
     def _take_cascades(self) -> list[list[Slot]]:
         batches = []
         while self._to_cascade and self._cascades_in_flight < CASCADES_IN_FLIGHT_MAX:
@@ -301,11 +305,11 @@ class Placement:
             self._cascades_in_flight += 1
         return batches
 
-    def _tell_stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
+    def _emit_stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
         if self._events is not None:
             self._events.stored(tier, keys)
 
-    def _tell_removed(self, tier: str, keys: Collection[ChunkKey], reason: RemoveReason) -> None:
+    def _emit_removed(self, tier: str, keys: Collection[ChunkKey], reason: RemoveReason) -> None:
         if self._events is not None:
             self._events.removed(tier, list(keys), reason)
 

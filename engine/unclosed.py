@@ -1,4 +1,4 @@
-"""An engine that nobody closed: closed in its owner's stead, once he has lost it or the interpreter ends."""
+"""Closes an engine that nobody closed, when it is collected or the interpreter ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import warnings
 import weakref
+from typing import Any
 
 from .lifetime import Lifetime
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 30.0  # what a close gives the chunks that still wait for the last tier
 
 
-def close_if_forgotten(owner: object, lifetime: Lifetime) -> None:
+def close_if_forgotten(owner: object, lifetime: Lifetime[Any]) -> None:
     """End `lifetime` when `owner` is collected or the interpreter ends, unless it has ended by then.
 
     `lifetime` must not refer to its owner.
@@ -24,18 +25,18 @@ def close_if_forgotten(owner: object, lifetime: Lifetime) -> None:
     threading._register_atexit(_end_at_exit, weakref.ref(lifetime))  # type: ignore[attr-defined]
 
 
-def _end_collected(lifetime: Lifetime) -> None:
-    if lifetime.has_ended() or not lifetime.home.is_here():
+def _end_collected(lifetime: Lifetime[Any]) -> None:
+    if lifetime.has_ended() or not lifetime.loop.is_own_process():
         return
     end = threading.Thread(target=lifetime.end, args=(CLOSE_S,), name="kvtier-forgotten", daemon=True)
     # From the loop: this may be in the middle of anything, on any thread, and must neither wait nor lock.
-    lifetime.home.loop.call_soon(end.start)
+    lifetime.loop.call_soon(end.start)
     warnings.warn("an engine was never closed: call close() or use `with`", ResourceWarning, stacklevel=2)
 
 
-def _end_at_exit(reference: weakref.ref[Lifetime]) -> None:
+def _end_at_exit(reference: weakref.ref[Lifetime[Any]]) -> None:
     lifetime = reference()
-    if lifetime is None or not lifetime.home.is_here():
+    if lifetime is None or not lifetime.loop.is_own_process():
         return
     if not lifetime.has_ended():
         logger.warning("an engine was never closed: closing it")

@@ -6,10 +6,10 @@ happened. A bad chunk is a miss, never an exception.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 ChunkKey: TypeAlias = bytes
 """Opaque bytes that name a chunk; 1 to `KEY_BYTES_MAX` long."""
@@ -120,3 +120,45 @@ class Tier(Protocol):
     async def close(self) -> None:
         """Finish what is under way and release everything; idempotent."""
         ...
+
+
+# Optional abilities. Ask for one with `ability`, which looks behind wrappers.
+
+
+@runtime_checkable
+class Invalidates(Protocol):
+    """A tier that outlives the process, and therefore has to be told when the weights change."""
+
+    async def invalidate(self) -> None:
+        """Return once no lookup finds anything stored before the call."""
+        ...
+
+
+@runtime_checkable
+class ReportsRemovals(Protocol):
+    """A tier that evicts chunks on its own and reports them."""
+
+    def watch(self, report: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
+        """Call `report`, on any thread and quickly, whenever chunks have left the tier."""
+        ...
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """A tier around another tier, which may have abilities that the wrapper does not repeat."""
+
+    @property
+    def wrapped(self) -> Tier: ...
+
+
+A = TypeVar("A")
+
+
+def ability(tier: Tier, wanted: type[A]) -> A | None:
+    """Return the tier, or the first one behind its wrappers, that has the wanted ability; else None."""
+    inner: object = tier
+    while not isinstance(inner, wanted):
+        if not isinstance(inner, Wrapper):
+            return None
+        inner = inner.wrapped
+    return inner

@@ -1,9 +1,9 @@
-"""A breaker before a tier that may fail or hang: while it is open, nothing waits for that tier.
+"""A circuit breaker around a tier that may fail or hang: while it is open, nothing waits for that tier.
 
-Theory of operation. Every call that reaches the tier is a sample: bad if it took longer than `slow_s`, if
-it has not returned after that time, or if the device refused all of it. After `BAD_CALLS_MAX` bad ones in a
-row the breaker opens, and every lookup is a miss and every store is dropped at once. After a pause it lets
-one call through to try; a good one closes the breaker, a bad one doubles the pause.
+Theory of operation. Every call that reaches the tier is a sample. It is bad if it took longer than `slow_s`,
+has not returned after that time, or failed altogether at the device. After `BAD_CALLS_MAX` bad samples in a
+row the breaker opens: every lookup misses and every store is dropped, at once. After a pause it lets one
+call through as a trial; success closes the breaker, failure doubles the pause.
 
     CLOSED --bad calls in a row, or one that hangs--> OPEN --pause over--> TRYING --good--> CLOSED
                                                        ^------------bad------'
@@ -136,10 +136,10 @@ class _Switch:
 
 
 class Breaker:
-    """A tier as it is, until it fails or hangs; then a tier that has nothing and keeps nothing.
+    """Passes calls on to a tier until it fails or hangs; then acts as a tier that has and keeps nothing.
 
-    Its name is the tier's, or what a chain of several alike calls it. Threads and cancellation are the
-    tier's own. `remove`, `flush`, `invalidate` and `close` always reach it.
+    Its name is the tier's, or the one that the chain gives it. Threads and cancellation are the tier's own.
+    `remove`, `flush` and `close` always reach the tier.
     """
 
     def __init__(
@@ -155,6 +155,11 @@ class Breaker:
         self._switch = _Switch(self.name, slow_s, clock)
         # Lookups come from any thread; a lost count is no harm.
         self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
+
+    @property
+    def wrapped(self) -> Tier:
+        """The tier itself, for abilities beyond the protocol."""
+        return self._tier
 
     @property
     def state(self) -> BreakerState:
@@ -177,18 +182,6 @@ class Breaker:
 
     async def flush(self) -> None:
         await self._tier.flush()
-
-    async def invalidate(self) -> None:
-        """Pass on that the weights changed, to a tier that outlives the process."""
-        invalidate = getattr(self._tier, "invalidate", None)
-        if invalidate is not None:
-            await invalidate()
-
-    def watch(self, told: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
-        """Have a tier that removes chunks on its own say so."""
-        watch = getattr(self._tier, "watch", None)
-        if watch is not None:
-            watch(told)
 
     def stats(self) -> TierStats:
         stats = self._tier.stats()

@@ -33,6 +33,9 @@ class NullTier:
     async def flush(self) -> None:
         return None
 
+    async def invalidate(self) -> None:
+        return None
+
     def stats(self) -> TierStats:
         return TierStats(0, 0, 0, {"dropped_chunks": self._dropped_chunks})
 

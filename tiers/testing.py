@@ -207,3 +207,12 @@ class MemoryTier:
 
     async def close(self) -> None:
         self._closed = True
+
+
+class Bare:
+    """A tier with the protocol and nothing more: hides the optional abilities of another one."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.name = tier.name
+        self.lookup, self.store, self.load, self.remove = tier.lookup, tier.store, tier.load, tier.remove
+        self.flush, self.stats, self.close = tier.flush, tier.stats, tier.close

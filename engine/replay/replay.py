@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from ...tiers import ChunkKey, Tier
 from ...tiers.pinned.slots import Slot, SlotTier
-from ..chain import Chain, ChainStats
+from ..chain import ChainStats
+from ..library import LibraryChain
 from ..loop import LoopThread
 from ..placement import Presence
 from .trace import Requests
@@ -91,7 +92,7 @@ def replay(
         told: called on the caller's thread; what it raises ends the replay.
     """
     loop = LoopThread("kvtier-replay")
-    chain = Chain(pinned, lower, loop, load_deadline_s=NEVER_S, clock=lambda: 0.0)
+    chain = LibraryChain(pinned, lower, loop, load_deadline_s=NEVER_S, clock=lambda: 0.0)
     try:
         for start in range(0, len(requests), TURN_REQUESTS):
             turn = requests[start : start + TURN_REQUESTS]
@@ -99,20 +100,20 @@ def replay(
             told(len(turn))
         stats = chain.stats()
     finally:
-        loop.submit(chain.stop()).result()
+        loop.submit(chain.mover.stop()).result()
         loop.close()
     return _figures(requests, stats, [pinned.name, *(tier.name for tier in lower)])
 
 
-async def _serve_all(chain: Chain, pinned: str, requests: Requests) -> None:
+async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests) -> None:
     for keys in requests:
         await _serve(chain, pinned, keys)
 
 
-async def _serve(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> None:
+async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> None:
     held = _find(chain, keys)
     if any(source != pinned for _, source in held.values()):
-        await chain.settled(list(held))
+        await chain.wait_filled(list(held))
     for slot, source in held.values():
         if chain.state_of(slot) is not Presence.READY:
             break
@@ -122,7 +123,7 @@ async def _serve(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> None:
     chain.release(slot for slot, _ in held.values())
 
 
-def _find(chain: Chain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
+def _find(chain: LibraryChain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
     """Pin one chunk after the other, up to the first that cannot be had; says which tier supplies each."""
     held: dict[ChunkKey, tuple[Slot, str]] = {}
     for key in keys:
@@ -133,7 +134,7 @@ def _find(chain: Chain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, 
     return held
 
 
-async def _store(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+async def _store(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
     """Store what has no slot yet, and wait until it is where it goes; returns what had one before."""
     resident: list[ChunkKey] = []
     step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
@@ -144,7 +145,7 @@ async def _store(chain: Chain, pinned: str, keys: Sequence[ChunkKey]) -> list[Ch
         resident += [key for key in part if key not in new]
         chain.count("dropped_chunks", pinned, len(reserved.left))
         chain.commit(reserved.slots)
-        await chain.drain()
+        await chain.mover.drain()
     return resident
 
 

@@ -18,7 +18,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.kv_offload.base import (
@@ -107,7 +106,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._tier = Breaker(tier, slow_s=config.load_deadline_s)
         self._events = EventLog() if facts.has_events else None
         if self._events is not None:
-            self._tier.watch(partial(self._events.removed, tier.name))
+            self._events.watch([self._tier])
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
         self._failed_at_s: dict[OffloadKey, float] = {}  # changed on the loop thread only; the oldest first

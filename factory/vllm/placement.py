@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ...engine.chain import Chain
 from ...engine.placement import Found, Presence
+from ...engine.server import ServerChain
 from ...tiers.base import ChunkKey
 from ...tiers.pinned.slots import Slot
 
@@ -60,7 +60,7 @@ class ServerPlacement:
     Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing`, `_limbo`.
     """
 
-    def __init__(self, chain: Chain, marks: TransferMarks, *, keeps_on_reset: bool = False) -> None:
+    def __init__(self, chain: ServerChain, marks: TransferMarks, *, keeps_on_reset: bool = False) -> None:
         self._chain = chain
         self._marks = marks
         self._keeps_on_reset = keeps_on_reset
@@ -101,7 +101,7 @@ class ServerPlacement:
 
     def scheduled(self) -> None:
         """A step asks for nothing more: begin with what it wants, and free what no worker touches."""
-        self._chain.begin()
+        self._chain.start_queued()
         self.sweep()
 
     def source(self, load: str, key: ChunkKey) -> str:
@@ -158,9 +158,9 @@ class ServerPlacement:
         failed = self._marks.stores_failed([slot.index for slot in slots])
         bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
         self._chain.abandon(bad)
-        self._chain.commit([slot for slot in slots if slot not in bad], in_step=True)
+        self._chain.commit_in_step([slot for slot in slots if slot not in bad])
 
-    def settle_stores(self) -> None:
+    def complete_ended_stores(self) -> None:
         """Complete the stores that the workers have ended, for a server that says so late or too early."""
         ended = [key for key, (_, slot) in self._storing.items() if self._is_quiet(slot.index)]
         if ended:
@@ -205,7 +205,7 @@ class ServerPlacement:
         if found.presence is not Presence.MISS:
             return found
         if tiers.below:
-            return self._chain.promise(key)
+            return self._chain.promote(key)
         self._chain.count("misses", "pinned", 1)
         return found
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from ...engine.bounded import ended
-from ...engine.chain import Chain
 from ...engine.events import EventLog
+from ...engine.lifetime import Lifetime
 from ...engine.loop import LoopThread
+from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
@@ -18,11 +19,7 @@ from .placement import ServerPlacement
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = (
-    10.0  # what a clean shutdown gives the chunks that wait for the disk; a server may be killed after 15
-)
-
-STOP_S = 5.0  # what the transfers under way get then; only a disk that hangs takes longer
+DRAIN_S = 10.0  # what a clean shutdown gives the last flush; vLLM may kill the process 15 s after its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +63,36 @@ class SchedulerSide:
         *,
         events: EventLog | None = None,
     ) -> None:
-        self._composite = composite
         self.events = events
-        self._loop = LoopThread()
-        self._closed = False
+        self._lifetime = Lifetime(composite, partial(_chain_of, composite, events))
+        open_tiers = partial(
+            composite.start,
+            part_bytes=geometry.part_bytes,
+            parts=geometry.parts,
+            identity=identity,
+            place=geometry.place(),
+        )
         try:
-            start = composite.start(
-                part_bytes=geometry.part_bytes,
-                parts=geometry.parts,
-                identity=identity,
-                place=geometry.place(),
-            )
-            self._loop.submit(start).result()
+            self._lifetime.start(open_tiers)
         except BaseException:
-            self._loop.close()
+            self._lifetime.end(0.0)
             raise
         if composite.lower:
             warn_of_random_hashes()
-        pinned = composite.pinned
-        self.chain = Chain(
-            pinned,
-            composite.lower,
-            self._loop,
-            load_deadline_s=composite.load_deadline_s,
-            events=events,
+        self.chain = self._lifetime.ready().chain
+        self.placement = ServerPlacement(
+            self.chain, composite.pinned.arena, keeps_on_reset=composite.keeps_on_reset
         )
-        self.placement = ServerPlacement(self.chain, pinned.arena, keeps_on_reset=composite.keeps_on_reset)
         logger.info("kvtier: %s", composite.summary())
 
     def close(self) -> None:
-        """Bring what waits to the disk within a bound, then stop; a disk that hangs is left. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._loop.submit(self._close()).result()
-        self._loop.close()
+        """Bring what waits to the last tier within a bound, then stop. Idempotent.
 
-    async def _close(self) -> None:
-        if not await ended("the last flush", self.chain.flush(), DRAIN_S):
-            dirty = self.chain.stats().dirty_chunks
-            logger.warning("kvtier: shut down with %d chunks not yet on disk; they are dropped", dirty)
-        await ended("the movement between tiers", self.chain.stop(), STOP_S)
-        await self._composite.close()  # what hangs holds its own buffers: the arena stays mapped for them
+        A drive that hangs is left behind; what it may still touch stays mapped.
+        """
+        self._lifetime.end(DRAIN_S)
+
+
+def _chain_of(composite: CompositeSpec, events: EventLog | None, loop: LoopThread) -> ServerChain:
+    deadline_s = composite.load_deadline_s
+    return ServerChain(composite.pinned, composite.lower, loop, load_deadline_s=deadline_s, events=events)

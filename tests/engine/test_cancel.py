@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chain_rig import BothFaces
 from engine_rig import Device, config
 
-from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.mover import Mover
 from kvtier.factory.composite import CompositeSpec
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.device.gpu import GpuTier
@@ -64,18 +63,17 @@ class Rig:
         self.spec = CompositeSpec.from_config(config(path, pinned_chunks=4))
         start = self.spec.start(part_bytes=self.gpu.part_bytes, parts=1, identity={"model": "tiny"})
         self.loop.submit(start).result(SETTLE_S)
-        self.chain = Chain(self.spec.pinned, self.spec.lower, self.loop, load_deadline_s=5.0)
-        self.mover = Mover(self.chain, self.spec.pinned)
+        self.chain = BothFaces(self.spec.pinned, self.spec.lower, self.loop, load_deadline_s=5.0)
 
     def store(self, suspension: int) -> bool:
         """Store with a cancellation; returns whether it came to that."""
         for block, key in enumerate(KEYS):
             self.device.fill(block, key)
-        return self._run(suspension, self.mover.store(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
+        return self._run(suspension, self.chain.store(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
 
     def load(self, suspension: int) -> bool:
         self.device.wipe()
-        return self._run(suspension, self.mover.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
+        return self._run(suspension, self.chain.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
 
     def _run(self, suspension: int, work: Coroutine[Any, Any, Outcome]) -> bool:
         try:
@@ -85,7 +83,7 @@ class Rig:
         return False
 
     def assert_idle(self) -> None:
-        self.loop.submit(self.chain.flush()).result(SETTLE_S)
+        self.loop.submit(self.chain.mover.flush()).result(SETTLE_S)
         self.loop.submit(self._promotions_ended()).result(SETTLE_S)
         self.chain.check()
         assert self.chain.stats().pinned_slots == 0
@@ -96,14 +94,14 @@ class Rig:
 
     def assert_all_loads(self) -> None:
         self.device.wipe()
-        outcome = self.loop.submit(self.mover.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS)).result(
+        outcome = self.loop.submit(self.chain.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS)).result(
             SETTLE_S
         )
         for block, key in enumerate(KEYS):
             assert self.device.holds(block, key) == (key in outcome.succeeded)
 
     def close(self) -> None:
-        self.loop.submit(self.chain.stop()).result(SETTLE_S)
+        self.loop.submit(self.chain.mover.stop()).result(SETTLE_S)
         self.loop.submit(self.spec.close()).result(SETTLE_S)
         self.gpu.close_now()
         self.loop.close()

@@ -2,18 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from chain_rig import SLOT_BYTES, Rig, Slots, rigged
+from chain_rig import SLOT_BYTES, Rig, rigged
 
-from kvtier.engine import chain as chain_module
-from kvtier.engine.chain import Chain
-from kvtier.engine.loop import LoopThread
-from kvtier.engine.placement import Found, Presence
-from kvtier.tiers.base import Buffer, Failure, Outcome
-from kvtier.tiers.errors import TierError
-from kvtier.tiers.testing import MemoryTier, pattern
+from kvtier.engine.placement import Presence
+from kvtier.tiers.base import Failure
+from kvtier.tiers.testing import pattern
 
 
 @pytest.fixture
@@ -49,41 +45,6 @@ def test_a_hit_below_is_pending_in_the_same_call_and_its_promotion_starts_at_onc
     slots, _ = rig.fetch([b"x"]).result(5)  # nobody asked for it but acquire
     assert rig.lower.log == [("load", (b"x",))]
     assert rig.chain.state_of(found.slot) is Presence.READY
-    rig.chain.release([found.slot, *slots])
-
-
-def test_what_a_step_wants_begins_to_move_when_the_step_says_so(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chain_module, "STEP_S", 3600.0)
-    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    rig.chain.commit(rig.chain.reserve([b"a"]).slots, in_step=True)
-    assert rig.chain.pin(b"x").presence is Presence.MISS
-    assert rig.chain.promise(b"y").presence is Presence.MISS
-    found = rig.chain.promise(b"x")
-    assert found.presence is Presence.PENDING
-    assert found.slot is not None
-    rig.gate(opened=True)  # the loop has been there
-    assert rig.lower.log == []
-    rig.chain.begin()
-    rig.drain()
-    rig.chain.release([found.slot, *rig.fetch([b"x"]).result(5)[0]])
-    assert sorted(rig.lower.log) == [("load", (b"x",)), ("store", (b"a",))]
-    assert rig.chain.stats().counters["misses", "pinned"] == 1, "a pin that misses is no answer yet"
-
-
-def test_what_a_step_commits_moves_though_no_other_step_follows(rig: Rig) -> None:
-    rig.chain.commit(rig.chain.reserve([b"a"]).slots, in_step=True)
-    rig.drain()
-    assert rig.lower.log == [("store", (b"a",))]
-
-
-def test_who_waits_for_what_a_step_was_promised_begins_with_it(rig: Rig) -> None:
-    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    found = rig.chain.promise(b"x")
-    assert found.slot is not None
-    slots, failed = rig.fetch([b"x"]).result(5)
-    assert not failed
     rig.chain.release([found.slot, *slots])
 
 
@@ -162,28 +123,11 @@ def test_a_busy_slot_is_named_and_can_be_waited_for(rig: Rig) -> None:
     again = rig.chain.reserve([b"a", b"b"])
     assert again.busy == [b"a"]
     assert [slot.key for slot in again.slots] == [b"b"]
-    waiting = rig.loop.submit(rig.chain.settled([b"a"]))
+    waiting = rig.loop.submit(rig.chain.wait_filled([b"a"]))
     assert not waiting.done()
     rig.chain.commit(slots)
     waiting.result(5)
     rig.chain.commit(again.slots)
-
-
-def test_nothing_stored_before_an_invalidation_is_found_after_it(rig: Rig) -> None:
-    rig.put([b"a"])
-    rig.drain()
-    in_flight = rig.chain.reserve([b"b"]).slots
-    rig.gate(opened=False)
-    rig.put([b"c"])
-    assert set(rig.chain.invalidate()) == {b"a", b"c"}
-    assert rig.chain.lookup([b"a", b"b", b"c"]) == [False, False, False]
-    rig.chain.commit(in_flight)
-    assert rig.chain.lookup([b"b"]) == [False]
-    rig.gate(opened=True)
-    rig.put([b"d"])
-    rig.drain()
-    assert rig.chain.lookup([b"b", b"d"]) == [False, True]
-    assert rig.pinned.table.leaving_count == 0
 
 
 def test_a_cancelled_fetch_holds_nothing(rig: Rig) -> None:
@@ -200,39 +144,6 @@ def test_a_cancelled_fetch_holds_nothing(rig: Rig) -> None:
     rig.gate(opened=True)
     slots, _ = rig.fetch([b"x"]).result(5)
     rig.chain.release(slots)
-    assert rig.chain.stats().pinned_slots == 0
-
-
-def test_stop_gives_up_what_waits_and_frees_every_pin(rig: Rig) -> None:
-    rig.gate(opened=False)
-    rig.put([b"a", b"b"])
-    rig.loop.submit(rig.chain.stop()).result(5)
-    assert rig.chain.stats().dirty_chunks == 0
-    assert rig.chain.stats().pinned_slots == 0
-
-
-def test_stop_frees_the_pins_of_what_has_not_taken_its_first_step(rig: Rig) -> None:
-    async def stop_at_once() -> None:
-        rig.chain.commit(rig.chain.reserve([b"a"]).slots)
-        await asyncio.sleep(0)  # the cascade is there now, and comes after us
-        await rig.chain.stop()
-
-    rig.loop.submit(stop_at_once()).result(5)
-    assert rig.chain.stats().pinned_slots == 0
-
-
-def test_nothing_begins_to_move_after_a_stop(rig: Rig) -> None:
-    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-
-    async def wish_and_stop() -> Presence:
-        (found,) = rig.chain.acquire([b"x"])
-        assert found.slot is not None
-        await rig.chain.stop()
-        rig.chain.release([found.slot])
-        return rig.chain.state_of(found.slot)
-
-    assert rig.loop.submit(wish_and_stop()).result(5) is Presence.MISS
-    assert rig.lower.log == []
     assert rig.chain.stats().pinned_slots == 0
 
 
@@ -289,203 +200,3 @@ def test_a_place_that_is_not_used_is_given_back(rig: Rig) -> None:
     rig.chain.commit([], admitted=2)
     assert waiting.result(5) == 1
     rig.chain.commit([], admitted=1)
-
-
-def test_a_chunk_invalidated_between_two_tiers_does_not_reach_the_second() -> None:
-    loop, pinned = LoopThread(), Slots(4)
-    first, second = MemoryTier("first"), MemoryTier("second")
-    chain = Chain(pinned, [first, second], loop, load_deadline_s=5.0)
-    loop.submit(_call(first.gate.clear)).result(5)
-    chain.commit(chain.reserve([b"old"]).slots)
-    loop.submit(_until(lambda: bool(first.log))).result(5)
-    chain.invalidate()
-    loop.submit(_call(first.gate.set)).result(5)
-    loop.submit(chain.drain()).result(5)
-    assert b"old" not in second.chunks
-    loop.submit(chain.stop()).result(5)
-    chain.check()
-    loop.close()
-
-
-async def _call(function: Callable[[], object]) -> None:
-    function()
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - other threads and tasks bring it about
-        await asyncio.sleep(0)
-
-
-class DeafTier(MemoryTier):
-    """A tier that cannot be told that the weights changed."""
-
-    async def invalidate(self) -> None:
-        raise OSError("no more")
-
-
-def test_what_new_weights_invalidate_is_counted_in_every_tier() -> None:
-    loop, lower = LoopThread(), MemoryTier()
-    lower.chunks |= {b"x": bytes(SLOT_BYTES), b"y": bytes(SLOT_BYTES)}
-    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
-    chain.commit(chain.reserve([b"a"]).slots)
-    loop.submit(chain.drain()).result(5)
-    chain.invalidate()
-    loop.submit(_until(lambda: not lower.chunks)).result(5)
-    loop.submit(chain.stop()).result(5)
-    counters = chain.stats().counters
-    assert (counters["invalidated_chunks", "pinned"], counters["invalidated_chunks", "memory"]) == (1, 3)
-    loop.close()
-
-
-def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> None:
-    loop, lower = LoopThread(), DeafTier()
-    lower.chunks[b"old"] = bytes(SLOT_BYTES)
-    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
-    assert chain.lookup([b"old"]) == [True]
-    chain.invalidate()
-    loop.submit(_call(lambda: None)).result(5)
-    chain.commit(chain.reserve([b"new"]).slots)
-    loop.submit(chain.drain()).result(5)
-    assert chain.lookup([b"old", b"new"]) == [False, True]
-    assert b"new" not in lower.chunks
-    loop.submit(chain.stop()).result(5)
-    chain.check()
-    loop.close()
-
-
-@pytest.mark.parametrize(
-    "ask", [lambda chain: chain.acquire([b"old"])[0], lambda chain: chain.promise(b"old")]
-)
-def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it(
-    ask: Callable[[Chain], Found],
-) -> None:
-    class Racing(MemoryTier):
-        """The weights change while the tier is being asked."""
-
-        def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
-            chain.invalidate()
-            return [True] * len(keys)
-
-    loop, lower = LoopThread(), Racing()
-    chain = Chain(Slots(4), [lower], loop, load_deadline_s=5.0)
-    assert ask(chain).presence is Presence.MISS
-    loop.submit(chain.stop()).result(5)
-    loop.close()
-
-
-class FailingTier(MemoryTier):
-    """A tier whose stores fail for a reason, or by an exception, while there is one."""
-
-    def __init__(self, why: Failure | None = None, raises: Exception | None = None) -> None:
-        super().__init__()
-        self.why, self.raises = why, raises
-
-    async def store(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
-        if self.raises is not None:
-            raise self.raises
-        if self.why is not None:
-            return Outcome(failed=dict.fromkeys(keys, self.why))
-        return await super().store(keys, buffers)
-
-    async def flush(self) -> None:
-        await super().flush()
-        if self.why is Failure.CLOSED:
-            raise TierError(self.name, "not durable")
-
-
-class Above:
-    """A chain over some tiers, for tests of what a flush says."""
-
-    def __init__(self, *lower: MemoryTier) -> None:
-        self.loop = LoopThread()
-        self.chain = Chain(Slots(4), lower, self.loop, load_deadline_s=5.0)
-
-    def store(self, *keys: bytes) -> None:
-        self.chain.commit(self.chain.reserve(keys).slots)
-
-    def flush(self) -> None:
-        self.loop.submit(self.chain.flush()).result(5)
-
-    def close(self) -> None:
-        self.loop.submit(self.chain.stop()).result(5)
-        self.chain.check()
-        self.loop.close()
-
-
-@pytest.mark.parametrize("why", [Failure.IO_ERROR, Failure.DROPPED])
-def test_a_flush_tells_once_of_chunks_that_the_last_tier_failed_to_take(why: Failure) -> None:
-    lower = FailingTier(why)
-    rig = Above(lower)
-    rig.store(b"a", b"b")
-    with pytest.raises(TierError, match=rf"memory: 2 chunks .* are not in it \({why} 2\)"):
-        rig.flush()
-    rig.flush()
-    lower.why = None
-    rig.store(b"c")
-    rig.flush()
-    rig.close()
-
-
-def test_a_flush_tells_of_a_tier_that_raised() -> None:
-    rig = Above(FailingTier(raises=OSError("gone")))
-    rig.store(b"a")
-    with pytest.raises(TierError, match=r"1 chunks .* \(io_error 1\)"):
-        rig.flush()
-    rig.close()
-
-
-def test_a_flush_says_nothing_of_what_placement_left_out() -> None:
-    lower = FailingTier(Failure.NO_SPACE)  # above the cap
-    rig = Above(lower)
-    rig.store(b"a", b"b", b"c")  # more than may be on their way down
-    rig.flush()
-    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 3
-    rig.close()
-
-
-def test_a_chunk_that_a_nearer_tier_failed_to_take_is_durable_in_the_last_one() -> None:
-    first, last = FailingTier(Failure.IO_ERROR), MemoryTier()
-    rig = Above(first, last)
-    rig.store(b"a")
-    rig.flush()
-    assert set(last.chunks) == {b"a"}
-    rig.close()
-
-
-def test_every_tier_is_flushed_also_after_one_that_fails() -> None:
-    first, last = FailingTier(Failure.CLOSED), MemoryTier()
-    rig = Above(first, last)
-    with pytest.raises(TierError, match="not durable"):
-        rig.flush()
-    assert ("flush", ()) in last.log
-    rig.close()
-
-
-def test_a_chunk_that_was_invalidated_on_its_way_down_is_not_missed() -> None:
-    lower = FailingTier(Failure.DROPPED)
-    rig = Above(lower)
-    gate = asyncio.Event()
-    store = lower.store
-
-    async def gated(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
-        began.set()
-        await gate.wait()
-        return await store(keys, buffers)
-
-    began = threading.Event()
-    lower.store = gated  # type: ignore[method-assign]
-    rig.store(b"old")
-    assert began.wait(5)
-    rig.chain.invalidate()
-    rig.loop.submit(_call(gate.set)).result(5)
-    rig.flush()
-    rig.close()
-
-
-def test_a_flush_to_a_tier_that_is_used_no_more_fails() -> None:
-    rig = Above(DeafTier())
-    rig.chain.invalidate()
-    rig.store(b"a")
-    with pytest.raises(TierError, match="used no more"):
-        rig.flush()
-    rig.close()

@@ -191,7 +191,7 @@ def test_a_cancelled_job_holds_nothing(rig: EngineRig, turn: int) -> None:
     for job in jobs[turn % 3 :: 2]:
         job.cancel()
     for job in jobs:
-        job.settle()
+        job.wait_ended()
     rig.idle()
     assert rig.load(KEYS[:16]) == tuple(KEYS[:16])
 
@@ -231,3 +231,17 @@ def test_close_brings_down_what_was_stored(tmp_path: Path) -> None:
     second = EngineRig(document)
     assert second.engine.lookup(KEYS) == len(KEYS)
     second.engine.close()
+
+
+def test_removed_chunks_are_gone_from_every_tier_also_after_a_restart(tmp_path: Path) -> None:
+    rig = EngineRig(config(tmp_path))
+    rig.store([b"a", b"b", b"c"])
+    rig.engine.flush(10)
+    rig.engine.remove([b"a", b"c"]).wait(10)
+    assert [rig.engine.lookup([key]) for key in (b"a", b"b", b"c")] == [0, 1, 0]
+    assert rig.load([b"a", b"b", b"c"]) == (b"b",)
+    rig.idle()
+    rig.engine.close()
+    rig = EngineRig(config(tmp_path))
+    assert [rig.engine.lookup([key]) for key in (b"a", b"b", b"c")] == [0, 1, 0]
+    rig.engine.close()

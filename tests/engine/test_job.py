@@ -10,16 +10,15 @@ from concurrent.futures import CancelledError
 import pytest
 from lifetime_rig import WAIT_S
 
-from kvtier.engine.home import Home
 from kvtier.engine.job import Job
 from kvtier.engine.loop import LoopThread
 from kvtier.tiers.settled import settled
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
+def loop() -> Iterator[LoopThread]:
     loop = LoopThread()
-    yield Home(loop)
+    yield loop
     loop.close()
 
 
@@ -38,56 +37,56 @@ class Copy:
         assert self.ends.wait(WAIT_S)
 
 
-def test_a_cancelled_job_is_done_only_once_nothing_copies_any_more(home: Home) -> None:
+def test_a_cancelled_job_is_done_only_once_nothing_copies_any_more(loop: LoopThread) -> None:
     copy = Copy()
-    job = Job(copy.run(), home)
+    job = Job(copy.run(), loop)
     assert copy.began.wait(WAIT_S)
     job.cancel()
-    Job(asyncio.sleep(0), home).wait(WAIT_S)  # the loop has been round
+    Job(asyncio.sleep(0), loop).wait(WAIT_S)  # the loop has been round
     assert not job.done()
     copy.ends.set()
-    job.settle()
+    job.wait_ended()
     with pytest.raises(CancelledError):
         job.wait(WAIT_S)
 
 
-def test_a_job_that_is_cancelled_before_its_first_step_does_nothing(home: Home) -> None:
+def test_a_job_that_is_cancelled_before_its_first_step_does_nothing(loop: LoopThread) -> None:
     blocked, blocks, copy = threading.Event(), threading.Event(), Copy()
 
     def block() -> None:
         blocked.set()
         assert blocks.wait(WAIT_S)
 
-    home.loop.call_soon(block)
+    loop.call_soon(block)
     assert blocked.wait(WAIT_S)
-    job = Job(copy.run(), home)
+    job = Job(copy.run(), loop)
     job._cancel()
     blocks.set()
-    job.settle()
+    job.wait_ended()
     assert not copy.began.is_set()
 
 
-def test_the_engines_own_thread_may_not_wait_for_a_job_that_is_not_done(home: Home) -> None:
+def test_the_engines_own_thread_may_not_wait_for_a_job_that_is_not_done(loop: LoopThread) -> None:
     copy = Copy()
-    job = Job(copy.run(), home)
+    job = Job(copy.run(), loop)
 
     async def wait() -> None:
         job.wait()
 
     async def settle() -> None:
-        job.settle()
+        job.wait_ended()
 
     for work in (wait(), settle()):
         with pytest.raises(RuntimeError, match="own thread"):
-            Job(work, home).wait(WAIT_S)
+            Job(work, loop).wait(WAIT_S)
     copy.ends.set()
     assert job.wait(WAIT_S) == "copied"
 
 
-def test_a_callback_may_ask_for_the_result_that_it_was_called_for(home: Home) -> None:
+def test_a_callback_may_ask_for_the_result_that_it_was_called_for(loop: LoopThread) -> None:
     results: list[str] = []
     called, copy = threading.Event(), Copy()
-    job = Job(copy.run(), home)
+    job = Job(copy.run(), loop)
 
     def callback(done: Job[str]) -> None:
         results.append(done.wait())

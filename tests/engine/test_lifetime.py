@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,9 +73,9 @@ def test_a_start_that_failed_may_be_tried_again(spec: Spec, monkeypatch: pytest.
     gpus: list[GpuTier] = []
     start = Lifetime.start
 
-    def noted(life: Lifetime, gpu: GpuTier, identity: Mapping[str, str]) -> None:
+    def noted(life: Lifetime[Any], open_tiers: Any, gpu: GpuTier) -> None:
         gpus.append(gpu)
-        start(life, gpu, identity)
+        start(life, open_tiers, gpu)
 
     monkeypatch.setattr(Lifetime, "start", noted)
     engine = OffloadEngine(spec)
@@ -171,11 +171,12 @@ def test_a_callback_that_blocks_does_not_hold_a_close(spec: Spec, caplog: pytest
         blocks.set()
         assert unblocked.wait(WAIT_S)
 
-    engine._lifetime.home.loop.call_soon(callback)  # as that of a job does
+    engine._lifetime.loop.call_soon(callback)  # as that of a job does
     assert blocks.wait(WAIT_S)
     engine.close(SHORT_S)
     assert "did not close cleanly" in caplog.text
     unblocked.set()
+    assert gpu is not None
     gpu.close_now()
 
 
@@ -226,7 +227,7 @@ def test_what_waits_is_refused_on_the_engines_own_thread(spec: Spec) -> None:
                 refused.append(str(error))
         done.set()
 
-    engine._lifetime.home.loop.call_soon(callback)  # as that of a job does
+    engine._lifetime.loop.call_soon(callback)  # as that of a job does
     assert done.wait(WAIT_S)
     assert len(refused) == 3
     assert all("own thread" in reason for reason in refused)

@@ -70,11 +70,11 @@ def test_a_close_cancels_what_runs(loop: LoopThread) -> None:
     assert work.cancelled()
 
 
-def test_a_doorbell_has_its_function_run_again_and_again(loop: LoopThread) -> None:
+def test_a_wakeup_has_its_function_run_again_and_again(loop: LoopThread) -> None:
     came = threading.Semaphore(0)
-    bell = loop.doorbell(came.release)
+    wakeup = loop.wakeup(came.release)
     for _ in range(3):
-        bell.ring()
+        wakeup.send()
         assert came.acquire(timeout=WAIT_S)
 
 
@@ -86,14 +86,14 @@ def test_who_rings_keeps_the_interpreter_and_all_rings_so_far_are_one(loop: Loop
         ran.append(1)
         came.set()
 
-    bell = loop.doorbell(run)
-    bell.ring()
+    wakeup = loop.wakeup(run)
+    wakeup.send()
     assert came.wait(WAIT_S)
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(10.0)
     try:
         for _ in range(1000):
-            bell.ring()
+            wakeup.send()
         assert len(ran) == 1, "the loop runs when the caller waits, and not before"
     finally:
         sys.setswitchinterval(interval_s)
@@ -104,12 +104,12 @@ def test_who_rings_keeps_the_interpreter_and_all_rings_so_far_are_one(loop: Loop
 
 def test_a_ring_after_the_close_reaches_no_other_file() -> None:
     loop = LoopThread()
-    bell = loop.doorbell(lambda: None)
+    wakeup = loop.wakeup(lambda: None)
     loop.close()
     others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(8)]
     try:
-        assert bell.fd in others, "the number is used again"
-        bell.ring()
+        assert wakeup.fd in others, "the number is used again"
+        wakeup.send()
         for other in others:
             with pytest.raises(BlockingIOError):
                 os.eventfd_read(other)

@@ -1,133 +1,247 @@
-"""Jobs that share few slots: all come through, waiting for each other, or say in time that they did not."""
-
-from __future__ import annotations
+"""What moves between slots and the tiers below, and what a flush, a stop or an invalidation does to it."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from chain_rig import SLOT_BYTES, Slots
+from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
-from kvtier.engine.chain import Chain
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.mover import Mover
-from kvtier.tiers.base import Failure, Outcome
-from kvtier.tiers.testing import MemoryTier, pattern
-
-SLOTS = 4
-JOBS = 12
-SETTLE_S = 10.0
-SHORT_S = 0.05  # a deadline that a test waits for
-
-
-class Rig:
-    """A mover over few slots, between a device and a tier below that are dicts."""
-
-    def __init__(self, *, load_deadline_s: float = SETTLE_S, below: bool = True) -> None:
-        self.loop, self.pinned = LoopThread(), Slots(SLOTS)
-        self.device, self.lower = MemoryTier("gpu"), MemoryTier()
-        lower = [self.lower] if below else []
-        self.chain = Chain(self.pinned, lower, self.loop, load_deadline_s=load_deadline_s)
-        self.mover = Mover(self.chain, self.pinned)
-
-    def stores(self, jobs: Sequence[Sequence[bytes]]) -> list[Outcome]:
-        """Run store jobs side by side."""
-        for keys in jobs:
-            self.device.chunks |= {key: pattern(key, SLOT_BYTES) for key in keys}
-
-        async def run() -> list[Outcome]:
-            return await asyncio.gather(*(self.mover.store(self.device, keys) for keys in jobs))
-
-        return self.loop.submit(run()).result(SETTLE_S)
-
-    def loads(self, jobs: Sequence[Sequence[bytes]]) -> list[Outcome]:
-        """Run load jobs side by side."""
-
-        async def run() -> list[Outcome]:
-            return await asyncio.gather(*(self.mover.load(self.device, keys) for keys in jobs))
-
-        return self.loop.submit(run()).result(SETTLE_S)
-
-    def close(self) -> None:
-        self.loop.submit(self.chain.stop()).result(SETTLE_S)
-        self.chain.check()
-        assert self.chain.stats().pinned_slots == 0
-        self.loop.close()
+from kvtier.engine.placement import Presence
+from kvtier.tiers.base import Buffer, Failure, Outcome, Tier
+from kvtier.tiers.breaker import Breaker
+from kvtier.tiers.errors import TierError
+from kvtier.tiers.testing import Bare, MemoryTier, pattern
 
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
+    yield from rigged(4)
+
+
+def test_stop_gives_up_what_waits_and_frees_every_pin(rig: Rig) -> None:
+    rig.gate(opened=False)
+    rig.put([b"a", b"b"])
+    rig.loop.submit(rig.chain.mover.stop()).result(5)
+    assert rig.chain.stats().dirty_chunks == 0
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_stop_frees_the_pins_of_what_has_not_taken_its_first_step(rig: Rig) -> None:
+    async def stop_at_once() -> None:
+        rig.chain.commit(rig.chain.reserve([b"a"]).slots)
+        await asyncio.sleep(0)  # the cascade is there now, and comes after us
+        await rig.chain.mover.stop()
+
+    rig.loop.submit(stop_at_once()).result(5)
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_nothing_begins_to_move_after_a_stop(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+
+    async def acquire_and_stop() -> Presence:
+        (found,) = rig.chain.acquire([b"x"])
+        assert found.slot is not None
+        await rig.chain.mover.stop()
+        rig.chain.release([found.slot])
+        return rig.chain.state_of(found.slot)
+
+    assert rig.loop.submit(acquire_and_stop()).result(5) is Presence.MISS
+    assert rig.lower.log == []
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_a_chunk_invalidated_between_two_tiers_does_not_reach_the_second() -> None:
+    loop, pinned = LoopThread(), Slots(4)
+    first, second = MemoryTier("first"), MemoryTier("second")
+    chain = BothFaces(pinned, [first, second], loop, load_deadline_s=5.0)
+    loop.submit(_call(first.gate.clear)).result(5)
+    chain.commit(chain.reserve([b"old"]).slots)
+    loop.submit(_until(lambda: bool(first.log))).result(5)
+    chain.invalidate()
+    loop.submit(_call(first.gate.set)).result(5)
+    loop.submit(chain.mover.drain()).result(5)
+    assert b"old" not in second.chunks
+    loop.submit(chain.mover.stop()).result(5)
+    chain.check()
+    loop.close()
+
+
+async def _call(function: Callable[[], object]) -> None:
+    function()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - other threads and tasks bring it about
+        await asyncio.sleep(0)
+
+
+class DeafTier(MemoryTier):
+    """A tier that cannot be told that the weights changed."""
+
+    async def invalidate(self) -> None:
+        raise OSError("no more")
+
+
+def test_what_new_weights_invalidate_is_counted_in_every_tier() -> None:
+    loop, lower = LoopThread(), MemoryTier()
+    lower.chunks |= {b"x": bytes(SLOT_BYTES), b"y": bytes(SLOT_BYTES)}
+    chain = BothFaces(Slots(4), [lower], loop, load_deadline_s=5.0)
+    chain.commit(chain.reserve([b"a"]).slots)
+    loop.submit(chain.mover.drain()).result(5)
+    chain.invalidate()
+    loop.submit(_until(lambda: not lower.chunks)).result(5)
+    loop.submit(chain.mover.stop()).result(5)
+    counters = chain.stats().counters
+    assert (counters["invalidated_chunks", "pinned"], counters["invalidated_chunks", "memory"]) == (1, 3)
+    loop.close()
+
+
+def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> None:
+    loop, lower = LoopThread(), DeafTier()
+    lower.chunks[b"old"] = bytes(SLOT_BYTES)
+    chain = BothFaces(Slots(4), [lower], loop, load_deadline_s=5.0)
+    assert chain.lookup([b"old"]) == [True]
+    chain.invalidate()
+    loop.submit(_call(lambda: None)).result(5)
+    chain.commit(chain.reserve([b"new"]).slots)
+    loop.submit(chain.mover.drain()).result(5)
+    assert chain.lookup([b"old", b"new"]) == [False, True]
+    assert b"new" not in lower.chunks
+    loop.submit(chain.mover.stop()).result(5)
+    chain.check()
+    loop.close()
+
+
+class FailingTier(MemoryTier):
+    """A tier whose stores fail for a reason, or by an exception, while there is one."""
+
+    def __init__(self, why: Failure | None = None, raises: Exception | None = None) -> None:
+        super().__init__()
+        self.why, self.raises = why, raises
+
+    async def store(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        if self.raises is not None:
+            raise self.raises
+        if self.why is not None:
+            return Outcome(failed=dict.fromkeys(keys, self.why))
+        return await super().store(keys, buffers)
+
+    async def flush(self) -> None:
+        await super().flush()
+        if self.why is Failure.CLOSED:
+            raise TierError(self.name, "not durable")
+
+
+class Above:
+    """A chain over some tiers, for tests of what a flush says."""
+
+    def __init__(self, *lower: Tier) -> None:
+        self.loop = LoopThread()
+        self.chain = BothFaces(Slots(4), lower, self.loop, load_deadline_s=5.0)
+
+    def store(self, *keys: bytes) -> None:
+        self.chain.commit(self.chain.reserve(keys).slots)
+
+    def flush(self) -> None:
+        self.loop.submit(self.chain.mover.flush()).result(5)
+
+    def close(self) -> None:
+        self.loop.submit(self.chain.mover.stop()).result(5)
+        self.chain.check()
+        self.loop.close()
+
+
+@pytest.mark.parametrize("why", [Failure.IO_ERROR, Failure.DROPPED])
+def test_a_flush_tells_once_of_chunks_that_the_last_tier_failed_to_take(why: Failure) -> None:
+    lower = FailingTier(why)
+    rig = Above(lower)
+    rig.store(b"a", b"b")
+    with pytest.raises(TierError, match=rf"memory: 2 chunks .* are not in it \({why} 2\)"):
+        rig.flush()
+    rig.flush()
+    lower.why = None
+    rig.store(b"c")
+    rig.flush()
     rig.close()
 
 
-@pytest.fixture
-def hasty() -> Iterator[Rig]:
-    rig = Rig(load_deadline_s=SHORT_S)
-    yield rig
+def test_a_flush_tells_of_a_tier_that_raised() -> None:
+    rig = Above(FailingTier(raises=OSError("gone")))
+    rig.store(b"a")
+    with pytest.raises(TierError, match=r"1 chunks .* \(io_error 1\)"):
+        rig.flush()
     rig.close()
 
 
-def keys_of(jobs: int, each: int = 1) -> list[list[bytes]]:
-    return [[b"job-%d-%d" % (job, i) for i in range(each)] for job in range(jobs)]
-
-
-@pytest.mark.parametrize("each", [1, 5])
-def test_more_stores_than_slots_all_succeed(rig: Rig, each: int) -> None:
-    jobs = keys_of(JOBS, each)
-    assert [outcome.succeeded for outcome in rig.stores(jobs)] == [tuple(keys) for keys in jobs]
-    rig.loop.submit(rig.chain.flush()).result(SETTLE_S)
-    assert set(rig.lower.chunks) == {key for keys in jobs for key in keys}
-
-
-def test_more_stores_than_slots_succeed_without_a_tier_below() -> None:
-    rig = Rig(below=False)
-    assert not any(outcome.failed for outcome in rig.stores(keys_of(JOBS)))
+def test_a_flush_says_nothing_of_what_placement_left_out() -> None:
+    lower = FailingTier(Failure.NO_SPACE)  # above the cap
+    rig = Above(lower)
+    rig.store(b"a", b"b", b"c")  # more than may be on their way down
+    rig.flush()
+    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 3
     rig.close()
 
 
-@pytest.mark.parametrize("each", [1, 5])
-def test_more_loads_than_slots_all_succeed(rig: Rig, each: int) -> None:
-    jobs = keys_of(JOBS, each)
-    chunks = {key: pattern(key, SLOT_BYTES) for keys in jobs for key in keys}
-    rig.lower.chunks |= chunks
-    assert [outcome.succeeded for outcome in rig.loads(jobs)] == [tuple(keys) for keys in jobs]
-    assert rig.device.chunks == chunks
+def test_a_chunk_that_a_nearer_tier_failed_to_take_is_durable_in_the_last_one() -> None:
+    first, last = FailingTier(Failure.IO_ERROR), MemoryTier()
+    rig = Above(first, last)
+    rig.store(b"a")
+    rig.flush()
+    assert set(last.chunks) == {b"a"}
+    rig.close()
 
 
-def test_jobs_that_want_the_same_chunks_in_opposite_orders_all_succeed(rig: Rig) -> None:
-    keys = [b"shared-%d" % i for i in range(2 * SLOTS)]
-    jobs = [keys, keys[::-1]] * 3
-    assert not any(outcome.failed for outcome in rig.stores(jobs))
-    assert not any(outcome.failed for outcome in rig.loads(jobs))
+def test_every_tier_is_flushed_also_after_one_that_fails() -> None:
+    first, last = FailingTier(Failure.CLOSED), MemoryTier()
+    rig = Above(first, last)
+    with pytest.raises(TierError, match="not durable"):
+        rig.flush()
+    assert ("flush", ()) in last.log
+    rig.close()
 
 
-@pytest.mark.parametrize("way", ["store", "load"])
-def test_a_job_waits_for_a_slot_no_longer_than_the_deadline(hasty: Rig, way: str) -> None:
-    held = hasty.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
-    hasty.lower.chunks[b"x"] = bytes(SLOT_BYTES)
-    (outcome,) = hasty.stores([[b"x"]]) if way == "store" else hasty.loads([[b"x"]])
-    assert outcome.failed == {b"x": Failure.NO_SPACE}
-    hasty.chain.abandon(held)
+def test_a_chunk_that_was_invalidated_on_its_way_down_is_not_missed() -> None:
+    lower = FailingTier(Failure.DROPPED)
+    rig = Above(lower)
+    gate = asyncio.Event()
+    store = lower.store
+
+    async def gated(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        began.set()
+        await gate.wait()
+        return await store(keys, buffers)
+
+    began = threading.Event()
+    lower.store = gated  # type: ignore[method-assign]
+    rig.store(b"old")
+    assert began.wait(5)
+    rig.chain.invalidate()
+    rig.loop.submit(_call(gate.set)).result(5)
+    rig.flush()
+    rig.close()
 
 
-def test_a_store_of_a_chunk_that_somebody_else_never_ends_filling_says_so(hasty: Rig) -> None:
-    held = hasty.chain.reserve([b"x"]).slots
-    (outcome,) = hasty.stores([[b"x", b"y"]])
-    assert outcome.failed == {b"x": Failure.TIMEOUT}
-    hasty.chain.abandon(held)
+def test_a_flush_to_a_tier_that_is_no_longer_used_fails() -> None:
+    rig = Above(DeafTier())
+    rig.chain.invalidate()
+    rig.store(b"a")
+    with pytest.raises(TierError, match="no longer used"):
+        rig.flush()
+    rig.close()
 
 
-@pytest.mark.parametrize("end", ["commit", "abandon", "release"])
-def test_a_slot_is_had_as_soon_as_another_thread_lets_go(rig: Rig, end: str) -> None:
-    slots = rig.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
-    if end == "release":
-        rig.chain.commit(slots)
-        rig.loop.submit(rig.chain.drain()).result(SETTLE_S)
-        rig.chain.acquire([slot.key for slot in slots])
-    room = rig.loop.submit(rig.chain.room())
-    rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
-    assert not room.done()
-    getattr(rig.chain, end)(slots)
-    assert room.result(SETTLE_S)
+def test_a_tier_without_invalidate_is_no_longer_used_after_new_weights() -> None:
+    """It would serve chunks of the old weights."""
+    lower = MemoryTier()
+    lower.chunks[b"old"] = bytes(SLOT_BYTES)
+    rig = Above(Breaker(Bare(lower), slow_s=5.0))
+    assert rig.chain.lookup([b"old"]) == [True]
+    rig.chain.invalidate()
+    rig.loop.submit(_call(lambda: None)).result(5)
+    assert rig.chain.lookup([b"old"]) == [False]
+    with pytest.raises(TierError, match="no longer used"):
+        rig.flush()
+    rig.close()

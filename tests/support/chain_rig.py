@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from kvtier.engine.chain import Chain
 from kvtier.engine.events import EventLog
+from kvtier.engine.library import LibraryChain
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.server import ServerChain
 from kvtier.tiers.base import Buffer, Failure
 from kvtier.tiers.pinned.eviction import POLICIES
 from kvtier.tiers.pinned.slots import Slot, SlotTable
@@ -28,6 +29,10 @@ class Slots:
         return self.memory[slot.index]
 
 
+class BothFaces(LibraryChain, ServerChain):
+    """A chain whose test acts as a server and waits as the library does."""
+
+
 class Clock:
     now_s = 0.0
 
@@ -44,7 +49,7 @@ class Rig:
         self.lower = MemoryTier()
         self.clock = Clock()
         self.events = EventLog()
-        self.chain = Chain(
+        self.chain = BothFaces(
             self.pinned,
             [self.lower],
             self.loop,
@@ -62,7 +67,7 @@ class Rig:
         return slots
 
     def drain(self) -> None:
-        self.loop.submit(self.chain.drain()).result(5)
+        self.loop.submit(self.chain.mover.drain()).result(5)
 
     def fetch(self, keys: Sequence[bytes]) -> Future[tuple[list[Slot], dict[bytes, Failure]]]:
         return self.loop.submit(self.chain.fetch(keys))
@@ -81,6 +86,6 @@ def rigged(slots_count: int) -> Iterator[Rig]:
     rig = Rig(slots_count)
     yield rig
     rig.gate(opened=True)
-    rig.loop.submit(rig.chain.stop()).result(5)
+    rig.loop.submit(rig.chain.mover.stop()).result(5)
     rig.chain.check()
     rig.loop.close()

@@ -93,7 +93,7 @@ class StandinServer(ABC):
     def drain(self) -> None:
         """Let everything stored reach the last tier."""
         side = self.manager._side
-        side._loop.submit(side.chain.drain()).result(10)
+        side._lifetime.loop.submit(side.chain.mover.drain()).result(10)
 
     def pinned_slots(self) -> int:
         self.drain()

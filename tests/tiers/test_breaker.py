@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from kvtier.tiers.base import Failure, Outcome
+from kvtier.tiers.base import Failure, Invalidates, Outcome, ReportsRemovals, Wrapper, ability
 from kvtier.tiers.breaker import BAD_CALLS_MAX, PAUSE_MAX_S, PAUSE_S, Breaker, BreakerState
-from kvtier.tiers.testing import MemoryTier, TierContract
+from kvtier.tiers.testing import Bare, MemoryTier, TierContract
 
 SLOW_S = 1.0
 BUFFER = [memoryview(bytearray(8))]
@@ -185,5 +185,14 @@ async def test_a_cancelled_trial_says_nothing_and_the_next_call_tries(rig: Rig) 
 
 async def test_an_invalidation_reaches_the_tier_even_while_it_is_open(rig: Rig) -> None:
     await rig.trip()
-    await rig.breaker.invalidate()
+    invalidates = ability(rig.breaker, Invalidates)  # type: ignore[type-abstract]
+    assert invalidates is not None
+    await invalidates.invalidate()
     assert not rig.tier.chunks
+
+
+def test_a_breaker_has_no_ability_that_its_tier_lacks() -> None:
+    breaker = Breaker(Bare(MemoryTier()), slow_s=1.0)
+    assert ability(breaker, Invalidates) is None  # type: ignore[type-abstract]
+    assert ability(breaker, ReportsRemovals) is None  # type: ignore[type-abstract]
+    assert ability(Breaker(breaker, slow_s=1.0), Wrapper) is not None  # type: ignore[type-abstract]

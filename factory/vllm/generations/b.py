@@ -118,7 +118,7 @@ class Manager(OffloadingManager):
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         # The one call that vLLM makes in every step, after the workers' part.
-        self._placement.settle_stores()
+        self._placement.complete_ended_stores()
         for event in self._side.events.take() if self._side.events is not None else ():
             yield OffloadingEvent(
                 block_hashes=list(event.keys),

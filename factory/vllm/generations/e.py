@@ -53,7 +53,7 @@ class Manager(KeyedManager):
             self._waiting[request] = req_context
             self._leases.renew(request)
         presence = self._placement.lookup(request, key)
-        self._side.chain.begin()  # not every release says when a step has asked all
+        self._side.chain.start_queued()  # not every release says when a step has asked all
         return _RESULT[presence]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:

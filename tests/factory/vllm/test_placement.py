@@ -162,10 +162,10 @@ def test_a_failed_store_is_never_readable(server: Server, told: bool) -> None:
 def test_stores_settle_when_the_workers_have_ended_them(server: Server) -> None:
     server.placement.prepare_store([b"a"])
     server.marks.ended = False
-    server.placement.settle_stores()
+    server.placement.complete_ended_stores()
     assert server.placement.lookup("r1", b"a") is Presence.PENDING
     server.marks.ended = True
-    server.placement.settle_stores()
+    server.placement.complete_ended_stores()
     assert server.placement.lookup("r1", b"a") is Presence.READY
     server.placement.finish("r1")
     assert server.pins() == 0

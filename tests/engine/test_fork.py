@@ -52,7 +52,7 @@ def test_every_call_in_a_forked_process_is_refused() -> None:
         "close": engine.close,
         "done": job.done,
         "wait": done.wait,
-        "settle": job.settle,
+        "wait_ended": job.wait_ended,
         "cancel": job.cancel,
         "when_done": lambda: job.when_done(print),
     }

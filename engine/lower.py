@@ -1,0 +1,46 @@
+"""The tiers below the pinned one, as lookups see them; closed while they are being invalidated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tiers.base import ChunkKey, Tier
+
+
+class LowerTiers:
+    """Lookups over the tiers below the pinned one. Any thread; never waits for a drive.
+
+    Attributes:
+        tiers: nearest first.
+        invalidations: how many are in progress. While there is one, every lookup misses, so no chunk of the
+            old weights is served. Changed under the chain's lock.
+    """
+
+    def __init__(self, tiers: Sequence[Tier]) -> None:
+        self.tiers = tuple(tiers)
+        self.invalidations = 0
+
+    def find(self, key: ChunkKey) -> Tier | None:
+        """Return the nearest tier that has the chunk."""
+        if self.invalidations:
+            return None
+        for tier in self.tiers:
+            if tier.lookup((key,))[0]:
+                return tier
+        return None
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Tier | None]:
+        """Return for each key the nearest tier that has it, with one call a tier."""
+        found: list[Tier | None] = [None] * len(keys)
+        if self.invalidations:
+            return found
+        positions = list(range(len(keys)))
+        for tier in self.tiers:
+            if not positions:
+                break
+            hits = tier.lookup([keys[position] for position in positions])
+            for position, hit in zip(positions, hits, strict=True):
+                if hit:
+                    found[position] = tier
+            positions = [position for position in positions if found[position] is None]
+        return found

@@ -1,0 +1,70 @@
+"""The chain as a server's scheduler uses it: from any thread, without ever waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tiers.base import ChunkKey
+from ..tiers.pinned.slots import Slot
+from .chain import Chain
+from .mover import Run
+from .placement import Found, Presence
+
+
+class ServerChain(Chain):
+    """A chain whose user asks chunk by chunk within a step and never waits.
+
+    `pin` and `promote` answer at once. What a step queued begins to move with `start_queued`, when the step
+    asks for nothing more, or `mover.STEP_S` later: a move that starts in the middle of a step delays it.
+    """
+
+    def lookup_below(self, key: ChunkKey) -> bool:
+        """Say whether some tier below the pinned one has the chunk."""
+        return self._lower.find(key) is not None
+
+    def pin(self, key: ChunkKey) -> Found:
+        """Pin the chunk's slot; a miss where it has none, which is not counted."""
+        with self._lock:
+            found = self._placement.pin(key)
+            if found.presence is Presence.LATE:
+                self._placement.count_refused([found])
+        return found
+
+    def promote(self, key: ChunkKey) -> Found:
+        """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion."""
+        epoch = self._placement.epoch
+        tier = self._lower.find(key)
+        with self._lock:
+            if self._placement.epoch != epoch:
+                tier = None  # invalidated since the tiers below were asked
+            found = Found(Presence.MISS) if tier is None else self._placement.promote(key, tier)
+            if found.slot is None:
+                self._placement.count_refused([found])
+        return found
+
+    def commit_in_step(self, slots: Sequence[Slot]) -> None:
+        """Commit filled slots; they begin to move after the step."""
+        self.commit(slots, run=Run.AFTER_STEP)
+
+    def start_queued(self) -> None:
+        """Start moving what was queued: the step asks for nothing more."""
+        with self._lock:
+            wakeup = self.mover.request_queued()
+        self.mover.send(wakeup)
+
+    def forget(self, slots: Sequence[Slot]) -> None:
+        """Hide the slots from every lookup; the caller keeps its pins until nothing touches them."""
+        with self._lock:
+            self._placement.table.drop(slots)
+
+    def invalidate(self) -> list[ChunkKey]:
+        """Hide everything stored before now, in every tier; returns the keys that left their slots.
+
+        Slots in use become free when their users return them. Until the tiers below have confirmed, they
+        answer nothing: a chunk of the old weights is never served to the new ones.
+        """
+        with self._lock:
+            self._lower.invalidations += 1  # first: who sees the new epoch must ask no tier that is not told
+            gone = self._placement.drop_all()
+        self._loop.submit(self.mover.invalidate())
+        return gone

@@ -1,0 +1,178 @@
+"""Jobs that share few slots: all come through, waiting for each other, or say in time that they did not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from chain_rig import SLOT_BYTES, Slots
+
+from kvtier.engine.library import LibraryChain
+from kvtier.engine.loop import LoopThread
+from kvtier.tiers.base import Failure, Outcome, RemoveReason
+from kvtier.tiers.testing import MemoryTier, pattern
+
+SLOTS = 4
+JOBS = 12
+SETTLE_S = 10.0
+SHORT_S = 0.05  # a deadline that a test waits for
+
+
+class Rig:
+    """A chain over few slots, between a device and a tier below that are dicts."""
+
+    def __init__(self, *, load_deadline_s: float = SETTLE_S, below: bool = True) -> None:
+        self.loop, self.pinned = LoopThread(), Slots(SLOTS)
+        self.device, self.lower = MemoryTier("gpu"), MemoryTier()
+        lower = [self.lower] if below else []
+        self.chain = LibraryChain(self.pinned, lower, self.loop, load_deadline_s=load_deadline_s)
+
+    def stores(self, jobs: Sequence[Sequence[bytes]]) -> list[Outcome]:
+        """Run store jobs side by side."""
+        for keys in jobs:
+            self.device.chunks |= {key: pattern(key, SLOT_BYTES) for key in keys}
+
+        async def run() -> list[Outcome]:
+            return await asyncio.gather(*(self.chain.store(self.device, keys) for keys in jobs))
+
+        return self.loop.submit(run()).result(SETTLE_S)
+
+    def loads(self, jobs: Sequence[Sequence[bytes]]) -> list[Outcome]:
+        """Run load jobs side by side."""
+
+        async def run() -> list[Outcome]:
+            return await asyncio.gather(*(self.chain.load(self.device, keys) for keys in jobs))
+
+        return self.loop.submit(run()).result(SETTLE_S)
+
+    def close(self) -> None:
+        self.loop.submit(self.chain.mover.stop()).result(SETTLE_S)
+        self.chain.check()
+        assert self.chain.stats().pinned_slots == 0
+        self.loop.close()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def hasty() -> Iterator[Rig]:
+    rig = Rig(load_deadline_s=SHORT_S)
+    yield rig
+    rig.close()
+
+
+def keys_of(jobs: int, each: int = 1) -> list[list[bytes]]:
+    return [[b"job-%d-%d" % (job, i) for i in range(each)] for job in range(jobs)]
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_more_stores_than_slots_all_succeed(rig: Rig, each: int) -> None:
+    jobs = keys_of(JOBS, each)
+    assert [outcome.succeeded for outcome in rig.stores(jobs)] == [tuple(keys) for keys in jobs]
+    rig.loop.submit(rig.chain.mover.flush()).result(SETTLE_S)
+    assert set(rig.lower.chunks) == {key for keys in jobs for key in keys}
+
+
+def test_more_stores_than_slots_succeed_without_a_tier_below() -> None:
+    rig = Rig(below=False)
+    assert not any(outcome.failed for outcome in rig.stores(keys_of(JOBS)))
+    rig.close()
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_more_loads_than_slots_all_succeed(rig: Rig, each: int) -> None:
+    jobs = keys_of(JOBS, each)
+    chunks = {key: pattern(key, SLOT_BYTES) for keys in jobs for key in keys}
+    rig.lower.chunks |= chunks
+    assert [outcome.succeeded for outcome in rig.loads(jobs)] == [tuple(keys) for keys in jobs]
+    assert rig.device.chunks == chunks
+
+
+def test_jobs_that_want_the_same_chunks_in_opposite_orders_all_succeed(rig: Rig) -> None:
+    keys = [b"shared-%d" % i for i in range(2 * SLOTS)]
+    jobs = [keys, keys[::-1]] * 3
+    assert not any(outcome.failed for outcome in rig.stores(jobs))
+    assert not any(outcome.failed for outcome in rig.loads(jobs))
+
+
+@pytest.mark.parametrize("way", ["store", "load"])
+def test_a_job_waits_for_a_slot_no_longer_than_the_deadline(hasty: Rig, way: str) -> None:
+    held = hasty.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
+    hasty.lower.chunks[b"x"] = bytes(SLOT_BYTES)
+    (outcome,) = hasty.stores([[b"x"]]) if way == "store" else hasty.loads([[b"x"]])
+    assert outcome.failed == {b"x": Failure.NO_SPACE}
+    hasty.chain.abandon(held)
+
+
+def test_a_store_of_a_chunk_that_somebody_else_never_ends_filling_says_so(hasty: Rig) -> None:
+    held = hasty.chain.reserve([b"x"]).slots
+    (outcome,) = hasty.stores([[b"x", b"y"]])
+    assert outcome.failed == {b"x": Failure.TIMEOUT}
+    hasty.chain.abandon(held)
+
+
+@pytest.mark.parametrize("end", ["commit", "abandon", "release"])
+def test_a_slot_is_had_as_soon_as_another_thread_lets_go(rig: Rig, end: str) -> None:
+    slots = rig.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
+    if end == "release":
+        rig.chain.commit(slots)
+        rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+        rig.chain.acquire([slot.key for slot in slots])
+    room = rig.loop.submit(rig.chain.wait_for_room())
+    rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
+    assert not room.done()
+    getattr(rig.chain, end)(slots)
+    assert room.result(SETTLE_S)
+
+
+def test_a_removed_chunk_is_in_no_tier(rig: Rig) -> None:
+    rig.stores([[b"a", b"b", b"c"]])
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.remove([b"a", b"c", b"never stored"])).result(SETTLE_S)
+    assert rig.chain.lookup([b"a", b"b", b"c"]) == [False, True, False]
+    assert set(rig.lower.chunks) == {b"b"}
+    counters = rig.chain.stats().counters
+    assert (counters["removed_chunks", "pinned"], counters["removed_chunks", "memory"]) == (2, 2)
+
+
+def test_a_chunk_removed_on_its_way_down_does_not_come_back(rig: Rig) -> None:
+    rig.loop.submit(_call(rig.lower.gate.clear)).result(SETTLE_S)
+    rig.stores([[b"a"], [b"b"]])  # one cascades, or both wait for their turn
+
+    async def remove() -> None:
+        removal = asyncio.ensure_future(rig.chain.remove([b"a", b"b"]))
+        await asyncio.sleep(0)
+        assert rig.chain.lookup([b"a", b"b"]) == [False, False], "hidden at once"
+        rig.lower.gate.set()
+        await removal
+
+    rig.loop.submit(remove()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+    assert rig.lower.chunks == {}
+    assert rig.chain.lookup([b"a", b"b"]) == [False, False]
+    assert rig.chain.stats().pinned_slots == 0
+
+
+def test_a_chunk_promoted_while_it_is_removed_is_removed_too(rig: Rig) -> None:
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    remove = rig.lower.remove
+
+    async def removed_after_a_promotion(keys: Sequence[bytes], reason: RemoveReason) -> None:
+        slots, _ = await rig.chain.fetch([b"x"])
+        rig.chain.release(slots)
+        assert slots
+        await remove(keys, reason)
+
+    rig.lower.remove = removed_after_a_promotion  # type: ignore[method-assign]
+    rig.loop.submit(rig.chain.remove([b"x"])).result(SETTLE_S)
+    assert rig.chain.lookup([b"x"]) == [False]
+
+
+async def _call(function: Callable[[], object]) -> None:
+    function()
