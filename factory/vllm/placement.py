@@ -1,9 +1,9 @@
-"""The scheduler's side of the plugin: requests on one side, the chain on the other.
+"""The scheduler's side of the plugin: what each request holds, loads and stores in the chain.
 
-vLLM asks about one key at a time and acts on the answer later in the same step. So what was found for a
-request is held, pinned, until the request loads it or ends: nothing can evict a hit between the answer and
-its use, and requests that wait for promotions cannot take each other's slots in turn without end. Where no
-slot is to be had the answer is a miss, never a wait.
+vLLM asks about one key at a time and acts on the answer later in the same step. So every chunk that was found
+for a request stays pinned until the request loads it or ends: nothing can evict a hit between the answer and
+its use, and requests that wait for promotions cannot keep taking each other's slots. Where no slot is free
+the answer is a miss, never a wait.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class TransferMarks(Protocol):
 class ServerPlacement:
     """What each request holds, loads and stores. One thread: the scheduler's.
 
-    Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing`, `_limbo`.
+    Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing` and
+    `_orphaned`.
     """
 
     def __init__(self, chain: ServerChain, marks: TransferMarks, *, keeps_on_reset: bool = False) -> None:
@@ -68,18 +69,18 @@ class ServerPlacement:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
-        self._limbo: list[Slot] = []
+        self._orphaned: list[Slot] = []
         self._stores_submitted = 0
         self._stores_issued = np.zeros(chain.slots_count, np.uint32)
         self._loads_issued = np.zeros(chain.slots_count, np.uint32)
 
     @property
-    def in_limbo(self) -> int:
+    def orphaned_count(self) -> int:
         """Slots whose transfers the server has forgotten but the workers may not have finished."""
-        return len(self._limbo)
+        return len(self._orphaned)
 
     def lookup(self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER) -> Presence:
-        """Find a chunk for a request and hold it; where it lies below, it is promoted from `scheduled` on."""
+        """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called."""
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
@@ -100,7 +101,7 @@ class ServerPlacement:
         return presence
 
     def scheduled(self) -> None:
-        """A step asks for nothing more: begin with what it wants, and free what no worker touches."""
+        """End a step: start the promotions it asked for, and free what no worker touches any more."""
         self._chain.start_queued()
         self.sweep()
 
@@ -109,7 +110,7 @@ class ServerPlacement:
         return self._loading.get(load, {}).get(key, _NOT_FOR_THIS_REQUEST).source
 
     def prepare_load(self, request: str, keys: Collection[ChunkKey], *, load: str = "") -> list[int]:
-        """Turn the request's holds into a load; what it held beyond `keys` is let go.
+        """Turn what the request holds into a load; release what it held beyond `keys`.
 
         Args:
             load: what `complete_load` will call it, where that is not the request's name.
@@ -153,7 +154,7 @@ class ServerPlacement:
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
 
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
-        """The workers have written the slots, or not; `keys` come in any order, the log wants theirs."""
+        """Commit what the workers have written, in the order of the prompt; `keys` come in any order."""
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
         failed = self._marks.stores_failed([slot.index for slot in slots])
         bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
@@ -161,28 +162,28 @@ class ServerPlacement:
         self._chain.commit_in_step([slot for slot in slots if slot not in bad])
 
     def complete_ended_stores(self) -> None:
-        """Complete the stores that the workers have ended, for a server that says so late or too early."""
+        """Complete the stores that the workers have finished, where the server reports that late or early."""
         ended = [key for key, (_, slot) in self._storing.items() if self._is_quiet(slot.index)]
         if ended:
             self.complete_store(ended, success=True)
 
     def finish(self, request: str) -> None:
-        """The request asks for nothing more, for now at least; its transfers may still be under way."""
+        """Release what the request holds; its transfers may still be in flight."""
         self._let_go(self._holds.pop(request, {}).values())
 
     def reset(self) -> list[ChunkKey]:
-        """The weights may have changed: nothing stored until now is served again, or all is kept.
+        """Invalidate everything stored so far, as the weights may have changed; or keep it, if so configured.
 
-        Returns the keys that left their slots. The server forgets the transfers in flight and never
-        completes them, while workers may still read and write their slots. Those stay in limbo until the
-        workers' own counters say that they are done.
+        Returns the keys that left their slots. The server forgets the transfers in flight, never
+        completes them, while workers may still read and write their slots. Those slots are orphaned: they stay
+        pinned until the workers' own counters say that they are done.
         """
         for request in list(self._holds):
             self.finish(request)
         storing = [slot for _, slot in self._storing.values()]
-        self._limbo += storing
+        self._orphaned += storing
         for loading in self._loading.values():
-            self._limbo += _slots(loading.values())
+            self._orphaned += _slots(loading.values())
         self._storing.clear()
         self._loading.clear()
         if not self._keeps_on_reset:
@@ -191,11 +192,11 @@ class ServerPlacement:
         return []
 
     def sweep(self) -> None:
-        """Free the slots in limbo that no worker touches any more."""
-        if not self._limbo:
+        """Free the orphaned slots that no worker touches any more."""
+        if not self._orphaned:
             return
-        quiet = [slot for slot in self._limbo if self._is_quiet(slot.index)]
-        self._limbo = [slot for slot in self._limbo if slot not in quiet]
+        quiet = [slot for slot in self._orphaned if self._is_quiet(slot.index)]
+        self._orphaned = [slot for slot in self._orphaned if slot not in quiet]
         self._chain.release(quiet)
 
     def _find(self, key: ChunkKey, tiers: Tiers) -> Found:

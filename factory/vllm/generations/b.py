@@ -95,7 +95,7 @@ class Manager(OffloadingManager):
     def prepare_load(self, block_hashes: Iterable[BlockHash]) -> LoadStoreSpec:
         keys = list(block_hashes)
         load = f"load {next(self._load_numbers)}"
-        self._leases.settle(self._asked)
+        self._leases.release(self._asked)
         self._loads[frozenset(keys)].append(load)
         return SlotsSpec(self._placement.prepare_load(self._asked, keys, load=load))
 

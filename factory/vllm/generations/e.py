@@ -59,7 +59,7 @@ class Manager(KeyedManager):
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         if self._leases is not None:
             request = self._request(req_context)
-            self._leases.settle(request)
+            self._leases.release(request)
             self._waiting.pop(request, None)
         return super().prepare_load(keys, req_context)
 

@@ -30,6 +30,6 @@ class Leases:
             del self._heard_s[oldest]
             self._end(oldest)
 
-    def settle(self, request: str) -> None:
-        """The request holds nothing more."""
+    def release(self, request: str) -> None:
+        """Forget a request that holds nothing more."""
         self._heard_s.pop(request, None)

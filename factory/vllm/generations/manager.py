@@ -78,8 +78,8 @@ class KeyedManager(base.OffloadingManager):
         self._placement.finish(self._request(req_context))
 
     def has_pending_work(self) -> bool:
-        # Only slots in limbo need further steps: the workers' next steps are what frees them.
-        return self._placement.in_limbo > 0
+        # Only orphaned slots need further steps: the workers' next steps free them.
+        return self._placement.orphaned_count > 0
 
     def reset_cache(self) -> None:
         self._placement.reset()

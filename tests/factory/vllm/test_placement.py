@@ -203,14 +203,14 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
     server.marks.ended = False
     server.placement.reset()
     assert [server.placement.lookup("r3", key) for key in (b"a", b"b", b"c")] == [Presence.MISS] * 3
-    assert server.placement.in_limbo == 2
+    assert server.placement.orphaned_count == 2
     server.placement.sweep()
     plan = server.placement.prepare_store([b"%d" % i for i in range(4)])
     assert len(plan.slots) == 2
     server.placement.complete_store(plan.keys, success=True)
     server.marks.ended = True
     server.placement.sweep()
-    assert server.placement.in_limbo == 0
+    assert server.placement.orphaned_count == 0
     assert server.pins() == 0
 
 
@@ -223,7 +223,7 @@ def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cu
     assert server.placement.lookup("r1", b"c") is Presence.MISS
     server.placement.finish("r1")
     server.placement.sweep()
-    assert server.placement.in_limbo == 0
+    assert server.placement.orphaned_count == 0
     assert server.pins() == 0
 
 
