@@ -174,9 +174,9 @@ class ServerPlacement:
     def reset(self) -> list[ChunkKey]:
         """Invalidate everything stored so far, as the weights may have changed; or keep it, if so configured.
 
-        Returns the keys that left their slots. The server forgets the transfers in flight, never
-        completes them, while workers may still read and write their slots. Those slots are orphaned: they stay
-        pinned until the workers' own counters say that they are done.
+        Returns the keys that left their slots. The server forgets the transfers in flight and never
+        completes them, while workers may still read and write their slots. Those slots are orphaned: they
+        stay pinned until the workers' own counters say that they are done.
         """
         for request in list(self._holds):
             self.finish(request)
