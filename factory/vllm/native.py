@@ -32,6 +32,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, Tra
 from ...engine.bounded import ended
 from ...engine.chain import ChainStats
 from ...engine.events import EventLog
+from ...engine.lifetime import STEP_S
 from ...engine.loop import LoopThread
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
@@ -44,6 +45,7 @@ from . import metrics
 from .events import offloading_events
 from .facts import ServerFacts, of_offloading_config
 from .identity import identity_fields, warn_of_random_hashes
+from .server import DRAIN_S
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 10.0  # what a clean shutdown gives the stores under way
-STOP_S = 5.0  # and then the last flush, and the close; only a disk that hangs takes longer
 FORGET_FAILED_S = (
     30.0  # a chunk that failed to load is a miss for so long: its request would ask again at once
 )
@@ -205,8 +205,8 @@ class KvtierNvmeTier(SecondaryTierManager):
     async def _close(self) -> None:
         if not await ended("the transfers under way", self._drained(), DRAIN_S):
             logger.warning("kvtier: shut down with %d transfers under way", len(self._under_way))
-        await ended("the last flush", self._tier.flush(), STOP_S)
-        if not await ended("the tier", self._tier.close(), STOP_S):
+        await ended("the last flush", self._tier.flush(), STEP_S)
+        if not await ended("the tier", self._tier.close(), STEP_S):
             raise TierError(self._tier.name, "the disk hangs; something may still use the rows")
 
     async def _drained(self) -> None:

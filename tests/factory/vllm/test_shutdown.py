@@ -19,6 +19,7 @@ from lifetime_rig import Disk
 from standin_servers import BLOCK_BYTES, offloading_config
 from vllm.v1.kv_offload.tiering.base import TransferJob
 
+from kvtier.engine import lifetime
 from kvtier.engine.loop import LoopThread
 from kvtier.factory import composite, registry
 from kvtier.factory.base import TierConfig, TierContext
@@ -55,10 +56,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry.TIERS, "places", dict(registry.TIERS.places))
     registry.register_tier("disk", __name__, "DiskFactory")
     monkeypatch.setattr(server, "DRAIN_S", SOON_S)
-    monkeypatch.setattr(server, "STOP_S", SOON_S)
+    monkeypatch.setattr(lifetime, "STEP_S", SOON_S)
     monkeypatch.setattr(composite, "CLOSE_S", SOON_S)
     monkeypatch.setattr(native, "DRAIN_S", SOON_S)
-    monkeypatch.setattr(native, "STOP_S", SOON_S)
+    monkeypatch.setattr(native, "STEP_S", SOON_S)
     monkeypatch.setattr("kvtier.engine.loop.JOIN_S", SOON_S)
     yield
     disk.lets_go.set()
@@ -69,6 +70,12 @@ def scheduler() -> SchedulerSide:
     spec = CompositeSpec.from_config({"version": 1, "tiers": tiers})
     geometry = Geometry(server=f"test-{uuid.uuid4()}", part_bytes=4096, ranks=1, parts=1)
     return SchedulerSide(spec, geometry, lambda _: {})
+
+
+def composite_of(side: SchedulerSide) -> CompositeSpec:
+    spec = side._lifetime._spec
+    assert isinstance(spec, CompositeSpec)
+    return spec
 
 
 def store(side: SchedulerSide) -> None:
@@ -99,8 +106,11 @@ def test_a_disk_that_hangs_does_not_keep_a_server_from_its_end(caplog: pytest.Lo
     store(side)
     assert disk.stores.wait(10)
     side.close()
-    assert "with 2 chunks not yet on disk" in caplog.text
-    assert "left behind" in caplog.text
+    assert "with 2 chunks not yet in the last tier" in caplog.text
+    assert "the tiers are left as they are" in caplog.text
+    assert not disk.closed.is_set(), "the disk still reads from the arena"
+    disk.lets_go.set()
+    asyncio.run(composite_of(side).close())
 
 
 async def test_a_tier_that_hangs_in_its_close_keeps_no_other_open(caplog: pytest.LogCaptureFixture) -> None:
