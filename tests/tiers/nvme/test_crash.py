@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 from nvme_rig import CHUNK_BYTES, MIB, keys_of, opened, right, stored
 
-from kvtier.tiers.nvme.index.environment import SegmentState
+from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.log.budget import SEGMENT_SLACK_BYTES, Budget, facts_for
 from kvtier.tiers.nvme.tier import NvmeTier

@@ -16,7 +16,6 @@ A finding is bound to the life of its segment, so two lives that each looked odd
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,9 +24,12 @@ from typing import NamedTuple
 
 from ...base import ChunkKey
 from ..format.checksum import ChunkChecksum
-from ..format.segment_file import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, blocks_of, reads_right
-from ..index.environment import IndexDamaged, Namespace, Segment, SegmentState
-from ..io.files import BLOCK_BYTES, Files
+from ..format.codec import FIRST_BLOCK, Batch, Entry
+from ..format.segment_file import SegmentFile, reads_right
+from ..index.environment import IndexDamaged
+from ..index.records import Namespace, Segment, SegmentState
+from ..io.blocks import BLOCK_BYTES, blocks_of
+from ..io.files import Files
 from ..log.readers import Readers
 from ..store.opening import Store, close_store, open_rebuilt, open_untouched
 from .finding import Finding, Kind, Report, Where
@@ -144,7 +146,7 @@ def _shallow(store: Store, view: _View) -> Iterator[Finding]:
 
 
 def _files(store: Store, segments: Mapping[int, Segment]) -> Iterator[Finding]:
-    on_disk = store.directory.segment_files().keys()
+    on_disk = store.directory.segments.paths().keys()
     for number in sorted(on_disk - segments.keys()):
         text = f"segment file {number} is in no record of the index"
         yield Finding(Kind.ORPHAN, Where(number), text)
@@ -175,7 +177,7 @@ def _sums(view: _View) -> Iterator[Finding]:
 def _segment(store: Store, number: int, segment: Segment, chunks: Sequence[_Chunk]) -> Iterator[Finding]:
     """What a segment's file says about itself, beside what the index says."""
     where = Where(number, segment.generation)
-    with _opened(store, number, segment.generation) as file:
+    with store.directory.segments.opened(number, segment.generation) as file:
         if file is None:
             return
         # One that was just claimed has none yet; its first commit tells that it has.
@@ -201,22 +203,6 @@ def _segment(store: Store, number: int, segment: Segment, chunks: Sequence[_Chun
             place = where._replace(block=chunk.block, scope=chunk.scope, key=chunk.key)
             text = f"chunk {_short(place)} is in no table of segment {number} as the index has it"
             yield Finding(Kind.TABLE, place, text)
-
-
-@contextlib.contextmanager
-def _opened(store: Store, number: int, generation: int) -> Iterator[SegmentFile | None]:
-    """The segment's file, None where there is none."""
-    directory = store.directory
-    name = SegmentName(directory.facts.store, number, generation)
-    try:
-        fd = directory.files.open_data(directory.segment_path(number))
-    except FileNotFoundError:
-        fd = None
-    try:
-        yield None if fd is None else SegmentFile(directory.files, fd, name, directory.facts.segment_bytes)
-    finally:
-        if fd is not None:
-            directory.files.close(fd)
 
 
 # A device that refuses to read is no reason to stop: what it refused is damaged.
@@ -284,7 +270,7 @@ def _chunk(store: Store, where: Where) -> _Chunk | None:
 
 
 def _is_right(store: Store, where: Where, chunk: _Chunk, namespace: bytes) -> bool:
-    readers = Readers(store.directory.files, store.directory, store.index, namespace)
+    readers = Readers(store.directory.segments, store.index, namespace)
     entry = Entry(chunk.key, chunk.block, chunk.length_bytes, chunk.checksum, 0)
     try:
         fd = readers.acquire(where.segment, where.generation)

@@ -16,12 +16,16 @@ from functools import partial
 from ...base import ChunkKey
 from ...errors import TierError
 from ..format.checksum import ChunkChecksum
-from ..index.environment import Extent, Transaction
 from ..index.ledger import Ledger
-from ..io.files import Lanes
-from ..log.append import Appender, Target
+from ..index.records import Extent
+from ..index.transaction import Transaction
+from ..io.lanes import Lanes
+from ..log.append import Appender
+from ..log.chunks import Target
+from ..log.events import Events
 from ..log.lifecycle import Log
-from ..store.directory import NamespaceFile
+from ..log.tail import Tail
+from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
 from ..store.rebuild import REBUILT_S
 
@@ -98,9 +102,9 @@ async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> R
     Raises:
         TierError: the store cannot be used.
     """
-    directory, index, lanes = store.directory, store.index, Lanes()
-    log = Log(directory.files, directory, index)
-    appender = Appender(directory.files, lanes, index, log, directory.facts.index_bytes, lambda: None)
+    segments, index, lanes, events = store.directory.segments, store.index, Lanes(), Events()
+    tail = Tail(lanes, Log(segments, index, events), events)
+    appender = Appender(lanes, segments, index, tail)
     target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
     chunks = size_bytes = 0
     try:
@@ -110,18 +114,18 @@ async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> R
             await appender.append_removals(target, list(gone))
             chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
             told(len(gone))
-        await _flush(appender)
+        await _flush(tail)
     finally:
         try:
-            await appender.close()
+            await tail.close()
         finally:
             lanes.close()
     return Removed(chosen.digest, chosen.label, chunks, size_bytes)
 
 
-async def _flush(appender: Appender) -> None:
+async def _flush(tail: Tail) -> None:
     try:
-        await appender.flush()
+        await tail.flush()
     except OSError as error:
         raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
 
@@ -143,7 +147,7 @@ def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
     before_s = time.time() - selection.older_than_s
-    files = store.directory.namespaces()
+    files = store.directory.namespaces.read()
     with store.index.read() as txn:
         records = txn.namespaces()
         after_s = txn.number(REBUILT_S) if selection.never_read else 0

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..index.environment import SegmentState, Transaction
+from ..index.records import SegmentState
+from ..index.transaction import Transaction
 from ..io.files import allocated_bytes
 from ..store.opening import Store
 
@@ -90,7 +91,7 @@ def usage(store: Store) -> Usage:
 
 def namespaces(store: Store) -> list[NamespaceUsage]:
     """Every namespace of the store, by label."""
-    files = store.directory.namespaces()
+    files = store.directory.namespaces.read()
     with store.index.read() as txn:
         records, sums = txn.namespaces(), _by_scope(txn)
     found = []

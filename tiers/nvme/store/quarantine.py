@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...base import Buffer
-from ..io.files import BLOCK_BYTES, Files, aligned
+from ..io.blocks import BLOCK_BYTES, aligned
+from ..io.files import Files
 
 FILES_MAX = 64  # a pattern shows in fewer
 HEAD_BYTES_MAX = BLOCK_BYTES  # of the line before the bytes: a key of 256 bytes is 512 in hex

@@ -20,7 +20,8 @@ from kvtier.tiers.base import Buffer, RemoveReason
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.finding import Kind, Report
 from kvtier.tiers.nvme.admin.fsck import check_directory
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.namespaces import Identity
 from kvtier.tiers.nvme.store.opening import Store
 
@@ -158,8 +159,8 @@ async def test_a_trailer_that_was_written_again_still_names_what_was_removed(tmp
     tier = await opened(path)
     await stored(tier, keys_of(0, 20))
     await tier.remove(keys_of(0, 5), RemoveReason.REQUESTED)  # behind the end that the index knows
-    full, tier._appender._current = tier._appender._current, None
-    tier._appender._retire(full)  # sealed with the removals as its last batch
+    full, tier._tail._current = tier._tail._current, None
+    tier._tail._retire(full)  # sealed with the removals as its last batch
     await stored(tier, keys_of(20, 1))
     await tier.close()
     damage.using(path, damage.trailer)
@@ -221,7 +222,7 @@ async def test_a_segment_of_which_much_cannot_be_read_keeps_the_rest(path: Path)
 async def test_the_open_segment_of_a_server_is_not_mended_under_it(path: Path) -> None:
     tier = await opened(path)
     await stored(tier, keys_of(1000, 4))
-    current = tier._appender._current
+    current = tier._tail._current
     assert current is not None
     damage.using(path, lambda store: damage.overwrite(store, current.name.segment, 0, bytes(BLOCK_BYTES)))
     report = checked(path, repair=True)

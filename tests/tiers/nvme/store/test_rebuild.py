@@ -14,7 +14,8 @@ from nvme_rig import keys_of, opened, right, stored
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.fsck import check_directory
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.tier import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
