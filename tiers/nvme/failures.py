@@ -1,4 +1,4 @@
-"""Log lines about failures: the first, and then at most one a period."""
+"""Logs failures: the first, and then at most one line a period."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOG_PERIOD_S = 10.0  # between two lines about chunks that failed
 
 
 class FailureLog:
-    """One event loop."""
+    """Logs a tier's failures. One event loop."""
 
     def __init__(self, tier: str) -> None:
         self._tier = tier

@@ -1,4 +1,4 @@
-"""Loading: chunks read from the log, checked, and dropped where they are no good."""
+"""Loads chunks from the log, checks them, and removes those that are no good."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Loader:
         return outcome
 
     async def _condemn(self, scope: int, condemned: Sequence[tuple[Wanted[Extent], Failure]]) -> None:
-        """Drop chunks that are no good; of those that failed their checksum the buffers hold the evidence."""
+        """Remove bad chunks. The buffers hold the evidence of those that failed their checksum."""
         corrupt = [wanted for wanted, why in condemned if why is Failure.CORRUPT]
         self.counters["corrupt_chunks"] += len(corrupt)
         first, why = condemned[0]

@@ -113,7 +113,7 @@ class NvmeTier:
 
         Raises:
             TierUnavailable: the store cannot be used; the message says why and what to do.
-            IdentityMismatch: the namespace on disk names other fields.
+            IdentityMismatch: the namespace on the drive names other fields.
         """
         lanes = Lanes()
         open_it = partial(
@@ -162,7 +162,7 @@ class NvmeTier:
             return await self._loader.load(keys, buffers)
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
-        """Forget the keys; those removed on request stay forgotten after a power loss too."""
+        """Remove the keys' chunks; what is removed on request stays removed after a power loss too."""
         with self._call() as allowed:
             if not allowed or not keys:
                 return
@@ -249,7 +249,7 @@ class NvmeTier:
     async def _append(self, scope: int, new: dict[ChunkKey, Buffer]) -> dict[ChunkKey, Failure]:
         if not new:
             return {}
-        assert max(map(len, new.values())) <= self._chunk_bytes, "chunks are no longer than the tier was told"
+        assert max(map(len, new.values())) <= self._chunk_bytes, "the tier was made for smaller chunks"
         target = Target(self._view.digest, scope, self._view.checksum)
         failed = await self._appender.append(target, list(new.items()), _first)
         size_bytes = sum(len(buffer) for key, buffer in new.items() if key not in failed)

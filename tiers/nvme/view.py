@@ -1,4 +1,4 @@
-"""The one namespace of a store under which a tier keeps and finds its chunks."""
+"""The namespace of a store under which a tier keeps and finds its chunks."""
 
 from __future__ import annotations
 

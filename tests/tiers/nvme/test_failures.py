@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from kvtier.tiers.nvme import failures
 from kvtier.tiers.nvme.failures import LOG_PERIOD_S, FailureLog
 
 
@@ -10,7 +9,7 @@ def test_the_first_failure_of_a_period_has_a_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr(failures.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("kvtier.tiers.nvme.failures.time.monotonic", lambda: now_s)
     log = FailureLog("nvme")
     log.add("one")
     log.add("two")

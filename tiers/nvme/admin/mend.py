@@ -1,4 +1,4 @@
-"""Mending what a check has found wrong in a store, also while servers use it.
+"""Repairs what a check has found wrong in a store, even while servers use it.
 
 Every change is made in a write transaction or under the claim of the segment's file, after looking again
 whether the finding still holds there. What somebody just appends to or reclaims is left to them. Nothing that
@@ -40,10 +40,10 @@ class Sums:
 
 
 def mend(store: Store, findings: Sequence[Finding]) -> int:
-    """Mend the findings, which are in the order of their kinds; returns how many hold no longer.
+    """Repair the findings, which are in the order of their kinds; returns how many hold no longer.
 
     Raises:
-        TierError, OSError: the store refused; what was mended so far stays so.
+        TierError, OSError: the store refused; what was repaired so far stays so.
     """
     sums = sum(finding.kind is Kind.SUMS for finding in findings)
     if sums:
@@ -109,7 +109,7 @@ def _write_trailer(store: Store, where: Where) -> bool:
 
 
 def _give_up(store: Store, where: Where) -> bool:
-    """Forget all that the index has in a segment that cannot be used, and free it as a reclaim does."""
+    """Drop every extent in a segment that cannot be used, and free the segment as a reclaim does."""
     segments, index = store.directory.segments, store.index
     victims = Victims(segments, index, Events())
     with contextlib.ExitStack() as undo:
@@ -168,7 +168,7 @@ def _forget(txn: Transaction, chunks: Iterable[Where]) -> None:
 
 
 def _count_again(txn: Transaction) -> None:
-    """Every sum of the index, from the extents: a second of a million chunks, in which nobody commits."""
+    """Recount every sum from the extents. For a million chunks that is a second in which nobody commits."""
     segments, namespaces = txn.segments(), txn.namespaces()
     in_segment: dict[int, Sums] = defaultdict(Sums)
     in_scope: dict[int, Sums] = defaultdict(Sums)

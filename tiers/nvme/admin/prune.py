@@ -1,8 +1,9 @@
-"""Removing chunks from a store on request, also while servers use it.
+"""Removes chunks from a store on request, even while servers use it.
 
 In each step its chunks are looked at again: what a server has read, stored anew or dropped since they were
 chosen, and what does not fit any more, is left alone. Their room is given back as any other's, when a server
-reclaims their segments. Here no room is made, but for the notes of what was removed, if they need a segment.
+reclaims their segments. Removing itself makes no room, unless the list of what was removed
+needs a segment.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance ar
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which chunks to remove: those for which all that is given holds.
+    """Which chunks to remove: those that meet every condition that is given.
 
     Attributes:
         namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
@@ -90,14 +91,14 @@ class Removed:
 
 
 def choose(store: Store, selection: Selection) -> list[Chosen]:
-    """What would be removed."""
+    """Find the chunks that would be removed."""
     return list(_chosen(store, selection))
 
 
-async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> Removed:
-    """Remove the chunks for good: once this returns, neither a rebuild nor a power loss brings them back.
+async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) -> Removed:
+    """Remove the chunks for good: neither a rebuild nor a power loss brings them back once this returns.
 
-    `told` hears of each step's count. Cancellation: what was removed so far stays removed.
+    Calls `progress` with each step's count. Cancellation: what was removed so far stays removed.
 
     Raises:
         TierError: the store cannot be used.
@@ -113,7 +114,7 @@ async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> R
             gone = await lanes.index(partial(index.write, forget))
             await appender.append_removals(target, list(gone))
             chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
-            told(len(gone))
+            progress(len(gone))
         await _flush(tail)
     finally:
         try:
@@ -131,7 +132,7 @@ async def _flush(tail: Tail) -> None:
 
 
 def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[ChunkKey, int]:
-    """Forget those of the keys that are still to be removed; returns them with their lengths."""
+    """Drop the extents of those keys that are still to be removed; returns the keys with their lengths."""
     record = txn.namespace(chosen.digest)
     if record is None or record.scope != chosen.scope:
         return {}

@@ -1,4 +1,4 @@
-"""What a store holds, for people: how its room is used, and by which namespaces."""
+"""Reports what a store holds: how its room is used, and by which namespaces."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _Sums:
 
 
 def usage(store: Store) -> Usage:
-    """Look at the whole store; reads every record of the index, about a second for a million chunks."""
+    """Read every record of the index: about a second for a million chunks."""
     root = store.directory.root
     with store.index.read() as txn:
         sums = _by_scope(txn)

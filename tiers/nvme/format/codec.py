@@ -84,7 +84,7 @@ class Batch:
         order: rises with time over the whole store.
         scope: the namespace's number in the index at that time.
         namespace: the namespace's digest.
-        removals: the entries name keys that were forgotten.
+        removals: the entries name keys that were removed.
     """
 
     name: SegmentName

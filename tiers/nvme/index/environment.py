@@ -52,7 +52,7 @@ class IndexDamaged(TierError):
 
 
 class IndexFull(TierError):
-    """The index may not grow further; its store has to forget chunks first."""
+    """The index may not grow further; its store has to evict chunks first."""
 
 
 class _MapFull(IndexFull):
@@ -244,7 +244,7 @@ def _stretch(data: Path, size_bytes: int) -> None:
 
 
 class _Mapped:
-    """Tells LMDB's errors in the index's words. Not a generator, which would cost half of a lookup."""
+    """Maps LMDB's errors to the index's own. Not a generator, which would cost half of a lookup."""
 
     def __enter__(self) -> None: ...
 

@@ -25,7 +25,7 @@ class Files:
     direct: bool = True  # whether data files are opened with O_DIRECT
 
     def reached(self, step: str) -> None:
-        """A named step between two effects; a crash test stops the process here."""
+        """Mark a named step between two effects; a crash test stops the process here."""
 
     def boot_id(self) -> str:
         """The running kernel's boot, which unsynced writes do not outlive."""
@@ -44,7 +44,7 @@ class Files:
         os.close(fd)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
-        """Take `size_bytes` of disk for the file, so that no later write can run out of space."""
+        """Take `size_bytes` of the drive for the file, so that no later write can run out of space."""
         os.posix_fallocate(fd, 0, size_bytes)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
@@ -114,7 +114,7 @@ class Files:
 
 
 def allocated_bytes(root: Path) -> int:
-    """What `du` counts: allocated bytes of everything under `root`, and of `root` itself."""
+    """Count as `du` does: allocated bytes of everything under `root`, and of `root` itself."""
     total = root.stat().st_blocks * 512
     for directory, _, names in os.walk(root):
         total += sum(_blocks_bytes(Path(directory, name)) for name in names)

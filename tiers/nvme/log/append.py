@@ -1,4 +1,4 @@
-"""Appending to the log: batches placed, written by lanes, committed together.
+"""Appends to the log: batches placed, written by lanes, committed together.
 
 The life of one append: every batch takes its place in the open segment; the lanes write the pieces of all
 batches, and whichever lane finishes a batch's last piece writes its table; then one transaction, on the lane

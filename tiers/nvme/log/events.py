@@ -1,4 +1,4 @@
-"""What happens in the log, for those above it who must know."""
+"""Reports what happens in the log to whoever listens."""
 
 from __future__ import annotations
 

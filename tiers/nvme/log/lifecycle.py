@@ -72,9 +72,9 @@ class Log:
             try:
                 return self._begin(claim)
             except OSError as error:
-                refused, disk_full = error, self._is_disk_full(claim, error)
+                refused, drive_full = error, self._is_drive_full(claim, error)
                 self._put_away(claim)
-                if disk_full:
+                if drive_full:
                     return None  # but in the place of an old segment there is room
                 logger.warning("nvme: segment %d cannot be appended to: %s", claim.number, error)
             except BaseException:
@@ -151,7 +151,7 @@ class Log:
         segment.unsynced = True  # it may have died before it synced them
         return segment
 
-    def _is_disk_full(self, claim: _Claim, error: OSError) -> bool:
+    def _is_drive_full(self, claim: _Claim, error: OSError) -> bool:
         """Whether it was the room for the file that the file system refused."""
         allocated = self._segments.is_allocated(claim.fd)
         return not allocated and error.errno in (errno.ENOSPC, errno.EDQUOT)

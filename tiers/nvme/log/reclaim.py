@@ -1,4 +1,4 @@
-"""Reclaiming with a second chance: chunks that were read since they were written are written again.
+"""Reclaims with a second chance: chunks that were read since they were written are written again.
 
 That is S3-FIFO on a log: one queue in the order of writing, and a chunk that was used moves to its end.
 What may be carried is bounded by what was stored: with a write amplification of 1.3, three bytes are
@@ -67,7 +67,7 @@ class Carrier:
         self.evicted_chunks = 0
 
     async def reclaim(self, *, carry: bool) -> bool:
-        """Free one segment; False where nobody's is old enough to be reclaimed. Not to be cancelled.
+        """Free one segment; False where there is none to reclaim. Must not be cancelled.
 
         Raises:
             OSError, TierError: it is left to whoever reclaims next.

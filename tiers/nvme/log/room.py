@@ -1,4 +1,4 @@
-"""The room of a store: what the cap, the reserve and the index leave, and giving back what is above them."""
+"""The room of a store: what cap, reserve and index leave, and what must be given back."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Room:
         return False
 
     def lock_free(self, txn: Transaction, number: int) -> int | None:
-        """A free segment's file, locked against claims and readers. Drops the record where it is gone."""
+        """Lock a free segment's file against claims and readers; drops the record where the file is gone."""
         fd = self._segments.lock(number, CLAIM_BYTE, READERS_BYTE)
         if fd is None and not self._segments.exists(number):
             txn.drop_segment(number)

@@ -1,4 +1,4 @@
-"""The segment files of one store: where they are, who has locked them, and how they are made and removed.
+"""The segment files of one store: opened, locked, made and removed.
 
 Two bytes of every segment file are locked as signs between processes; nothing is written there for that. A
 killed process gives up both.
@@ -64,7 +64,7 @@ class Segments:
     def opened(
         self, number: int, generation: int = 0, *, write: bool = False
     ) -> Iterator[SegmentFile | None]:
-        """The segment's file for a while, without a lock; None where there is none."""
+        """Open the segment's file for a while, without a lock; None where there is none."""
         try:
             fd = self.open(number, write=write)
         except FileNotFoundError:
@@ -76,7 +76,7 @@ class Segments:
             self.files.close(fd)
 
     def lock(self, number: int, *lock_bytes: int, create: bool = False) -> int | None:
-        """The segment's file, with these bytes locked for us alone; None where one is taken or it is gone."""
+        """Open the file and lock these bytes for us alone; None where one is taken or the file is gone."""
         with contextlib.ExitStack() as undo:
             try:
                 fd = self.open(number, write=True, create=create)
@@ -91,12 +91,12 @@ class Segments:
             return fd
 
     def claim(self, number: int, *, create: bool = False) -> int | None:
-        """The segment's file, claimed; None where another has claimed it or it is gone."""
+        """Open the file and claim it; None where another has claimed it or it is gone."""
         return self.lock(number, CLAIM_BYTE, create=create)
 
     @contextlib.contextmanager
     def claimed(self, number: int, generation: int = 0) -> Iterator[SegmentFile | None]:
-        """The segment's file, claimed for a while; None where another has claimed it or it is gone."""
+        """Claim the segment for a while; None where another has claimed it or its file is gone."""
         fd = self.claim(number)
         try:
             yield None if fd is None else self.file(fd, number, generation)

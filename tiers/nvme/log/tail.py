@@ -79,7 +79,7 @@ class Tail:
         return start
 
     def next_order(self) -> int:
-        """A number for now: batches of one process in order, those of several by the clock."""
+        """Return a number for now: it orders batches of one process exactly, of several by the clock."""
         self._order = max(self._order + 1, time.time_ns())
         return self._order
 
@@ -180,11 +180,11 @@ class Tail:
     # Durability.
 
     async def flush(self) -> None:
-        """Make everything durable that was appended so far, or was found to be there already.
+        """Make durable everything that was appended so far, or was found to be there already.
 
         Raises:
             OSError, TierError: something appended since the last flush may be lost with the power, although
-                a later sync went well: a kernel tells a failed one only once.
+                a later sync went well: a kernel reports a failed one only once.
         """
         await self.sync()
         own = {segment.name.segment for segment in (self._current, *self._retired) if segment}

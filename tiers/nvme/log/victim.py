@@ -1,4 +1,4 @@
-"""Emptying the oldest segment, so that it can be used again. `lifecycle.py` says how this fits in."""
+"""Empties the oldest segment, so that it can be used again. `lifecycle.py` says how this fits in."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Victims:
             return tuple(_live(txn, file.name, batches)), tuple(_removals(txn, file.name, batches))
 
     def finish(self, victim: Victim) -> int:
-        """Forget what is still in the segment and free it; returns how many chunks were forgotten."""
+        """Evict what is still in the segment and free it; returns how many chunks were evicted."""
         name = self._segments.name(victim.number, victim.segment.generation)
         try:
             forgotten = self._forget(name, [(live.scope, live.key) for live in victim.live])

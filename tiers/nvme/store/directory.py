@@ -1,4 +1,4 @@
-"""The directory of one NVMe store: who may use it, what it says about itself, who has it open.
+"""The directory of one store: who may use it, what it says about itself, who has it open.
 
     kvtier.json     format version, store uuid, sizes fixed at creation
     in-use          while somebody has the store open: the boot of the kernel on which that is; else blank
@@ -84,7 +84,7 @@ class StoreDirectory:
 
     @staticmethod
     def look(root: Path) -> Facts | None:
-        """What the store at `root` says of itself, None where one could be made; changes nothing.
+        """Read what the store at `root` says of itself, None where one could be made; changes nothing.
 
         Raises:
             TierUnavailable: `open` would refuse it.
@@ -105,12 +105,12 @@ class StoreDirectory:
         return self._marked_boot() in ("", self.files.boot_id())
 
     def mark(self) -> None:
-        """Note, durably, that the store is in use: before the index is changed, which is not synced then."""
+        """Mark the store as in use, durably. It comes before any change of the index, which is not synced."""
         if self._marked_boot() != self.files.boot_id():
             self._write_mark(self.files.boot_id())
 
     def ready(self) -> None:
-        """Opening is done: let others open the store."""
+        """End the opening: let others open the store."""
         self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=False)
         self.files.unlock(self._lock_fd, OPENING_BYTE)
 
@@ -123,7 +123,7 @@ class StoreDirectory:
         return self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=True)
 
     def unmark(self) -> None:
-        """The index is whole and synced, and nobody uses it any more."""
+        """Say that the index is whole and synced, and that nobody uses it any more."""
         self._write_mark("")
 
     def _marked_boot(self) -> str:

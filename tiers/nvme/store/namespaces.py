@@ -2,7 +2,7 @@
 
 A namespace is the set of chunks of one identity. Its digest covers every field, so a changed field is
 another namespace and never a wrong hit. The fields themselves are kept beside the chunks, so that a
-person can be told *which* field changed.
+message can name the field that changed.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Namespaces:
         return found
 
     def compared(self, identity: Identity) -> NamespaceFile | None:
-        """What is on disk under this identity's digest, None where nothing is yet.
+        """Read what is on the drive under this identity's digest, None where nothing is yet.
 
         Raises:
             IdentityMismatch: it names other fields.

@@ -1,4 +1,4 @@
-"""Opening and closing a store: directory, index and namespace brought into agreement."""
+"""Opens and closes a store, so that directory, index and namespaces agree."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_store(
 
     Raises:
         TierUnavailable: the store cannot be used; the message says why.
-        IdentityMismatch: the namespace on disk names other fields.
+        IdentityMismatch: the namespace on the drive names other fields.
     """
     refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
     directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes))
@@ -147,7 +147,7 @@ def _leave_index(directory: StoreDirectory, index: Index, *, last: bool) -> None
 
 
 def _leave_unopened(directory: StoreDirectory, index: Index) -> None:
-    """Leave the index of an open that fails; the error that made it fail is the one to tell."""
+    """Leave the index of an open that fails; the error that made it fail is the one to raise."""
     with contextlib.suppress(OSError, TierError):
         _leave_index(directory, index, last=directory.alone)
 
@@ -294,7 +294,7 @@ def _log_relatives(directory: StoreDirectory, identity: Identity) -> None:
 
 
 def _drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Drop all other namespaces that nothing is lost with: nobody else has the store open."""
+    """Drop all other namespaces that nothing is lost with. Call it while nobody else has the store open."""
     files = directory.namespaces.read()
 
     def drop(txn: Transaction) -> list[bytes]:
@@ -323,7 +323,7 @@ def _is_unneeded(txn: Transaction, record: Namespace | None, file: NamespaceFile
 
 
 def _drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Its chunks are out of sight at once, and leave with their segments."""
+    """Drop the namespace: its chunks are misses at once, and leave with their segments."""
     index.write(lambda txn: txn.drop_namespace(identity.digest))
     directory.namespaces.remove(identity.digest)
 
@@ -353,14 +353,14 @@ def _set_cap(txn: Transaction, directory: StoreDirectory, budget: Budget) -> Non
 
 
 def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
-    """A rebuilt index does not know the cap: until a server sets it again, the store grows no further."""
+    """Cap a store whose rebuilt index does not know the cap: until a server sets it, it grows no further."""
     if not txn.number("capacity_bytes"):
         taken_bytes = sum(segment.allocated_bytes for segment in txn.segments().values())
         txn.set_number("capacity_bytes", cap_holding(taken_bytes, len(txn.namespaces()), facts))
 
 
 def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:
-    """Files without a record, and free segments without a file: a process died between the two."""
+    """Remove files without a record, and records without a file: a process died between the two."""
     known, numbers = txn.segments(), directory.segments.paths().keys()
     for number, segment in known.items():
         if segment.state is SegmentState.FREE and number not in numbers:

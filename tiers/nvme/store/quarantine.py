@@ -1,4 +1,4 @@
-"""Evidence of chunks that failed their checksum: what was expected, and the bytes that were there."""
+"""Keeps evidence of chunks that failed their checksum: what was expected, and the bytes that were there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index made again from the log, when it is lost, torn or another store's.
+"""Rebuilds the index from the log, when it is lost, torn or another store's.
 
 Each sealed segment costs one read of its trailer, an unsealed one a sweep and a look at its chunks: a power
 loss may have left a table whose chunks were never synced, and what the index has is not stored anew. A drive
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
 
 
 def rebuild(directory: StoreDirectory, index: Index) -> None:
-    """Fill an empty index from the segments. Call it alone, while opening; segments that fit nothing go.
+    """Fill an empty index from the segments, and remove files that are none. Call it alone, while opening.
 
     Raises:
         OSError: the directory cannot be read.
@@ -109,7 +109,7 @@ def _swept(file: SegmentFile) -> list[Batch]:
 
 
 def _corrected(file: SegmentFile, batch: Batch) -> Batch:
-    """The batch with those chunks that are there, also on disk: the trailer is to repeat its table."""
+    """Cut the table down to the chunks that are there, on the drive too: the trailer is to repeat it."""
     if batch.removals:
         return batch
     checksum = ChunkChecksum(batch.namespace)

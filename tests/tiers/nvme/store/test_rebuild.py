@@ -108,7 +108,7 @@ async def test_what_a_power_loss_left_unfinished_is_not_listed_once_its_segment_
     assert listed(tier, keys) == there
     assert await right(tier, there + keys_of(1000, 200)) == there + keys_of(1000, 200)
     await tier.close()
-    assert check_directory(Files(), left, deep=True, repair=False, told=lambda *_: None).findings == ()
+    assert check_directory(Files(), left, deep=True, repair=False, progress=lambda *_: None).findings == ()
 
 
 def listed(tier: NvmeTier, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
