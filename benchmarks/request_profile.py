@@ -30,13 +30,13 @@ from stores import Kvtier, Memory, Pages
 from kvtier.tiers.nvme.format import checksum
 from kvtier.tiers.nvme.index import environment as index
 from kvtier.tiers.nvme.io import files, pieces
-from kvtier.tiers.nvme.log import append
+from kvtier.tiers.nvme.log import batch
 
 STEPS: dict[str, tuple[type, str]] = {
     "checksums": (checksum.ChunkChecksum, "of"),
     "writing": (files.Files, "pwritev"),
     "reading": (files.Files, "preadv"),
-    "table": (append._Batch, "write_table"),
+    "table": (batch.PlacedBatch, "write_table"),
     "commit": (index.Index, "write"),
     "pieces": (pieces.WritePiece, "__call__"),
     "read pieces": (pieces.ReadPiece, "__call__"),

@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
-from ...tiers.nvme.format.segment_file import FIRST_BLOCK, OpenSegment, SegmentFile, SegmentName
-from ...tiers.nvme.index.environment import HITS_MAX
-from ...tiers.nvme.io.files import Files, aligned
+from ...tiers.nvme.format.codec import FIRST_BLOCK, SegmentName
+from ...tiers.nvme.format.open_segment import OpenSegment
+from ...tiers.nvme.format.segment_file import SegmentFile
+from ...tiers.nvme.index.records import HITS_MAX
+from ...tiers.nvme.io.blocks import aligned
+from ...tiers.nvme.io.files import Files
 from ...tiers.nvme.log.budget import Budget, facts_for
-from ...tiers.nvme.log.lifecycle import AHEAD_BYTES_MAX, AHEAD_SHARE, SEGMENTS_FOR_AHEAD
 from ...tiers.nvme.log.reclaim import Allowance
+from ...tiers.nvme.log.room import AHEAD_BYTES_MAX, AHEAD_SHARE, SEGMENTS_FOR_AHEAD
 from ...tiers.pinned.eviction import POLICIES
 from ...tiers.pinned.slots import Slot, SlotTable
 
@@ -52,8 +55,8 @@ class _Segment:
 class LogWithoutBytes:
     """The NVMe tier's log without its directory: the same segments, in the same order, with the same bounds.
 
-    It shares the sizes (`tiers.budget`), the room within a segment (`OpenSegment`) and the allowance for
-    carrying with the real tier. It mirrors how `Log` claims and chooses a segment to reclaim, how `Carrier`
+    It shares the sizes (`Budget`), the room within a segment (`OpenSegment`) and the allowance for carrying
+    with the real tier. It mirrors how `Log` claims and chooses a segment to reclaim, how `Carrier`
     chooses what is carried, and how `NvmeTier` keeps a segment free ahead. Its upkeep always keeps pace with
     the stores, the cap is there to be used, and the index never fills; a real one may do worse.
 

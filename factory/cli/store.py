@@ -159,7 +159,7 @@ def fsck(
     try:
         _refuse_no_store(path)
         with _interruptible(), _progress("reading chunks") as bar:
-            report = check_directory(Files(), path, deep=deep, repair=repair, told=bar)
+            report = check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
     except (KvtierError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_UNCHECKED) from None

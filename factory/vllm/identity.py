@@ -11,8 +11,9 @@ import vllm
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
-from ...tiers.nvme.store.namespaces import one_process, weights_fingerprint
+from ...tiers.nvme.store.namespaces import one_process
 from .facts import Parallel, ServerFacts
+from .weights import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 

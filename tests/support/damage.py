@@ -9,8 +9,10 @@ from typing import TypeVar
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB
 
 from kvtier.tiers.base import ChunkKey
-from kvtier.tiers.nvme.index.environment import Extent, SegmentState, Transaction
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.index.records import Extent, SegmentState
+from kvtier.tiers.nvme.index.transaction import Transaction
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.opening import Store, close_store, open_existing
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ def sealed(store: Store) -> int:
 
 def overwrite(store: Store, segment: int, offset: int, data: bytes) -> None:
     """Write into a segment's file; a negative offset counts from its end."""
-    path = store.directory.segment_path(segment)
+    path = store.directory.segments.path(segment)
     with path.open("r+b") as file:
         file.seek(offset, 2 if offset < 0 else 0)
         file.write(data)
@@ -51,11 +53,11 @@ def extent_of(store: Store, key: ChunkKey) -> Extent:
 
 
 def orphan(store: Store) -> None:
-    store.directory.segment_path(77).write_bytes(bytes(BLOCK_BYTES))
+    store.directory.segments.path(77).write_bytes(bytes(BLOCK_BYTES))
 
 
 def lost_file(store: Store) -> None:
-    store.directory.segment_path(sealed(store)).unlink()
+    store.directory.segments.path(sealed(store)).unlink()
 
 
 def header(store: Store) -> None:
@@ -64,7 +66,7 @@ def header(store: Store) -> None:
 
 def foreign_header(store: Store) -> None:
     """All of a segment file is another's: neither header nor tables are its own."""
-    first, second = sorted(store.directory.segment_files().items())[:2]
+    first, second = sorted(store.directory.segments.paths().items())[:2]
     first[1].write_bytes(second[1].read_bytes())
 
 
@@ -78,7 +80,7 @@ def flipped(key: ChunkKey) -> Damage:
     def flip(store: Store) -> None:
         extent = extent_of(store, key)
         offset = extent.block * BLOCK_BYTES + 8 * KIB
-        with store.directory.segment_path(extent.segment).open("rb") as file:
+        with store.directory.segments.path(extent.segment).open("rb") as file:
             file.seek(offset)
             (byte,) = file.read(1)
         overwrite(store, extent.segment, offset, bytes([byte ^ 1]))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files, scratch
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES, scratch
+from kvtier.tiers.nvme.io.files import Files
 
 
 class _Write(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the NVMe tier does when nobody asks: syncing, counting reads, keeping room.
+"""The background work of the NVMe tier: syncing, counting reads, keeping room.
 
 One task, which wakes after each change of the open segment and otherwise once a period. No request waits
 for it; but it goes through the same lanes, where loads come first.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from ..base import ChunkKey
 from ..errors import TierError
-from .index.environment import Extent, Transaction
+from .failures import FailureLog
 from .index.ledger import Ledger
-from .io.files import Lanes, allocated_bytes
-from .log.append import Appender
-from .log.lifecycle import Log
+from .index.records import Extent
+from .index.transaction import Transaction
+from .io.files import allocated_bytes
+from .io.lanes import Lanes
+from .log.events import Events
 from .log.reclaim import Carrier
+from .log.room import Room
+from .log.tail import Tail
 from .store.opening import Store
 
 PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
@@ -46,13 +49,15 @@ class Upkeep:
         self,
         lanes: Lanes,
         store: Store,
-        log: Log,
-        appender: Appender,
+        room: Room,
+        tail: Tail,
         carrier: Carrier,
-        failed: Callable[[str], None],
+        events: Events,
+        failures: FailureLog,
     ) -> None:
-        self._lanes, self._store, self._log = lanes, store, log
-        self._appender, self._carrier, self._failed = appender, carrier, failed
+        self._lanes, self._store, self._room = lanes, store, room
+        self._tail, self._carrier, self._failures = tail, carrier, failures
+        events.on_rolled(self.room_changed)
         # Mutable state, changed on the loop only.
         self.used_bytes = 0
         self.io_errors = 0
@@ -69,20 +74,20 @@ class Upkeep:
             self._reads[read] = self._reads.get(read, 0) + 1
 
     def room_changed(self) -> None:
-        """Somebody took room, or found none: look at it soon."""
+        """Look at the room soon: somebody took some, or found none."""
         self._look_at_room = True
         self._wake.set()
 
     async def once(self) -> None:
-        """One round, after the one under way; errors are counted and told, and the next round tries again."""
+        """Run one round, after the one under way. Errors are counted and logged; the next round retries."""
         async with self._round:
             try:
-                await self._appender.sync()
+                await self._tail.sync()
                 await self._count_reads()
                 await self._keep_room()
             except (OSError, TierError) as error:
                 self.io_errors += 1
-                self._failed(f"upkeep: {error}")
+                self._failures.add(f"upkeep: {error}")
 
     async def stop(self) -> None:
         """End the task, leave the open segment, count the last reads."""
@@ -90,10 +95,10 @@ class Upkeep:
         self._wake.set()
         await self._task
         try:
-            await self._appender.close()
+            await self._tail.close()
             await self._count_reads()
         except (OSError, TierError) as error:
-            self._failed(f"close: {error}")
+            self._failures.add(f"close: {error}")
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -111,20 +116,20 @@ class Upkeep:
             await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
 
     async def _keep_room(self) -> None:
-        """Give back what is above the cap, forget what the index cannot hold, free segments ahead."""
-        if not self._look_at_room and not await self._lanes.upkeep(self._log.free_is_short):
+        """Give back what is above the cap, evict what the index cannot hold, free segments ahead."""
+        if not self._look_at_room and not await self._lanes.upkeep(self._room.reserve_is_short):
             return
         self._look_at_room = False
         self._store.index.free_dead_readers()
-        while not self._stopping and await self._lanes.upkeep(self._log.excess_bytes) > 0:
-            if not await self._lanes.upkeep(self._log.shrink) and not await self._carrier.reclaim(
+        while not self._stopping and await self._lanes.upkeep(self._room.excess_bytes) > 0:
+            if not await self._lanes.upkeep(self._room.shrink) and not await self._carrier.reclaim(
                 carry=False
             ):
                 break
-        while not self._stopping and await self._lanes.upkeep(self._log.index_is_tight):
+        while not self._stopping and await self._lanes.upkeep(self._room.index_is_tight):
             if not await self._carrier.reclaim(carry=False):
                 break
-        while not self._stopping and not await self._lanes.upkeep(self._log.room_ahead):
+        while not self._stopping and not await self._lanes.upkeep(self._room.is_ahead):
             await self._count_reads()  # up to this moment: what was just read is not to be dropped
             if not await self._carrier.reclaim(carry=True):
                 break

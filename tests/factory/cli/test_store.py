@@ -14,7 +14,8 @@ from nvme_rig import CHUNK_BYTES, keys_of, opened, right, stored
 from typer.testing import CliRunner
 
 from kvtier.factory.cli.app import app, main
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, allocated_bytes
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.store.namespaces import Identity
 from kvtier.tiers.nvme.tier import NvmeTier
 

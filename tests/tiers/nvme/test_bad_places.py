@@ -12,7 +12,8 @@ from nvme_rig import CHUNK_BYTES, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer, ChunkKey, Failure
 from kvtier.tiers.errors import TierError
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.readers import Readers
 from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import aligned_buffers
@@ -31,7 +32,7 @@ class BadPlaces(Files):
 
 
 def offset_of(tier: NvmeTier, key: ChunkKey) -> int:
-    _, (extent,) = tier._index.find(tier._namespace, [key])
+    _, (extent,) = tier._index.find(tier._view.digest, [key])
     assert extent is not None
     return extent.block * BLOCK_BYTES
 
@@ -79,7 +80,7 @@ async def test_an_index_that_cannot_say_fails_the_load_and_holds_no_segment(
         outcome = await tier.load(keys, aligned_buffers(len(keys), CHUNK_BYTES))
         assert set(outcome.failed.values()) == {Failure.IO_ERROR}
         monkeypatch.undo()
-        assert [held.users for held in tier._readers._held.values()] == [0]
+        assert [held.users for held in tier._loader._readers._held.values()] == [0]
         assert await right(tier, keys) == keys
     finally:
         await tier.close()

@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 from nvme_rig import CHUNK_BYTES, MIB, keys_of, opened, right, stored
 
-from kvtier.tiers.nvme.index.environment import SegmentState
+from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.log.budget import SEGMENT_SLACK_BYTES, Budget, facts_for
 from kvtier.tiers.nvme.tier import NvmeTier
@@ -29,8 +29,13 @@ pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[3]
 SUPPORT = ROOT / "tests" / "support"
 STEPS = sorted(
-    set(re.findall(r'reached\("([^"]+)"\)', "".join(f.read_text() for f in (ROOT / "tiers").glob("*.py"))))
+    {
+        step
+        for file in (ROOT / "tiers" / "nvme").rglob("*.py")
+        for step in re.findall(r'reached\("([^"]+)"\)', file.read_text())
+    }
 )
+assert len(STEPS) >= 15, "the labels are no longer where this looks for them"
 VISITS = 3  # at each step: the first, second and third time it is reached
 RANDOM_KILLS = int(os.environ.get("KVTIER_KILLS", "120"))
 KILL_WITHIN_S = 0.12  # about what a life takes, so that kills fall on all of it

@@ -14,8 +14,9 @@ import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import ChunkKey, Failure
-from kvtier.tiers.nvme.index.environment import Extent
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, allocated_bytes
+from kvtier.tiers.nvme.index.records import Extent
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.testing import aligned_buffers
 
 KEYS = keys_of(0, 200)  # some segments of a store of this size

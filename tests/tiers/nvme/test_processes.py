@@ -16,7 +16,7 @@ import pytest
 from nvme_rig import MIB, keys_of, opened, right, stored
 from process_child import KEYS_COUNT
 
-from kvtier.tiers.nvme.index.environment import SegmentState
+from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.tier import NvmeTier
 

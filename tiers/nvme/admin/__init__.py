@@ -1,1 +1,1 @@
-"""What the command line does with a store: look, remove, check, mend."""
+"""Looks at a store, removes from it, checks and repairs it; used by the command line alone."""

@@ -1,4 +1,4 @@
-"""What a check of a store can find wrong, and what it says about it."""
+"""What a check of a store can find wrong, and how it reports that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...base import ChunkKey
 
 
 class Kind(StrEnum):
-    """What sort of thing is wrong, in the order in which it is mended: each may leave the later ones."""
+    """The kinds of damage, in the order of repair: repairing one may leave some of the later ones."""
 
     INDEX = "index"  # it is lost, torn or another store's
     ORPHAN = "orphan"  # a segment file without a record
@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 class Where(NamedTuple):
-    """What a finding is about; zero or empty is what does not apply.
+    """The place that a finding is about; what does not apply is zero or empty.
 
     The generation is part of it: the next life of the same segment file is another place.
     """
@@ -55,12 +55,12 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         findings: what is wrong.
         chunks, segments: how many there are.
-        repaired: how many of the findings were mended.
+        repaired: how many of the findings were repaired.
     """
 
     findings: tuple[Finding, ...]

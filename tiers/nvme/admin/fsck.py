@@ -1,4 +1,4 @@
-"""Checking a store against itself, also while servers use it.
+"""Checks a store against itself, even while servers use it.
 
 Theory of operation. A server changes the index and the files at any moment, and no look sees both at once. So
 a first look only suspects, and what it suspects is looked for again in a fresh transaction:
@@ -16,7 +16,6 @@ A finding is bound to the life of its segment, so two lives that each looked odd
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,9 +24,12 @@ from typing import NamedTuple
 
 from ...base import ChunkKey
 from ..format.checksum import ChunkChecksum
-from ..format.segment_file import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, blocks_of, reads_right
-from ..index.environment import IndexDamaged, Namespace, Segment, SegmentState
-from ..io.files import BLOCK_BYTES, Files
+from ..format.codec import FIRST_BLOCK, Batch, Entry
+from ..format.segment_file import SegmentFile, reads_right
+from ..index.environment import IndexDamaged
+from ..index.records import Namespace, Segment, SegmentState
+from ..io.blocks import BLOCK_BYTES, blocks_of
+from ..io.files import Files
 from ..log.readers import Readers
 from ..store.opening import Store, close_store, open_rebuilt, open_untouched
 from .finding import Finding, Kind, Report, Where
@@ -36,7 +38,7 @@ from .mend import Sums, mend
 IN_FORCE = (SegmentState.OPEN, SegmentState.SEALED, SegmentState.RECLAIMING)
 
 Progress = Callable[[int, int], None]
-"""Hears how many chunks were read so far, and of how many."""
+"""Called with how many chunks were read so far, and of how many."""
 
 
 class _Chunk(NamedTuple):
@@ -59,8 +61,8 @@ class _View(NamedTuple):
     misplaced: list[Where]
 
 
-def check_directory(files: Files, root: Path, *, deep: bool, repair: bool, told: Progress) -> Report:
-    """Check the store at `root`; `deep` also reads every chunk. Changes nothing that matters but to repair.
+def check_directory(files: Files, root: Path, *, deep: bool, repair: bool, progress: Progress) -> Report:
+    """Check the store at `root`, with `deep` every chunk too. Chunks change only where `repair` is set.
 
     Raises:
         TierError, OSError: it cannot be checked: it is no store, or its index is damaged while in use.
@@ -68,19 +70,19 @@ def check_directory(files: Files, root: Path, *, deep: bool, repair: bool, told:
     try:
         store = open_untouched(files, root)
     except IndexDamaged as error:
-        return _without_index(files, root, error, deep=deep, repair=repair, told=told)
+        return _without_index(files, root, error, deep=deep, repair=repair, progress=progress)
     try:
-        return check(store, deep=deep, repair=repair, told=told)
+        return check(store, deep=deep, repair=repair, progress=progress)
     except IndexDamaged as error:
         if not store.directory.alone:
             raise  # then it may be our own trouble: too many readers, say
         damage = error
     finally:
         close_store(store)
-    return _without_index(files, root, damage, deep=deep, repair=repair, told=told)
+    return _without_index(files, root, damage, deep=deep, repair=repair, progress=progress)
 
 
-def check(store: Store, *, deep: bool, repair: bool, told: Progress) -> Report:
+def check(store: Store, *, deep: bool, repair: bool, progress: Progress) -> Report:
     """Check an opened store.
 
     Raises:
@@ -95,21 +97,21 @@ def check(store: Store, *, deep: bool, repair: bool, told: Progress) -> Report:
         findings = [finding for finding in _shallow(store, view) if finding[:2] in suspected]
     if deep:
         known = {finding.where for finding in findings if finding.kind is Kind.TABLE}
-        findings += _contents(store, view, known, told)
+        findings += _contents(store, view, known, progress)
     findings.sort(key=lambda finding: (list(Kind).index(finding.kind), finding.where))
     repaired = mend(store, list(_mendable(store, view, findings))) if repair else 0
     return Report(tuple(findings), sum(map(len, view.chunks.values())), len(view.segments), repaired)
 
 
 def _without_index(
-    files: Files, root: Path, damage: IndexDamaged, *, deep: bool, repair: bool, told: Progress
+    files: Files, root: Path, damage: IndexDamaged, *, deep: bool, repair: bool, progress: Progress
 ) -> Report:
     lost = Finding(Kind.INDEX, Where(), f"{damage}; it can be rebuilt from the segments")
     if not repair:
         return Report((lost,), 0, 0)
     store = open_rebuilt(files, root)
     try:
-        report = check(store, deep=deep, repair=True, told=told)
+        report = check(store, deep=deep, repair=True, progress=progress)
     finally:
         close_store(store)
     return replace(report, findings=(lost, *report.findings), repaired=report.repaired + 1)
@@ -144,7 +146,7 @@ def _shallow(store: Store, view: _View) -> Iterator[Finding]:
 
 
 def _files(store: Store, segments: Mapping[int, Segment]) -> Iterator[Finding]:
-    on_disk = store.directory.segment_files().keys()
+    on_disk = store.directory.segments.paths().keys()
     for number in sorted(on_disk - segments.keys()):
         text = f"segment file {number} is in no record of the index"
         yield Finding(Kind.ORPHAN, Where(number), text)
@@ -173,12 +175,12 @@ def _sums(view: _View) -> Iterator[Finding]:
 
 
 def _segment(store: Store, number: int, segment: Segment, chunks: Sequence[_Chunk]) -> Iterator[Finding]:
-    """What a segment's file says about itself, beside what the index says."""
+    """Compare what a segment's file says about itself with what the index says."""
     where = Where(number, segment.generation)
-    with _opened(store, number, segment.generation) as file:
+    with store.directory.segments.opened(number, segment.generation) as file:
         if file is None:
             return
-        # One that was just claimed has none yet; its first commit tells that it has.
+        # One that was just claimed has none yet; its first commit shows that it has.
         begun = segment.state is SegmentState.SEALED or segment.end_block > FIRST_BLOCK
         if begun and not _has_header(file):
             yield Finding(Kind.HEADER, where, f"segment {number} does not begin with a header of its own")
@@ -201,22 +203,6 @@ def _segment(store: Store, number: int, segment: Segment, chunks: Sequence[_Chun
             place = where._replace(block=chunk.block, scope=chunk.scope, key=chunk.key)
             text = f"chunk {_short(place)} is in no table of segment {number} as the index has it"
             yield Finding(Kind.TABLE, place, text)
-
-
-@contextlib.contextmanager
-def _opened(store: Store, number: int, generation: int) -> Iterator[SegmentFile | None]:
-    """The segment's file, None where there is none."""
-    directory = store.directory
-    name = SegmentName(directory.facts.store, number, generation)
-    try:
-        fd = directory.files.open_data(directory.segment_path(number))
-    except FileNotFoundError:
-        fd = None
-    try:
-        yield None if fd is None else SegmentFile(directory.files, fd, name, directory.facts.segment_bytes)
-    finally:
-        if fd is not None:
-            directory.files.close(fd)
 
 
 # A device that refuses to read is no reason to stop: what it refused is damaged.
@@ -247,7 +233,7 @@ def _swept(file: SegmentFile, end_block: int) -> list[Batch]:
     return batches
 
 
-def _contents(store: Store, view: _View, known: set[Where], told: Progress) -> Iterator[Finding]:
+def _contents(store: Store, view: _View, known: set[Where], progress: Progress) -> Iterator[Finding]:
     digests = {record.scope: digest for digest, record in view.namespaces.items()}
     total = sum(chunk.scope in digests for chunks in view.chunks.values() for chunk in chunks)
     done = 0
@@ -257,7 +243,7 @@ def _contents(store: Store, view: _View, known: set[Where], told: Progress) -> I
             if chunk.scope not in digests:  # of a past epoch: no lookup finds it
                 continue
             done += 1
-            told(done, total)
+            progress(done, total)
             where = Where(number, generation, chunk.block, chunk.scope, chunk.key)
             if where not in known and not _is_right(store, where, chunk, digests[chunk.scope]):
                 text = f"chunk {_short(where)} cannot be read or fails its checksum"
@@ -265,7 +251,7 @@ def _contents(store: Store, view: _View, known: set[Where], told: Progress) -> I
 
 
 def _mendable(store: Store, view: _View, findings: Sequence[Finding]) -> Iterator[Finding]:
-    """All but right chunks that only their table has lost: they serve until their segment goes."""
+    """Leave out intact chunks that only their table has lost: they serve until their segment goes."""
     digests = {record.scope: digest for digest, record in view.namespaces.items()}
     for finding in findings:
         where = finding.where
@@ -284,7 +270,7 @@ def _chunk(store: Store, where: Where) -> _Chunk | None:
 
 
 def _is_right(store: Store, where: Where, chunk: _Chunk, namespace: bytes) -> bool:
-    readers = Readers(store.directory.files, store.directory, store.index, namespace)
+    readers = Readers(store.directory.segments, store.index, namespace)
     entry = Entry(chunk.key, chunk.block, chunk.length_bytes, chunk.checksum, 0)
     try:
         fd = readers.acquire(where.segment, where.generation)

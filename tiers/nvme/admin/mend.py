@@ -1,4 +1,4 @@
-"""Mending what a check has found wrong in a store, also while servers use it.
+"""Repairs what a check has found wrong in a store, even while servers use it.
 
 Every change is made in a write transaction or under the claim of the segment's file, after looking again
 whether the finding still holds there. What somebody just appends to or reclaims is left to them. Nothing that
@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..format.segment_file import CLAIM_BYTE, SegmentFile, SegmentName
-from ..index.environment import Extent, Segment, SegmentState, Transaction
-from ..log.lifecycle import FORGET_STEP_MAX, Live, Log, Victim
+from ..format.segment_file import SegmentFile
+from ..index.records import Extent, Segment, SegmentState
+from ..index.transaction import Transaction
+from ..log.chunks import Live
+from ..log.events import Events
+from ..log.segments import Segments
+from ..log.victim import FORGET_STEP_MAX, Victim, Victims
 from ..store.opening import Store
 from .finding import Finding, Kind, Where
 
@@ -37,10 +40,10 @@ class Sums:
 
 
 def mend(store: Store, findings: Sequence[Finding]) -> int:
-    """Mend the findings, which are in the order of their kinds; returns how many hold no longer.
+    """Repair the findings, which are in the order of their kinds; returns how many hold no longer.
 
     Raises:
-        TierError, OSError: the store refused; what was mended so far stays so.
+        TierError, OSError: the store refused; what was repaired so far stays so.
     """
     sums = sum(finding.kind is Kind.SUMS for finding in findings)
     if sums:
@@ -55,52 +58,21 @@ def mend(store: Store, findings: Sequence[Finding]) -> int:
     return len(mended) + len(chunks) + sums
 
 
-@contextlib.contextmanager
-def _claim(store: Store, where: Where) -> Iterator[SegmentFile | None]:
-    """The segment's file with its claim; None where there is none, or where another has the claim."""
-    fd = _claimed(store, store.directory.segment_path(where.segment))
-    try:
-        yield None if fd is None else _file(store, fd, where.segment, where.generation)
-    finally:
-        if fd is not None:
-            store.directory.files.close(fd)
-
-
-def _claimed(store: Store, path: Path) -> int | None:
-    files = store.directory.files
-    try:
-        fd = files.open_data(path, write=True)
-    except FileNotFoundError:
-        return None
-    if files.try_lock(fd, CLAIM_BYTE, exclusive=True):
-        return fd
-    files.close(fd)
-    return None
-
-
-def _file(store: Store, fd: int, number: int, generation: int) -> SegmentFile:
-    facts = store.directory.facts
-    return SegmentFile(
-        store.directory.files, fd, SegmentName(facts.store, number, generation), facts.segment_bytes
-    )
-
-
 def _mend_one(store: Store, finding: Finding) -> bool:
     return _ONE_BY_ONE[finding.kind](store, finding.where)
 
 
 def _remove_orphan(store: Store, where: Where) -> bool:
-    directory = store.directory
+    segments = store.directory.segments
 
     def change(txn: Transaction) -> bool:
         # Inside the transaction: a server makes a new file, and claims it, inside one too.
-        path = directory.segment_path(where.segment)
-        if txn.segment(where.segment) is not None or not path.exists():
+        if txn.segment(where.segment) is not None or not segments.exists(where.segment):
             return True
-        with _claim(store, where) as file:
+        with segments.claimed(where.segment) as file:
             if file is None:
                 return False
-            directory.files.unlink(path)
+            segments.unlink(where.segment)
             return True
 
     return store.index.write(change)
@@ -108,7 +80,7 @@ def _remove_orphan(store: Store, where: Where) -> bool:
 
 def _write_header(store: Store, where: Where) -> bool:
     """Write the header again where the segment's tables show whose it is; else give the segment up."""
-    with _claim(store, where) as file:
+    with store.directory.segments.claimed(where.segment, where.generation) as file:
         if file is None:
             return False
         segment = _now(store, where)
@@ -121,7 +93,7 @@ def _write_header(store: Store, where: Where) -> bool:
 
 
 def _write_trailer(store: Store, where: Where) -> bool:
-    with _claim(store, where) as file:
+    with store.directory.segments.claimed(where.segment, where.generation) as file:
         if file is None:
             return False
         segment = _now(store, where)
@@ -137,11 +109,11 @@ def _write_trailer(store: Store, where: Where) -> bool:
 
 
 def _give_up(store: Store, where: Where) -> bool:
-    """Forget all that the index has in a segment that cannot be used, and free it as a reclaim does."""
-    directory, index = store.directory, store.index
-    log = Log(directory.files, directory, index)
+    """Drop every extent in a segment that cannot be used, and free the segment as a reclaim does."""
+    segments, index = store.directory.segments, store.index
+    victims = Victims(segments, index, Events())
     with contextlib.ExitStack() as undo:
-        victim = index.write(lambda txn: _take(store, txn, where, undo))
+        victim = index.write(lambda txn: _take(segments, victims, txn, where, undo))
         if victim is None:
             return _now(store, where) is None
         undo.pop_all()
@@ -151,28 +123,27 @@ def _give_up(store: Store, where: Where) -> bool:
             for scope, key, extent in txn.extents()
             if extent[:2] == (where.segment, where.generation)
         )
-    log.finish_reclaim(victim._replace(live=live))
+    victims.finish(victim._replace(live=live))
     return True
 
 
-def _take(store: Store, txn: Transaction, where: Where, undo: contextlib.ExitStack) -> Victim | None:
+def _take(
+    segments: Segments, victims: Victims, txn: Transaction, where: Where, undo: contextlib.ExitStack
+) -> Victim | None:
     undo.close()  # of an attempt that could not commit
     segment = txn.segment(where.segment)
     if segment is None or segment.generation != where.generation:
         return None
-    path = store.directory.segment_path(where.segment)
-    fd = _claimed(store, path)
+    fd = segments.claim(where.segment)
     if fd is not None:
-        undo.callback(store.directory.files.close, fd)
-    elif path.exists():
+        undo.callback(segments.files.close, fd)
+    elif segments.exists(where.segment):
         return None
     if segment.state is SegmentState.FREE:
         if fd is None:
             txn.drop_segment(where.segment)
         return None
-    txn.put_segment(where.segment, segment._replace(state=SegmentState.RECLAIMING))
-    file = None if fd is None else _file(store, fd, where.segment, where.generation)
-    return Victim(where.segment, segment, file, ())
+    return victims.take(txn, where.segment, segment, fd)
 
 
 def _now(store: Store, where: Where) -> Segment | None:
@@ -197,7 +168,7 @@ def _forget(txn: Transaction, chunks: Iterable[Where]) -> None:
 
 
 def _count_again(txn: Transaction) -> None:
-    """Every sum of the index, from the extents: a second of a million chunks, in which nobody commits."""
+    """Recount every sum from the extents. For a million chunks that is a second in which nobody commits."""
     segments, namespaces = txn.segments(), txn.namespaces()
     in_segment: dict[int, Sums] = defaultdict(Sums)
     in_scope: dict[int, Sums] = defaultdict(Sums)

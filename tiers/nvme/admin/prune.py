@@ -1,8 +1,9 @@
-"""Removing chunks from a store on request, also while servers use it.
+"""Removes chunks from a store on request, even while servers use it.
 
 In each step its chunks are looked at again: what a server has read, stored anew or dropped since they were
 chosen, and what does not fit any more, is left alone. Their room is given back as any other's, when a server
-reclaims their segments. Here no room is made, but for the notes of what was removed, if they need a segment.
+reclaims their segments. Removing itself makes no room, unless the list of what was removed
+needs a segment.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from functools import partial
 from ...base import ChunkKey
 from ...errors import TierError
 from ..format.checksum import ChunkChecksum
-from ..index.environment import Extent, Transaction
 from ..index.ledger import Ledger
-from ..io.files import Lanes
-from ..log.append import Appender, Target
+from ..index.records import Extent
+from ..index.transaction import Transaction
+from ..io.lanes import Lanes
+from ..log.append import Appender
+from ..log.chunks import Target
+from ..log.events import Events
 from ..log.lifecycle import Log
-from ..store.directory import NamespaceFile
+from ..log.tail import Tail
+from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
 from ..store.rebuild import REBUILT_S
 
@@ -33,7 +38,7 @@ DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance ar
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which chunks to remove: those for which all that is given holds.
+    """Which chunks to remove: those that meet every condition that is given.
 
     Attributes:
         namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
@@ -86,21 +91,21 @@ class Removed:
 
 
 def choose(store: Store, selection: Selection) -> list[Chosen]:
-    """What would be removed."""
+    """Find the chunks that would be removed."""
     return list(_chosen(store, selection))
 
 
-async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> Removed:
-    """Remove the chunks for good: once this returns, neither a rebuild nor a power loss brings them back.
+async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) -> Removed:
+    """Remove the chunks for good: neither a rebuild nor a power loss brings them back once this returns.
 
-    `told` hears of each step's count. Cancellation: what was removed so far stays removed.
+    Calls `progress` with each step's count. Cancellation: what was removed so far stays removed.
 
     Raises:
         TierError: the store cannot be used.
     """
-    directory, index, lanes = store.directory, store.index, Lanes()
-    log = Log(directory.files, directory, index)
-    appender = Appender(directory.files, lanes, index, log, directory.facts.index_bytes, lambda: None)
+    segments, index, lanes, events = store.directory.segments, store.index, Lanes(), Events()
+    tail = Tail(lanes, Log(segments, index, events), events)
+    appender = Appender(lanes, segments, index, tail)
     target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
     chunks = size_bytes = 0
     try:
@@ -109,25 +114,25 @@ async def remove(store: Store, chosen: Chosen, told: Callable[[int], None]) -> R
             gone = await lanes.index(partial(index.write, forget))
             await appender.append_removals(target, list(gone))
             chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
-            told(len(gone))
-        await _flush(appender)
+            progress(len(gone))
+        await _flush(tail)
     finally:
         try:
-            await appender.close()
+            await tail.close()
         finally:
             lanes.close()
     return Removed(chosen.digest, chosen.label, chunks, size_bytes)
 
 
-async def _flush(appender: Appender) -> None:
+async def _flush(tail: Tail) -> None:
     try:
-        await appender.flush()
+        await tail.flush()
     except OSError as error:
         raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
 
 
 def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[ChunkKey, int]:
-    """Forget those of the keys that are still to be removed; returns them with their lengths."""
+    """Drop the extents of those keys that are still to be removed; returns the keys with their lengths."""
     record = txn.namespace(chosen.digest)
     if record is None or record.scope != chosen.scope:
         return {}
@@ -143,7 +148,7 @@ def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
     before_s = time.time() - selection.older_than_s
-    files = store.directory.namespaces()
+    files = store.directory.namespaces.read()
     with store.index.read() as txn:
         records = txn.namespaces()
         after_s = txn.number(REBUILT_S) if selection.never_read else 0

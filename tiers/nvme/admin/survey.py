@@ -1,4 +1,4 @@
-"""What a store holds, for people: how its room is used, and by which namespaces."""
+"""Reports what a store holds: how its room is used, and by which namespaces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..index.environment import SegmentState, Transaction
+from ..index.records import SegmentState
+from ..index.transaction import Transaction
 from ..io.files import allocated_bytes
 from ..store.opening import Store
 
@@ -69,7 +70,7 @@ class _Sums:
 
 
 def usage(store: Store) -> Usage:
-    """Look at the whole store; reads every record of the index, about a second for a million chunks."""
+    """Read every record of the index: about a second for a million chunks."""
     root = store.directory.root
     with store.index.read() as txn:
         sums = _by_scope(txn)
@@ -90,7 +91,7 @@ def usage(store: Store) -> Usage:
 
 def namespaces(store: Store) -> list[NamespaceUsage]:
     """Every namespace of the store, by label."""
-    files = store.directory.namespaces()
+    files = store.directory.namespaces.read()
     with store.index.read() as txn:
         records, sums = txn.namespaces(), _by_scope(txn)
     found = []

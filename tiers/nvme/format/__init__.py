@@ -1,1 +1,1 @@
-"""The bytes on the drive: segments, tables, checksums."""
+"""The bytes on the drive: the format of segments, and one file of it."""

@@ -1,4 +1,4 @@
-"""The checksum that every chunk carries on disk: CRC32C over namespace, key, length and payload.
+"""The checksum that every chunk carries on the drive: CRC32C over namespace, key, length and payload.
 
 Because it covers more than the payload, a right payload in the wrong place (another key's extent, another
 namespace's segment, another length) fails just as a flipped bit does.

@@ -1,1 +1,1 @@
-"""The index: where every chunk lies, in LMDB."""
+"""The index, in LMDB: where every chunk lies."""

@@ -26,36 +26,25 @@ Reads take no lock and wait for nobody.
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 
 from ...base import ChunkKey
 from ...errors import TierError
+from .records import EXTENT, MAP_BYTES_MIN, NAMESPACE, PAGE_BYTES, READERS_MAX, SCOPE, Extent
+from .transaction import Tables, Transaction
 
 T = TypeVar("T")
 
-PAGE_BYTES = 4096
-READERS_MAX = 512  # reader slots over all processes: threads that look up at the same moment
 SPARE_READS = 16  # read transactions kept for reuse: loads, lookups and upkeep of one process at once
-READER_BYTES = 64  # of one slot in the lock file
-MAP_BYTES_MIN = 1024 * 1024  # room for a few thousand chunks, and for a change of them all
-
 FULL_WAIT_S = 0.005  # one switch interval of an interpreter: then a reader that was held up is done
 FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until it goes on or dies
-
-_SCOPE = struct.Struct(">I")
-_EXTENT = struct.Struct("<IIIIIIBB")
-_SEGMENT = struct.Struct("<BIQIIQQ")
-_NAMESPACE = struct.Struct("<IIQQQQQ")
-_NUMBER = struct.Struct("<Q")
 
 
 class IndexDamaged(TierError):
@@ -63,179 +52,11 @@ class IndexDamaged(TierError):
 
 
 class IndexFull(TierError):
-    """The index may not grow further; its store has to forget chunks first."""
+    """The index may not grow further; its store has to evict chunks first."""
 
 
 class _MapFull(IndexFull):
     """LMDB found no free page: for good, or because some reader still sees the free ones."""
-
-
-class SegmentState(enum.IntEnum):
-    """A segment's life. Whoever holds its claim may move it; a dead claimant's segment is anyone's."""
-
-    FREE = 1  # nothing in it; may be taken and overwritten
-    OPEN = 2  # its claimant appends
-    SEALED = 3  # full, with its trailer
-    RECLAIMING = 4  # its claimant is emptying it
-
-
-LEGAL = {
-    SegmentState.FREE: {SegmentState.OPEN},
-    SegmentState.OPEN: {SegmentState.OPEN, SegmentState.SEALED, SegmentState.RECLAIMING},
-    SegmentState.SEALED: {SegmentState.RECLAIMING},
-    SegmentState.RECLAIMING: {SegmentState.FREE, SegmentState.RECLAIMING},
-}
-
-
-class Extent(NamedTuple):
-    """Where a chunk lies and what is known about it."""
-
-    segment: int
-    generation: int
-    block: int
-    length_bytes: int
-    checksum: int
-    stored_s: int
-    hits: int  # loads so far, saturating
-    read_since: int  # whether it was read since it was last written: what a reclaim carries over
-
-
-HITS_MAX = 255
-
-
-class Segment(NamedTuple):
-    state: SegmentState
-    generation: int
-    opened: int  # order of opening in the store
-    end_block: int  # behind the last committed batch
-    live_chunks: int
-    live_bytes: int  # of chunks that the index refers to
-    allocated_bytes: int
-
-
-class Namespace(NamedTuple):
-    scope: int
-    epoch: int
-    chunks: int
-    chunk_bytes: int  # sum of their lengths
-    hits: int
-    hit_bytes: int
-    useful_bytes: int = 0  # of chunks that are there and were ever read back
-
-
-class Transaction:
-    """One LMDB transaction, in the index's words. Belongs to the thread that began it."""
-
-    __slots__ = ("_extents", "_meta", "_namespaces", "_segments", "_txn")
-
-    def __init__(self, txn: Any, tables: Tables) -> None:
-        self._txn = txn
-        self._meta, self._namespaces, self._segments, self._extents = tables
-
-    # Numbers.
-
-    def number(self, name: str) -> int:
-        """A counter; 0 where it was never set."""
-        raw = self._txn.get(name.encode(), db=self._meta)
-        return int(_NUMBER.unpack(raw)[0]) if raw else 0
-
-    def set_number(self, name: str, value: int) -> None:
-        if value != self.number(name):  # else the commit would take pages for nothing
-            self._txn.put(name.encode(), _NUMBER.pack(value), db=self._meta)
-
-    def next_number(self, name: str) -> int:
-        """Raise a counter and return its new value: 1 the first time."""
-        value = self.number(name) + 1
-        self.set_number(name, value)
-        return value
-
-    def store_uuid(self) -> bytes:
-        return bytes(self._txn.get(b"store", db=self._meta) or b"")
-
-    def set_store_uuid(self, uuid: bytes) -> None:
-        self._txn.put(b"store", uuid, db=self._meta)
-
-    # Namespaces.
-
-    def namespace(self, digest: bytes) -> Namespace | None:
-        raw = self._txn.get(digest, db=self._namespaces)
-        return Namespace(*_NAMESPACE.unpack(raw)) if raw else None
-
-    def put_namespace(self, digest: bytes, namespace: Namespace) -> None:
-        self._txn.put(digest, _NAMESPACE.pack(*namespace), db=self._namespaces)
-
-    def drop_namespace(self, digest: bytes) -> None:
-        self._txn.delete(digest, db=self._namespaces)
-
-    def namespaces(self) -> dict[bytes, Namespace]:
-        with self._txn.cursor(db=self._namespaces) as cursor:
-            return {bytes(digest): Namespace(*_NAMESPACE.unpack(raw)) for digest, raw in cursor}
-
-    # Segments.
-
-    def segment(self, number: int) -> Segment | None:
-        raw = self._txn.get(_SCOPE.pack(number), db=self._segments)
-        return _segment(raw) if raw else None
-
-    def put_segment(self, number: int, segment: Segment) -> None:
-        before = self.segment(number)
-        if before is not None and before.state is not segment.state:
-            assert segment.state in LEGAL[before.state], f"{before.state.name} -> {segment.state.name}"
-        self._txn.put(_SCOPE.pack(number), _SEGMENT.pack(*segment), db=self._segments)
-
-    def drop_segment(self, number: int) -> None:
-        self._txn.delete(_SCOPE.pack(number), db=self._segments)
-
-    def segments(self) -> dict[int, Segment]:
-        with self._txn.cursor(db=self._segments) as cursor:
-            return {_SCOPE.unpack(number)[0]: _segment(raw) for number, raw in cursor}
-
-    # Extents.
-
-    def extent(self, scope: int, key: ChunkKey) -> Extent | None:
-        raw = self._txn.get(_SCOPE.pack(scope) + key, db=self._extents)
-        return Extent(*_EXTENT.unpack(raw)) if raw else None
-
-    def put_extent(self, scope: int, key: ChunkKey, extent: Extent) -> None:
-        self._txn.put(_SCOPE.pack(scope) + key, _EXTENT.pack(*extent), db=self._extents)
-
-    def drop_extent(self, scope: int, key: ChunkKey) -> None:
-        self._txn.delete(_SCOPE.pack(scope) + key, db=self._extents)
-
-    def extents(
-        self, scope: int | None = None, prefix: bytes = b""
-    ) -> Iterator[tuple[int, ChunkKey, Extent]]:
-        """Every extent as (scope, key, extent), of one scope and key prefix if given; not while writing."""
-        start = b"" if scope is None else _SCOPE.pack(scope) + prefix
-        with self._txn.cursor(db=self._extents) as cursor:
-            if not cursor.set_range(start):
-                return
-            for name, raw in cursor:
-                if not name.startswith(start):
-                    return
-                yield _SCOPE.unpack(name[:4])[0], name[4:], Extent(*_EXTENT.unpack(raw))
-
-    def extents_count(self) -> int:
-        return int(self._txn.stat(self._extents)["entries"])
-
-    def tree_pages(self) -> int:
-        """Pages that the extents take."""
-        stat = self._txn.stat(self._extents)
-        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
-
-    def tree_depth(self) -> int:
-        return int(self._txn.stat(self._extents)["depth"])
-
-    def last_commit(self) -> int:
-        """Number of the last commit that this transaction sees."""
-        return int(self._txn.id())
-
-
-class Tables(NamedTuple):
-    meta: Any
-    namespaces: Any
-    segments: Any
-    extents: Any
 
 
 class Index:
@@ -299,7 +120,7 @@ class Index:
             raw = get(namespace, db=self._tables.namespaces)
             if not raw:
                 return [False] * len(keys)
-            scope = _SCOPE.pack(_NAMESPACE.unpack(raw)[0])
+            scope = SCOPE.pack(NAMESPACE.unpack(raw)[0])
             return [get(scope + key) is not None for key in keys]
 
     def find(self, namespace: bytes, keys: Sequence[ChunkKey]) -> tuple[int, list[Extent | None]]:
@@ -309,10 +130,10 @@ class Index:
             raw = get(namespace, db=self._tables.namespaces)
             if not raw:
                 return 0, [None] * len(keys)
-            number = _NAMESPACE.unpack(raw)[0]
-            scope = _SCOPE.pack(number)
+            number = NAMESPACE.unpack(raw)[0]
+            scope = SCOPE.pack(number)
             found = (get(scope + key) for key in keys)
-            return number, [None if value is None else Extent(*_EXTENT.unpack(value)) for value in found]
+            return number, [None if value is None else Extent(*EXTENT.unpack(value)) for value in found]
 
     def file_bytes(self) -> int:
         """Size of the index's pages: all that were ever used."""
@@ -422,13 +243,8 @@ def _stretch(data: Path, size_bytes: int) -> None:
         os.truncate(data, size_bytes)
 
 
-def _segment(raw: bytes) -> Segment:
-    state, *rest = _SEGMENT.unpack(raw)
-    return Segment(SegmentState(state), *rest)
-
-
 class _Mapped:
-    """Tells LMDB's errors in the index's words. Not a generator, which would cost half of a lookup."""
+    """Maps LMDB's errors to the index's own. Not a generator, which would cost half of a lookup."""
 
     def __enter__(self) -> None: ...
 

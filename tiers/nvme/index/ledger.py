@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from ...base import ChunkKey
-from .environment import HITS_MAX, Extent, Segment, Transaction
+from .records import HITS_MAX, Extent, Segment
+from .transaction import Transaction
 
 
 class Ledger:

@@ -1,1 +1,1 @@
-"""Every blocking call of the NVMe tier, and the threads that make them."""
+"""Every blocking call on data files, and the threads that make them."""

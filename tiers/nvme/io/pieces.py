@@ -1,27 +1,58 @@
 """Pieces: what one vectored call writes or reads, planned apart from running.
 
 A plan is pure: it says which chunks lie side by side and go in one call. A piece then runs on a lane
-thread, the checksum in the same call as the transfer while the bytes are in the cache, and keeps its
-result for the event loop to collect. Nothing here changes the index.
+thread and keeps its result for the event loop to collect. It computes the checksum right beside the transfer,
+while the bytes are in the CPU's cache.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
-from ..format.checksum import ChunkChecksum
-from ..format.segment_file import Entry, blocks_of
-from ..index.environment import Extent
-from .files import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, Files, read_all, scratch, write_all
-
-T = TypeVar("T")
+from .blocks import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, blocks_of, read_all, scratch, write_all
+from .files import Files
 
 GAP_BLOCKS_MAX = 4  # read over up to 16 KiB between neighbours: cheaper than a call of its own
 PIECE_CHUNKS_MAX = IOV_MAX // 3  # each chunk is at most three parts of a call: gap, whole blocks, tail
+
+
+class Checksum(Protocol):
+    """Computes the checksum that a chunk carries; called on lane threads."""
+
+    def of(self, key: ChunkKey, payload: Buffer | bytes) -> int: ...
+
+
+class Place(Protocol):
+    """Where a chunk lies, and what its bytes must be."""
+
+    @property
+    def segment(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def length_bytes(self) -> int: ...
+    @property
+    def checksum(self) -> int: ...
+
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Place)
+
+
+class Written(NamedTuple):
+    """One chunk that a piece has written."""
+
+    key: ChunkKey
+    block: int
+    length_bytes: int
+    checksum: int
+    stored_s: int
 
 
 class WritePiece:
@@ -31,22 +62,22 @@ class WritePiece:
         self,
         files: Files,
         fd: int,
-        checksum: ChunkChecksum,
+        checksum: Checksum,
         block: int,
         chunks: Sequence[tuple[ChunkKey, Buffer]],
     ) -> None:
         self._files, self._fd, self._checksum = files, fd, checksum
         self._block, self.chunks = block, chunks
-        # The result: entries when it went well, else the error; neither when it never ran.
-        self.entries: list[Entry] = []
+        # The result: the chunks when it went well, else the error; neither when it never ran.
+        self.written: list[Written] = []
         self.error: OSError | None = None
 
     def __call__(self) -> None:
-        stored_s, block, entries = int(time.time()), self._block, []
+        stored_s, block, written = int(time.time()), self._block, []
         parts: list[Buffer] = []
         tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
         for key, buffer in self.chunks:
-            entries.append(Entry(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
+            written.append(Written(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
             parts += tails.written(buffer)
             block += blocks_of(len(buffer))
         try:
@@ -54,13 +85,13 @@ class WritePiece:
         except OSError as error:
             self.error = error
         else:
-            self.entries = entries
+            self.written = written
 
 
 def plan_writes(
     files: Files,
     fd: int,
-    checksum: ChunkChecksum,
+    checksum: Checksum,
     block: int,
     chunks: Sequence[tuple[ChunkKey, Buffer]],
 ) -> list[WritePiece]:
@@ -72,39 +103,37 @@ def plan_writes(
     return pieces
 
 
-class Wanted(NamedTuple):
-    """One chunk to read: where it is and where it goes."""
+class Wanted(NamedTuple, Generic[P]):
+    """One chunk to read: where it lies and where its bytes go."""
 
     key: ChunkKey
-    extent: Extent
+    place: P
     buffer: Buffer
 
 
 class Source(Protocol):
-    """Where a read piece gets its file from and what it asks afterwards; called on lane threads."""
+    """Opens files for read pieces, and says afterwards what still counts; called on lane threads."""
 
     def acquire(self, segment: int, generation: int) -> int | None:
-        """An open file of this life of the segment, held against overwriting; None where it has ended.
+        """Open this life of the segment and hold it against overwriting; None where that life has ended.
 
         Raises:
-            OSError: the file is gone or cannot be opened although the index has it.
-            TierError: the index cannot say.
+            OSError: the file is gone or cannot be opened although the segment is in force.
+            TierError: nobody can say whether it is.
         """
         ...
 
     def release(self, segment: int) -> None: ...
 
-    def in_force(self, wanted: Wanted) -> bool:
-        """Whether the index still says that the chunk lies there; not where it cannot say."""
+    def in_force(self, key: ChunkKey, place: Place) -> bool:
+        """Whether the chunk still lies there; False where nobody can say."""
         ...
 
 
-class ReadPiece:
+class ReadPiece(Generic[P]):
     """Some neighbouring chunks of one segment: one vectored read, and their checksums."""
 
-    def __init__(
-        self, files: Files, source: Source, checksum: ChunkChecksum, chunks: Sequence[Wanted]
-    ) -> None:
+    def __init__(self, files: Files, source: Source, checksum: Checksum, chunks: Sequence[Wanted[P]]) -> None:
         self._files, self._source, self._checksum = files, source, checksum
         self.chunks = chunks
         # The result: what went wrong, by position in `chunks`; only meaningful once it ran.
@@ -113,12 +142,12 @@ class ReadPiece:
         self.ran = False
 
     def __call__(self) -> None:
-        extent = self.chunks[0].extent
+        first = self.chunks[0].place
         self.ran = True
         try:
-            fd = self._source.acquire(extent.segment, extent.generation)
+            fd = self._source.acquire(first.segment, first.generation)
         except FileNotFoundError:
-            self._fail_all(Failure.CORRUPT)  # the index promises what the log has lost
+            self._fail_all(Failure.CORRUPT)  # the log has lost what the index still has
             return
         except (OSError, TierError) as error:
             self.errors.append(error)
@@ -130,7 +159,7 @@ class ReadPiece:
         try:
             self._read(fd, range(len(self.chunks)))
         finally:
-            self._source.release(extent.segment)
+            self._source.release(first.segment)
 
     def _fail_all(self, failure: Failure) -> None:
         self.failed = dict.fromkeys(range(len(self.chunks)), failure)
@@ -139,7 +168,7 @@ class ReadPiece:
         chunks = self.chunks[positions.start : positions.stop]
         plan = _ReadPlan(chunks)
         try:
-            done = read_all(self._files, fd, plan.parts, chunks[0].extent.block * BLOCK_BYTES)
+            done = read_all(self._files, fd, plan.parts, chunks[0].place.block * BLOCK_BYTES)
         except OSError as error:
             if len(positions) > 1:  # one bad place must not cost its neighbours
                 for position in positions:
@@ -152,30 +181,30 @@ class ReadPiece:
         for position, wanted, end in zip(positions, chunks, plan.ends, strict=True):
             self._verify(position, wanted, complete=end <= done)
 
-    def _verify(self, position: int, wanted: Wanted, *, complete: bool) -> None:
-        # The bytes are read first and the index is asked afterwards: had the segment been reclaimed and
-        # overwritten in between, the index would say so now.
-        right = complete and self._checksum.of(wanted.key, wanted.buffer) == wanted.extent.checksum
+    def _verify(self, position: int, wanted: Wanted[P], *, complete: bool) -> None:
+        # The bytes are read first and the source is asked afterwards: had the segment been reclaimed and
+        # overwritten in between, the source would say so now.
+        right = complete and self._checksum.of(wanted.key, wanted.buffer) == wanted.place.checksum
         if not right:
-            current = self._source.in_force(wanted)
+            current = self._source.in_force(wanted.key, wanted.place)
             self.failed[position] = Failure.CORRUPT if current else Failure.MISSING
 
 
 class _ReadPlan:
     """The parts of one read, in file order, with what is read only to be dropped or moved."""
 
-    def __init__(self, chunks: Sequence[Wanted]) -> None:
+    def __init__(self, chunks: Sequence[Wanted[P]]) -> None:
         self.parts: list[Buffer] = []
         self.ends: list[int] = []  # of each chunk, counted from the first byte read
         tails = _Tails(sum(1 for wanted in chunks if len(wanted.buffer) % BLOCK_BYTES))
         self._moves: list[tuple[Buffer, Buffer]] = []
-        first = position = chunks[0].extent.block
+        first = position = chunks[0].place.block
         for wanted in chunks:
-            if wanted.extent.block > position:
-                self.parts.append(scratch((wanted.extent.block - position) * BLOCK_BYTES))
-            position = wanted.extent.block + blocks_of(len(wanted.buffer))
+            if wanted.place.block > position:
+                self.parts.append(scratch((wanted.place.block - position) * BLOCK_BYTES))
+            position = wanted.place.block + blocks_of(len(wanted.buffer))
             self.parts += tails.read(wanted.buffer, self._moves)
-            self.ends.append((wanted.extent.block - first) * BLOCK_BYTES + len(wanted.buffer))
+            self.ends.append((wanted.place.block - first) * BLOCK_BYTES + len(wanted.buffer))
 
     def finish(self) -> None:
         for target, source in self._moves:
@@ -209,19 +238,19 @@ class _Tails:
 
 
 def plan_reads(
-    files: Files, source: Source, checksum: ChunkChecksum, wanted: Sequence[Wanted]
-) -> list[ReadPiece]:
+    files: Files, source: Source, checksum: Checksum, wanted: Sequence[Wanted[P]]
+) -> list[ReadPiece[P]]:
     """Sort by place, merge neighbours, split into pieces."""
-    ordered = sorted(wanted, key=lambda chunk: (chunk.extent.segment, chunk.extent.block))
+    ordered = sorted(wanted, key=lambda chunk: (chunk.place.segment, chunk.place.block))
     runs = _runs(ordered)
-    groups = (group for run in runs for group in _grouped(run, lambda chunk: chunk.extent.length_bytes))
+    groups = (group for run in runs for group in _grouped(run, lambda chunk: chunk.place.length_bytes))
     return [ReadPiece(files, source, checksum, group) for group in groups]
 
 
-def _runs(ordered: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-    run: list[Wanted] = []
+def _runs(ordered: Sequence[Wanted[P]]) -> Iterator[list[Wanted[P]]]:
+    run: list[Wanted[P]] = []
     for chunk in ordered:
-        if run and not _neighbours(run[-1].extent, chunk.extent):
+        if run and not _neighbours(run[-1].place, chunk.place):
             yield run
             run = []
         run.append(chunk)
@@ -229,7 +258,7 @@ def _runs(ordered: Sequence[Wanted]) -> Iterator[list[Wanted]]:
         yield run
 
 
-def _neighbours(first: Extent, second: Extent) -> bool:
+def _neighbours(first: Place, second: Place) -> bool:
     gap = second.block - first.block - blocks_of(first.length_bytes)
     same = (first.segment, first.generation) == (second.segment, second.generation)
     return same and 0 <= gap <= GAP_BLOCKS_MAX

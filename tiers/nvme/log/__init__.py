@@ -1,1 +1,1 @@
-"""The log of segments: appending to it, reading from it, reclaiming its oldest part."""
+"""The log of segments: appends to it, reads from it, reclaims its oldest part."""

@@ -1,14 +1,15 @@
-"""How the store's cap is divided: what is set aside for good, and what is left for segments."""
+"""The sizes of a store, and how its cap is divided between segments and everything else."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..format.segment_file import segment_bytes_for
-from ..index.environment import MAP_BYTES_MIN, READER_BYTES, READERS_MAX
-from ..io.files import BLOCK_BYTES, aligned
-from ..store.directory import Facts
+from ..index.records import MAP_BYTES_MIN, READER_BYTES, READERS_MAX
+from ..io.blocks import BLOCK_BYTES, aligned
 
+SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
+SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
+SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 SEGMENT_SLACK_BYTES = 2 * BLOCK_BYTES  # blocks of a fragmented file's own extent list, which du counts
 INDEX_BYTES_PER_CHUNK = 512  # a record is below 100; pages are half full, and as many are in change
 SMALL_FILES_BYTES = 64 * 1024  # kvtier.json, lock, in-use, a namespace's draft, six directories
@@ -16,6 +17,14 @@ DIRECTORY_BYTES_PER_SEGMENT = 64  # a name of twelve bytes, in a directory that 
 QUARANTINE_SHARE = 32  # a 32nd of the cap, so that evidence never costs much cache
 QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what failed
 SEGMENTS_MIN = 2  # one to append to, one to reclaim
+
+
+class Facts(NamedTuple):
+    """What is fixed for the life of a store."""
+
+    store: bytes
+    segment_bytes: int
+    index_bytes: int  # what the index may take at most
 
 
 class Budget(NamedTuple):
@@ -50,6 +59,13 @@ class Budget(NamedTuple):
     def least_bytes(self) -> int:
         """The smallest cap under which a store of these sizes works."""
         return self.set_aside_bytes + BLOCK_BYTES + SEGMENTS_MIN * self.segment_cost_bytes
+
+
+def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:
+    """The size of segments for a new store."""
+    smallest = aligned(chunk_bytes) * 2 + 4 * BLOCK_BYTES  # two chunks, header, table, body, footer
+    fitting = aligned(capacity_bytes // SEGMENTS_PER_STORE)
+    return max(smallest, min(fitting, max(SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))))
 
 
 def facts_for(capacity_bytes: int, chunk_bytes: int) -> Facts:

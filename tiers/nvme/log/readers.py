@@ -1,16 +1,16 @@
-"""Segment files held open for reading, and held against overwriting while they are read."""
+"""Segment files that are open for reading, and held against overwriting while they are read."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 
+from ...base import ChunkKey
 from ...errors import TierError
-from ..format.segment_file import READERS_BYTE
-from ..index.environment import Index, SegmentState
-from ..io.files import Files
-from ..io.pieces import Wanted
-from ..store.directory import StoreDirectory
+from ..index.environment import Index
+from ..index.records import SegmentState
+from ..io.pieces import Place
+from .segments import READERS_BYTE, Segments
 
 FILES_OPEN_MAX = 128  # idle ones are closed beyond this; each is one of the process's file descriptors
 
@@ -30,15 +30,15 @@ class Readers:
         namespace: whose chunks are read; while it changes, one of the old one's that fails is a miss.
     """
 
-    def __init__(self, files: Files, directory: StoreDirectory, index: Index, namespace: bytes) -> None:
-        self._files, self._directory, self._index = files, directory, index
+    def __init__(self, segments: Segments, index: Index, namespace: bytes) -> None:
+        self._segments, self._files, self._index = segments, segments.files, index
         self.namespace = namespace
         self._lock = threading.Lock()
         # Mutable state, under the lock; the least recently used first.
         self._held: OrderedDict[int, _Held] = OrderedDict()
 
     def acquire(self, segment: int, generation: int) -> int | None:
-        """An open file of this life of the segment, held against overwriting; None where it has ended.
+        """Open this life of the segment and hold it against overwriting; None where that life has ended.
 
         Raises:
             OSError: the file is gone or cannot be opened although the index has it.
@@ -64,13 +64,13 @@ class Readers:
                 self._files.unlock(held.fd, READERS_BYTE)
                 self._trim()
 
-    def in_force(self, wanted: Wanted) -> bool:
-        """Whether the index still says that the chunk lies there; not where it cannot say."""
+    def in_force(self, key: ChunkKey, place: Place) -> bool:
+        """Whether the index still says that the chunk lies there; False where it cannot say."""
         try:
-            _, (extent,) = self._index.find(self.namespace, [wanted.key])
+            _, (extent,) = self._index.find(self.namespace, [key])
         except TierError:
             return False
-        return extent is not None and extent[:4] == wanted.extent[:4]
+        return extent is not None and _room_of(extent) == _room_of(place)
 
     def close(self) -> None:
         with self._lock:
@@ -83,7 +83,7 @@ class Readers:
             held = self._held.get(segment)
             if held is None:
                 try:
-                    held = _Held(self._files.open_data(self._directory.segment_path(segment)))
+                    held = _Held(self._segments.open(segment))
                 except FileNotFoundError:
                     return None
                 self._held[segment] = held
@@ -102,3 +102,7 @@ class Readers:
         idle = [number for number, held in self._held.items() if not held.users]
         for number in idle[: max(0, len(self._held) - FILES_OPEN_MAX)]:
             self._files.close(self._held.pop(number).fd)
+
+
+def _room_of(place: Place) -> tuple[int, int, int, int]:
+    return place.segment, place.generation, place.block, place.length_bytes

@@ -1,4 +1,4 @@
-"""Reclaiming with a second chance: chunks that were read since they were written are written again.
+"""Reclaims with a second chance: chunks that were read since they were written are written again.
 
 That is S3-FIFO on a log: one queue in the order of writing, and a chunk that was used moves to its end.
 What may be carried is bounded by what was stored: with a write amplification of 1.3, three bytes are
@@ -12,13 +12,17 @@ from functools import partial
 
 from ...base import Buffer, ChunkKey
 from ..format.checksum import ChunkChecksum
-from ..index.environment import Extent, Index
-from ..io.files import BLOCK_BYTES, Files, Lanes, aligned, scratch
+from ..index.environment import Index
+from ..index.records import Extent
+from ..io.blocks import BLOCK_BYTES, aligned, scratch
+from ..io.lanes import Lanes
 from ..io.pieces import Wanted, plan_reads
-from ..store.directory import StoreDirectory
-from .append import Appender, Target
-from .lifecycle import Live, Log, Victim
+from .append import Appender
+from .chunks import Live, Target
 from .readers import Readers
+from .segments import Segments
+from .tail import Tail
+from .victim import Victim, Victims
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
 ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
@@ -47,43 +51,43 @@ class Carrier:
 
     def __init__(
         self,
-        files: Files,
         lanes: Lanes,
-        directory: StoreDirectory,
+        segments: Segments,
         index: Index,
-        log: Log,
+        victims: Victims,
+        tail: Tail,
         appender: Appender,
         allowance: Allowance,
     ) -> None:
-        self._files, self._lanes, self._directory, self._index = files, lanes, directory, index
-        self._log, self._appender, self._allowance = log, appender, allowance
+        self._lanes, self._segments, self._index, self._victims = lanes, segments, index, victims
+        self._tail, self._appender, self._allowance = tail, appender, allowance
         # Mutable state, changed on the loop only.
         self.carried_chunks = 0
         self.carried_bytes = 0
         self.evicted_chunks = 0
 
     async def reclaim(self, *, carry: bool) -> bool:
-        """Free one segment; False where nobody's is old enough to be reclaimed. Not to be cancelled.
+        """Free one segment; False where there is none to reclaim. Must not be cancelled.
 
         Raises:
             OSError, TierError: it is left to whoever reclaims next.
         """
-        order = self._appender.next_order()  # before we look: what is removed from here on is removed later
-        victim = await self._lanes.upkeep(self._log.begin_reclaim)
+        order = self._tail.next_order()  # before we look: what is removed from here on is removed later
+        victim = await self._lanes.upkeep(self._victims.begin)
         if victim is None:
             return False
         try:
             groups = list(_groups(self._chosen(victim))) if carry else []
             for group in groups:
                 await self._carry(group, order)
-            await self._appender.note(victim.removals)
+            await self._appender.write_removals(victim.removals)
             if groups or victim.removals:
                 # What was durable stays so: the new place first, then the old one may be overwritten.
-                await self._appender.sync()
+                await self._tail.sync()
         except BaseException:
-            self._log.abandon(victim)
+            self._victims.abandon(victim)
             raise
-        self.evicted_chunks += await self._lanes.upkeep(partial(self._log.finish_reclaim, victim))
+        self.evicted_chunks += await self._lanes.upkeep(partial(self._victims.finish, victim))
         return True
 
     def _chosen(self, victim: Victim) -> Iterator[Live]:
@@ -97,14 +101,14 @@ class Carrier:
         namespace, scope = group[0].namespace, group[0].scope
         checksum = ChunkChecksum(namespace)
         wanted = list(_with_buffers(group))
-        readers = Readers(self._files, self._directory, self._index, namespace)
+        readers = Readers(self._segments, self._index, namespace)
         try:
-            pieces = plan_reads(self._files, readers, checksum, wanted)
+            pieces = plan_reads(self._segments.files, readers, checksum, wanted)
             await self._lanes.store(pieces, then=lambda: None)  # behind loads, like all that nobody waits for
         finally:
             readers.close()
         bad = {piece.chunks[position].key for piece in pieces for position in piece.failed}
-        old = {chunk.key: chunk.extent for chunk in wanted}
+        old = {chunk.key: chunk.place for chunk in wanted}
         good: list[tuple[ChunkKey, Buffer]] = [
             (chunk.key, chunk.buffer) for chunk in wanted if chunk.key not in bad
         ]
@@ -146,7 +150,7 @@ def _groups(lives: Iterable[Live]) -> Iterator[list[Live]]:
         yield step
 
 
-def _with_buffers(group: list[Live]) -> Iterator[Wanted]:
+def _with_buffers(group: list[Live]) -> Iterator[Wanted[Extent]]:
     memory = scratch(sum(max(BLOCK_BYTES, aligned(live.extent.length_bytes)) for live in group))
     start = 0
     for live in group:

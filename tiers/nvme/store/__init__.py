@@ -1,1 +1,1 @@
-"""One store: its directory, its namespaces, and how it is opened, rebuilt and closed."""
+"""One store: its directory and namespaces; opens, rebuilds and closes it."""

@@ -1,4 +1,4 @@
-"""The directory of one NVMe store: who may use it, what it says about itself, who has it open.
+"""The directory of one store: who may use it, what it says about itself, who has it open.
 
     kvtier.json     format version, store uuid, sizes fixed at creation
     in-use          while somebody has the store open: the boot of the kernel on which that is; else blank
@@ -32,11 +32,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
-from ...errors import IdentityMismatch, TierUnavailable
+from ...errors import TierUnavailable
 from ..io.files import Files
-from .namespaces import Identity
+from ..log.budget import Facts
+from ..log.segments import Segments
+from .namespaces import Namespaces
 
 FORMAT = 1  # raised when an older kvtier could misread the directory
 
@@ -54,22 +55,6 @@ _LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a st
 _FILES = (_IN_USE + ".new", _IN_USE, _FACTS + ".new", _FACTS, _LOCK)  # the facts outlive what they stand for
 
 
-class Facts(NamedTuple):
-    """What is fixed for the life of a store."""
-
-    store: bytes
-    segment_bytes: int
-    index_bytes: int  # what the index may take at most
-
-
-class NamespaceFile(NamedTuple):
-    """A namespace as its file has it; `scope` may lag behind the index, never run ahead of it."""
-
-    identity: Identity
-    scope: int
-    epoch: int
-
-
 class StoreDirectory:
     """An opened store directory. Blocking; methods may be called from any thread, one at a time."""
 
@@ -77,6 +62,8 @@ class StoreDirectory:
         self, files: Files, root: Path, lock_fd: int, facts: Facts, *, alone: bool, undo: ExitStack
     ) -> None:
         self.files, self.root, self.facts = files, root, facts
+        self.segments = Segments(files, root, facts)
+        self.namespaces = Namespaces(files, root / "namespaces")
         self.alone = alone  # nobody else had the store open when we opened it
         self._lock_fd = lock_fd
         self._undo = undo  # closes the lock too
@@ -97,7 +84,7 @@ class StoreDirectory:
 
     @staticmethod
     def look(root: Path) -> Facts | None:
-        """What the store at `root` says of itself, None where one could be made; changes nothing.
+        """Read what the store at `root` says of itself, None where one could be made; changes nothing.
 
         Raises:
             TierUnavailable: `open` would refuse it.
@@ -113,25 +100,17 @@ class StoreDirectory:
     def quarantine_path(self) -> Path:
         return self.root / "quarantine"
 
-    def segment_path(self, segment: int) -> Path:
-        return self.root / "segments" / f"{segment:08d}.seg"
-
-    def segment_files(self) -> dict[int, Path]:
-        """The segment files that exist, by number."""
-        paths = (self.root / "segments").glob("*.seg")
-        return {int(path.stem): path for path in paths if path.stem.isdecimal()}
-
     def index_is_trusted(self) -> bool:
         """Whether the index was closed well, or was in use on this very boot."""
         return self._marked_boot() in ("", self.files.boot_id())
 
     def mark(self) -> None:
-        """Note, durably, that the store is in use: before the index is changed, which is not synced then."""
+        """Mark the store as in use, durably. It comes before any change of the index, which is not synced."""
         if self._marked_boot() != self.files.boot_id():
             self._write_mark(self.files.boot_id())
 
     def ready(self) -> None:
-        """Opening is done: let others open the store."""
+        """End the opening: let others open the store."""
         self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=False)
         self.files.unlock(self._lock_fd, OPENING_BYTE)
 
@@ -144,7 +123,7 @@ class StoreDirectory:
         return self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=True)
 
     def unmark(self) -> None:
-        """The index is whole and synced, and nobody uses it any more."""
+        """Say that the index is whole and synced, and that nobody uses it any more."""
         self._write_mark("")
 
     def _marked_boot(self) -> str:
@@ -170,39 +149,6 @@ class StoreDirectory:
         if not self._closed:
             self._closed = True
             os.close(self._lock_fd)
-
-    def namespace_path(self, digest: bytes) -> Path:
-        return self.root / "namespaces" / f"{digest.hex()}.json"
-
-    def write_namespace(self, digest: bytes, namespace: NamespaceFile) -> None:
-        """Keep a namespace's identity and scope, durably."""
-        document = {**namespace.identity.to_json(), "scope": namespace.scope, "epoch": namespace.epoch}
-        self.files.write_small(self.namespace_path(digest), json.dumps(document, indent=1).encode())
-
-    def namespaces(self) -> dict[bytes, NamespaceFile]:
-        """Every namespace whose file can be read."""
-        found = {}
-        for path in sorted((self.root / "namespaces").glob("*.json")):
-            namespace = _namespace(path)
-            if namespace is not None:
-                found[bytes.fromhex(path.stem)] = namespace
-        return found
-
-    def compared(self, identity: Identity) -> NamespaceFile | None:
-        """What is on disk under this identity's digest, None where nothing is yet.
-
-        Raises:
-            IdentityMismatch: it names other fields.
-        """
-        path = self.namespace_path(identity.digest)
-        namespace = _namespace(path) if path.exists() else None
-        if namespace is None:
-            return None
-        differences = identity.differences(namespace.identity)
-        if differences or list(identity.fields) != list(namespace.identity.fields):
-            what = "; ".join(differences) or "the order of the fields differs"
-            raise IdentityMismatch("nvme", f"{path} was written for another identity: {what}")
-        return namespace
 
 
 @contextmanager
@@ -352,12 +298,3 @@ def _wait_for_opening(files: Files, lock_fd: int, root: Path, wait_s: float) -> 
         if time.monotonic() > deadline_s:
             raise TierUnavailable("nvme", f"{root} is being opened by another process for too long")
         time.sleep(OPENING_POLL_S)
-
-
-def _namespace(path: Path) -> NamespaceFile | None:
-    try:
-        document = json.loads(path.read_text())
-        bytes.fromhex(path.stem)
-        return NamespaceFile(Identity.from_json(document), int(document["scope"]), int(document["epoch"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

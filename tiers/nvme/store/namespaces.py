@@ -1,39 +1,24 @@
-"""What makes two chunks' bytes interchangeable, written out field by field.
+"""Namespaces: what makes two chunks' bytes interchangeable, and the file in which each is written out.
 
 A namespace is the set of chunks of one identity. Its digest covers every field, so a changed field is
-another namespace and never a wrong hit; the fields themselves are kept beside the chunks, so that a
-person can be told *which* field changed.
+another namespace and never a wrong hit. The fields themselves are kept beside the chunks, so that a
+message can name the field that changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
-SAMPLE_BYTES = 64 * 1024  # read at each sampled place of a weights file
-SAMPLES_PER_SHARD = 4  # first, two inside, last: enough to tell a fine-tune, which changes every tensor
-HEADER_BYTES_MAX = 16 * 1024 * 1024  # of a safetensors header; real ones are far below 1 MiB
-SHARDS_SAMPLED_MAX = 256  # bounds what a start reads: 256 shards * 4 * 64 KiB = 64 MiB, beside the headers
+from ...errors import IdentityMismatch
+from ..io.files import Files
 
 ONE_PROCESS = "process"  # the field of a namespace that nobody but one process ever uses
-
-_WHOLE_FILES = (
-    "config.json",
-    "quantization_config.json",
-    "hf_quant_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-)
-_SHARD_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +85,61 @@ def one_process() -> dict[str, str]:
     return {ONE_PROCESS: str(uuid.uuid4())}
 
 
-def weights_fingerprint(model_dir: str | os.PathLike[str]) -> str:
-    """A hex digest of a model directory that changes when its weights or its tokenizer do.
+class NamespaceFile(NamedTuple):
+    """A namespace as its file has it; `scope` may lag behind the index, never run ahead of it."""
 
-    Covers the configuration and tokenizer files whole; of each weights file its name, its size, its
-    safetensors header, and `SAMPLES_PER_SHARD` samples of `SAMPLE_BYTES` spread over the first
-    `SHARDS_SAMPLED_MAX` files. So it reads some tens of MiB of a model of any size. An edit of a few
-    bytes between two samples goes unnoticed: for that there is `weights_epoch`.
-
-    Raises:
-        OSError: the directory or one of its files cannot be read.
-    """
-    directory = Path(model_dir)
-    digest = hashlib.sha256(b"kvtier weights 1\0")
-    for name in _WHOLE_FILES:
-        path = directory / name
-        if path.is_file():
-            _add(digest, name.encode(), path.read_bytes())
-    for count, path in enumerate(_shards(directory)):
-        _add(digest, path.name.encode(), str(path.stat().st_size).encode())
-        if count < SHARDS_SAMPLED_MAX:
-            with path.open("rb") as shard:
-                for part in _sampled(shard, path):
-                    _add(digest, b"sample", part)
-    return digest.hexdigest()
+    identity: Identity
+    scope: int
+    epoch: int
 
 
-def _shards(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in _SHARD_SUFFIXES)
+class Namespaces:
+    """The namespaces' files in a store. Blocking; any thread."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self._files, self._folder = files, folder
+
+    def path(self, digest: bytes) -> Path:
+        return self._folder / f"{digest.hex()}.json"
+
+    def write(self, digest: bytes, namespace: NamespaceFile) -> None:
+        """Keep a namespace's identity and scope, durably."""
+        document = {**namespace.identity.to_json(), "scope": namespace.scope, "epoch": namespace.epoch}
+        self._files.write_small(self.path(digest), json.dumps(document, indent=1).encode())
+
+    def read(self) -> dict[bytes, NamespaceFile]:
+        """Every namespace whose file can be read."""
+        found = {}
+        for path in sorted(self._folder.glob("*.json")):
+            namespace = _namespace(path)
+            if namespace is not None:
+                found[bytes.fromhex(path.stem)] = namespace
+        return found
+
+    def compared(self, identity: Identity) -> NamespaceFile | None:
+        """Read what is on the drive under this identity's digest, None where nothing is yet.
+
+        Raises:
+            IdentityMismatch: it names other fields.
+        """
+        path = self.path(identity.digest)
+        namespace = _namespace(path) if path.exists() else None
+        if namespace is None:
+            return None
+        differences = identity.differences(namespace.identity)
+        if differences or list(identity.fields) != list(namespace.identity.fields):
+            what = "; ".join(differences) or "the order of the fields differs"
+            raise IdentityMismatch("nvme", f"{path} was written for another identity: {what}")
+        return namespace
+
+    def remove(self, digest: bytes) -> None:
+        self._files.unlink(self.path(digest))
 
 
-def _sampled(shard: BinaryIO, path: Path) -> Iterator[bytes]:
-    size_bytes = path.stat().st_size
-    if path.suffix == ".safetensors":
-        prefix = shard.read(8)
-        if len(prefix) == 8:
-            (header_bytes,) = struct.unpack("<Q", prefix)
-            yield prefix + shard.read(min(header_bytes, HEADER_BYTES_MAX))
-    last = max(0, size_bytes - SAMPLE_BYTES)
-    for sample in range(SAMPLES_PER_SHARD):
-        shard.seek(last * sample // (SAMPLES_PER_SHARD - 1))
-        yield shard.read(SAMPLE_BYTES)
-
-
-def _add(digest: hashlib._Hash, label: bytes, data: bytes) -> None:
-    digest.update(struct.pack("<QQ", len(label), len(data)))
-    digest.update(label)
-    digest.update(data)
+def _namespace(path: Path) -> NamespaceFile | None:
+    try:
+        document = json.loads(path.read_text())
+        bytes.fromhex(path.stem)
+        return NamespaceFile(Identity.from_json(document), int(document["scope"]), int(document["epoch"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,4 +1,4 @@
-"""Opening and closing a store: directory, index and namespace brought into agreement."""
+"""Opens and closes a store, so that directory, index and namespaces agree."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 
 from ...base import ChunkKey
 from ...errors import TierError, TierUnavailable
-from ..format.segment_file import CLAIM_BYTE, blocks_of, table_bytes
-from ..index.environment import Index, IndexDamaged, Namespace, SegmentState, Transaction
-from ..io.files import BLOCK_BYTES, Files, aligned, scratch
-from ..log.budget import Budget, cap_holding, facts_for
-from .directory import Facts, NamespaceFile, StoreDirectory, mapped_os_errors
-from .namespaces import Identity
+from ..format.codec import table_bytes
+from ..index.environment import Index, IndexDamaged
+from ..index.records import Namespace, SegmentState
+from ..index.transaction import Transaction
+from ..io.blocks import BLOCK_BYTES, aligned, blocks_of, scratch
+from ..io.files import Files
+from ..log.budget import Budget, Facts, cap_holding, facts_for
+from .directory import StoreDirectory, mapped_os_errors
+from .namespaces import Identity, NamespaceFile
 from .quarantine import Quarantine
 from .rebuild import rebuild
 
@@ -48,7 +51,7 @@ def open_store(
 
     Raises:
         TierUnavailable: the store cannot be used; the message says why.
-        IdentityMismatch: the namespace on disk names other fields.
+        IdentityMismatch: the namespace on the drive names other fields.
     """
     refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
     directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes))
@@ -144,7 +147,7 @@ def _leave_index(directory: StoreDirectory, index: Index, *, last: bool) -> None
 
 
 def _leave_unopened(directory: StoreDirectory, index: Index) -> None:
-    """Leave the index of an open that fails; the error that made it fail is the one to tell."""
+    """Leave the index of an open that fails; the error that made it fail is the one to raise."""
     with contextlib.suppress(OSError, TierError):
         _leave_index(directory, index, last=directory.alone)
 
@@ -224,7 +227,7 @@ def _open_index(directory: StoreDirectory) -> Index:
     try:
         return _whole_index(directory)
     except IndexDamaged as error:
-        if directory.segment_files():
+        if directory.segments.paths():
             logger.warning("%s; rebuilding the index of %s", error, directory.root)
     return _index_anew(directory)
 
@@ -250,7 +253,7 @@ def _index_anew(directory: StoreDirectory) -> Index:
     directory.mark()  # now that the one which may be torn is gone
     index = Index.open(directory.index_path, directory.facts.index_bytes)
     try:
-        rebuild(directory.files, directory, index)
+        rebuild(directory, index)
     except BaseException:
         index.close()
         raise
@@ -274,15 +277,15 @@ def _trusted_index(directory: StoreDirectory) -> Index:
 
 
 def _open_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    if directory.compared(identity) is None:
-        _tell_relatives(directory, identity)
+    if directory.namespaces.compared(identity) is None:
+        _log_relatives(directory, identity)
         index.write(lambda txn: _write_namespace(txn, directory, identity))
         directory.files.reached("namespace written")
     index.write(lambda txn: _ensure_scope(txn, identity.digest))
 
 
-def _tell_relatives(directory: StoreDirectory, identity: Identity) -> None:
-    for other in directory.namespaces().values():
+def _log_relatives(directory: StoreDirectory, identity: Identity) -> None:
+    for other in directory.namespaces.read().values():
         if other.identity.label == identity.label:
             differences = "; ".join(identity.differences(other.identity))
             logger.info(
@@ -291,8 +294,8 @@ def _tell_relatives(directory: StoreDirectory, identity: Identity) -> None:
 
 
 def _drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Drop all other namespaces that nothing is lost with: nobody else has the store open."""
-    files = directory.namespaces()
+    """Drop all other namespaces that nothing is lost with. Call it while nobody else has the store open."""
+    files = directory.namespaces.read()
 
     def drop(txn: Transaction) -> list[bytes]:
         records = txn.namespaces()
@@ -303,7 +306,7 @@ def _drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) 
         return unneeded
 
     for digest in index.write(drop):
-        directory.files.unlink(directory.namespace_path(digest))
+        directory.namespaces.remove(digest)
 
 
 def _is_unneeded(txn: Transaction, record: Namespace | None, file: NamespaceFile | None) -> bool:
@@ -320,9 +323,9 @@ def _is_unneeded(txn: Transaction, record: Namespace | None, file: NamespaceFile
 
 
 def _drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Its chunks are out of sight at once, and leave with their segments."""
+    """Drop the namespace: its chunks are misses at once, and leave with their segments."""
     index.write(lambda txn: txn.drop_namespace(identity.digest))
-    directory.files.unlink(directory.namespace_path(identity.digest))
+    directory.namespaces.remove(identity.digest)
 
 
 def _ensure_scope(txn: Transaction, digest: bytes) -> None:
@@ -340,7 +343,7 @@ def _write_namespace(txn: Transaction, directory: StoreDirectory, identity: Iden
     """Write the namespace's file as the index has it by now; in a write transaction, so by one at a time."""
     record = txn.namespace(identity.digest)
     scope, epoch = (record.scope, record.epoch) if record else (0, 0)
-    directory.write_namespace(identity.digest, NamespaceFile(identity, scope, epoch))
+    directory.namespaces.write(identity.digest, NamespaceFile(identity, scope, epoch))
 
 
 def _set_cap(txn: Transaction, directory: StoreDirectory, budget: Budget) -> None:
@@ -350,24 +353,19 @@ def _set_cap(txn: Transaction, directory: StoreDirectory, budget: Budget) -> Non
 
 
 def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
-    """A rebuilt index does not know the cap: until a server sets it again, the store grows no further."""
+    """Cap a store whose rebuilt index does not know the cap: until a server sets it, it grows no further."""
     if not txn.number("capacity_bytes"):
         taken_bytes = sum(segment.allocated_bytes for segment in txn.segments().values())
         txn.set_number("capacity_bytes", cap_holding(taken_bytes, len(txn.namespaces()), facts))
 
 
 def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:
-    """Files without a record, and free segments without a file: a process died between the two."""
-    known, files = txn.segments(), directory.segment_files()
+    """Remove files without a record, and records without a file: a process died between the two."""
+    known, numbers = txn.segments(), directory.segments.paths().keys()
     for number, segment in known.items():
-        if segment.state is SegmentState.FREE and number not in files:
+        if segment.state is SegmentState.FREE and number not in numbers:
             txn.drop_segment(number)
-    for number, path in files.items():
-        if number in known:
-            continue
-        fd = directory.files.open_data(path, write=True)
-        try:
-            if directory.files.try_lock(fd, CLAIM_BYTE, exclusive=True):
-                directory.files.unlink(path)
-        finally:
-            directory.files.close(fd)
+    for number in numbers - known.keys():
+        with directory.segments.claimed(number) as file:
+            if file is not None:
+                directory.segments.unlink(number)

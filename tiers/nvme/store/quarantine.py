@@ -1,4 +1,4 @@
-"""Evidence of chunks that failed their checksum: what was expected, and the bytes that were there."""
+"""Keeps evidence of chunks that failed their checksum: what was expected, and the bytes that were there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...base import Buffer
-from ..io.files import BLOCK_BYTES, Files, aligned
+from ..io.blocks import BLOCK_BYTES, aligned
+from ..io.files import Files
 
 FILES_MAX = 64  # a pattern shows in fewer
 HEAD_BYTES_MAX = BLOCK_BYTES  # of the line before the bytes: a key of 256 bytes is 512 in hex

@@ -1,4 +1,4 @@
-"""The index made again from the log, when it is lost, torn or another store's.
+"""Rebuilds the index from the log, when it is lost, torn or another store's.
 
 Each sealed segment costs one read of its trailer, an unsealed one a sweep and a look at its chunks: a power
 loss may have left a table whose chunks were never synced, and what the index has is not stored anew. A drive
@@ -16,12 +16,15 @@ from typing import NamedTuple
 
 from ...base import ChunkKey
 from ..format.checksum import ChunkChecksum
-from ..format.segment_file import FIRST_BLOCK, Batch, Entry, SegmentFile, SegmentName, reads_right
-from ..index.environment import Extent, Index, Namespace, Segment, SegmentState, Transaction
+from ..format.codec import FIRST_BLOCK, Batch, Entry
+from ..format.segment_file import SegmentFile, reads_right
+from ..index.environment import Index
 from ..index.ledger import Ledger
-from ..io.files import Files
+from ..index.records import Extent, Namespace, Segment, SegmentState
+from ..index.transaction import Transaction
 from ..log.budget import SEGMENT_SLACK_BYTES
-from ..log.lifecycle import index_is_tight
+from ..log.room import index_is_tight
+from ..log.segments import Segments
 from .directory import StoreDirectory
 
 REBUILT_S = "rebuilt_s"  # the number in the index that says when: nobody knows what was read before
@@ -34,13 +37,13 @@ class _Found(NamedTuple):
     batches: list[Batch]
 
 
-def rebuild(files: Files, directory: StoreDirectory, index: Index) -> None:
-    """Fill an empty index from the segments. Call it alone, while opening; segments that fit nothing go.
+def rebuild(directory: StoreDirectory, index: Index) -> None:
+    """Fill an empty index from the segments, and remove files that are none. Call it alone, while opening.
 
     Raises:
         OSError: the directory cannot be read.
     """
-    found = _found(files, directory)
+    found = _found(directory.segments)
     batches = [batch for one in found for batch in one.batches]
     index.write(lambda txn: _put_frame(txn, directory, found, batches))
     _put_extents(index, directory.facts.index_bytes, batches)
@@ -48,49 +51,45 @@ def rebuild(files: Files, directory: StoreDirectory, index: Index) -> None:
     index.write(lambda txn: txn.set_store_uuid(directory.facts.store))
 
 
-def _found(files: Files, directory: StoreDirectory) -> list[_Found]:
+def _found(segments: Segments) -> list[_Found]:
     """The store's segments, the oldest first."""
     found, useless, refused = [], [], None
-    for number, path in sorted(directory.segment_files().items()):
+    for number in sorted(segments.paths()):
         try:
-            one = _look(files, directory, number)
+            one = _look(segments, number)
         except OSError as error:
             one, refused = None, error
         if one is None:
-            useless.append(path)
+            useless.append(number)
         else:
             found.append(one)
     if refused is not None and not found:
         raise refused  # not a place of the drive but the drive: it may read again some day
-    for path in useless:
-        files.unlink(path)
+    for number in useless:
+        segments.unlink(number)
     return sorted(found, key=lambda one: one.segment.opened)
 
 
-def _look(files: Files, directory: StoreDirectory, number: int) -> _Found | None:
+def _look(segments: Segments, number: int) -> _Found | None:
     """What a segment file says about itself, None where it is no segment of this store.
 
     Raises:
         OSError: whose segment it is cannot be read.
     """
-    fd = files.open_data(directory.segment_path(number), write=True)
-    try:
-        unnamed = SegmentFile(files, fd, SegmentName(b"", 0, 0), directory.facts.segment_bytes)
-        header = unnamed.read_header()
-        if header is None or header.name[:2] != (directory.facts.store, number):
+    with segments.opened(number, write=True) as unnamed:
+        header = unnamed.read_header() if unnamed is not None else None
+        if unnamed is None or header is None or header.name[:2] != unnamed.name[:2]:
             return None
-        file = SegmentFile(files, fd, header.name, directory.facts.segment_bytes)
+        file = segments.file(unnamed.fd, number, header.name.generation)
         sealed = _trailer(file)
         batches = _swept(file) if sealed is None else sealed
         state = SegmentState.OPEN if sealed is None else SegmentState.SEALED
         end = max([FIRST_BLOCK, *(batch.end_block for batch in batches)])
         if sealed is None:
             batches = [_corrected(file, batch) for batch in batches]
-        allocated_bytes = directory.facts.segment_bytes + SEGMENT_SLACK_BYTES
+        allocated_bytes = segments.facts.segment_bytes + SEGMENT_SLACK_BYTES
         segment = Segment(state, header.name.generation, header.opened, end, 0, 0, allocated_bytes)
         return _Found(number, segment, batches)
-    finally:
-        files.close(fd)
 
 
 def _trailer(file: SegmentFile) -> list[Batch] | None:
@@ -110,7 +109,7 @@ def _swept(file: SegmentFile) -> list[Batch]:
 
 
 def _corrected(file: SegmentFile, batch: Batch) -> Batch:
-    """The batch with those chunks that are there, also on disk: the trailer is to repeat its table."""
+    """Cut the table down to the chunks that are there, on the drive too: the trailer is to repeat it."""
     if batch.removals:
         return batch
     checksum = ChunkChecksum(batch.namespace)
@@ -132,7 +131,7 @@ def _put_frame(
     for number, segment, _ in found:
         txn.put_segment(number, segment)
     scopes: dict[bytes, tuple[int, int]] = {}
-    for digest, namespace in directory.namespaces().items():
+    for digest, namespace in directory.namespaces.read().items():
         scopes[digest] = (namespace.scope, namespace.epoch)
     for batch in batches:
         scope, epoch = scopes.get(batch.namespace, (0, 0))

@@ -20,7 +20,8 @@ from kvtier.tiers.base import Buffer, RemoveReason
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.finding import Kind, Report
 from kvtier.tiers.nvme.admin.fsck import check_directory
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.namespaces import Identity
 from kvtier.tiers.nvme.store.opening import Store
 
@@ -40,7 +41,7 @@ async def path(tmp_path: Path) -> Path:
 
 
 def checked(path: Path, *, deep: bool = True, repair: bool = False) -> Report:
-    return check_directory(Files(), path, deep=deep, repair=repair, told=lambda done, total: None)
+    return check_directory(Files(), path, deep=deep, repair=repair, progress=lambda done, total: None)
 
 
 def kinds(report: Report) -> set[Kind]:
@@ -50,7 +51,7 @@ def kinds(report: Report) -> set[Kind]:
 async def test_a_whole_store_is_clean_and_every_chunk_is_counted_as_read(path: Path) -> None:
     told: list[tuple[int, int]] = []
     report = check_directory(
-        Files(), path, deep=True, repair=False, told=lambda done, total: told.append((done, total))
+        Files(), path, deep=True, repair=False, progress=lambda done, total: told.append((done, total))
     )
     assert report == Report((), CHUNKS, len(list((path / "segments").glob("*.seg"))))
     assert told == [(done, CHUNKS) for done in range(1, CHUNKS + 1)]
@@ -158,8 +159,8 @@ async def test_a_trailer_that_was_written_again_still_names_what_was_removed(tmp
     tier = await opened(path)
     await stored(tier, keys_of(0, 20))
     await tier.remove(keys_of(0, 5), RemoveReason.REQUESTED)  # behind the end that the index knows
-    full, tier._appender._current = tier._appender._current, None
-    tier._appender._retire(full)  # sealed with the removals as its last batch
+    full, tier._tail._current = tier._tail._current, None
+    tier._tail._retire(full)  # sealed with the removals as its last batch
     await stored(tier, keys_of(20, 1))
     await tier.close()
     damage.using(path, damage.trailer)
@@ -179,7 +180,7 @@ async def test_a_device_that_refuses_to_read_a_chunk_is_a_finding(path: Path) ->
                 raise OSError(errno.EIO, "Input/output error")
             return super().preadv(fd, buffers, offset)
 
-    report = check_directory(Refusing(), path, deep=True, repair=False, told=lambda done, total: None)
+    report = check_directory(Refusing(), path, deep=True, repair=False, progress=lambda done, total: None)
     assert Kind.CONTENT in kinds(report)
 
 
@@ -195,7 +196,7 @@ async def test_a_table_that_cannot_be_read_costs_no_chunk(tmp_path: Path, sealed
         damage.using(path, damage.trailer)
     files = BadPlaces(f"{place.segment:08d}.seg", 18 * BLOCK_BYTES)
     keys = keys_of(0, 240 if sealed else 40)
-    report = check_directory(files, path, deep=True, repair=True, told=lambda done, total: None)
+    report = check_directory(files, path, deep=True, repair=True, progress=lambda done, total: None)
     lost = [finding.where.key for finding in report.findings if finding.kind is Kind.TABLE]
     assert lost == keys_of(4, 4)
     assert report.repaired == len(report.findings) - len(lost)
@@ -209,7 +210,7 @@ async def test_a_segment_of_which_much_cannot_be_read_keeps_the_rest(path: Path)
     place = damage.using(path, lambda store: damage.extent_of(store, KEY))
     bad = [block * BLOCK_BYTES for block in range(1, 30)]  # all of KEY and of what is before it
     files = BadPlaces(f"{place.segment:08d}.seg", *bad)
-    report = check_directory(files, path, deep=False, repair=True, told=lambda done, total: None)
+    report = check_directory(files, path, deep=False, repair=True, progress=lambda done, total: None)
     assert Kind.TRAILER in kinds(report)
     assert 0 < report.repaired < len(report.findings)
     tier = await opened(path)
@@ -221,7 +222,7 @@ async def test_a_segment_of_which_much_cannot_be_read_keeps_the_rest(path: Path)
 async def test_the_open_segment_of_a_server_is_not_mended_under_it(path: Path) -> None:
     tier = await opened(path)
     await stored(tier, keys_of(1000, 4))
-    current = tier._appender._current
+    current = tier._tail._current
     assert current is not None
     damage.using(path, lambda store: damage.overwrite(store, current.name.segment, 0, bytes(BLOCK_BYTES)))
     report = checked(path, repair=True)

@@ -12,16 +12,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kvtier.tiers.nvme.index.environment import (
-    Extent,
-    Index,
-    IndexDamaged,
-    IndexFull,
-    Namespace,
-    Segment,
-    SegmentState,
-    Transaction,
-)
+from kvtier.tiers.nvme.index.environment import Index, IndexDamaged, IndexFull
+from kvtier.tiers.nvme.index.records import Extent, Namespace, Segment, SegmentState
+from kvtier.tiers.nvme.index.transaction import Transaction
 
 MIB = 1024 * 1024
 NAMESPACE = b"n" * 32
@@ -205,7 +198,8 @@ def test_two_users_in_one_process_share_it(tmp_path: Path, index: Index) -> None
 def test_a_commit_is_seen_by_another_process(tmp_path: Path, index: Index) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from kvtier.tiers.nvme.index.environment import Index, Extent\n"
+        "from kvtier.tiers.nvme.index.environment import Index\n"
+        "from kvtier.tiers.nvme.index.records import Extent\n"
         "index = Index.open(Path(sys.argv[1]), 1 << 20)\n"
         "index.write(lambda txn: txn.put_extent(1, b'theirs', Extent(1, 1, 1, 1, 1, 1, 0, 0)))\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"

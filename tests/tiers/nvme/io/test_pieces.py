@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from kvtier.tiers.base import Buffer, ChunkKey, Failure
 from kvtier.tiers.nvme.format.checksum import ChunkChecksum
-from kvtier.tiers.nvme.format.segment_file import Entry, blocks_of
-from kvtier.tiers.nvme.index.environment import Extent
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, PIECE_BYTES, Files
+from kvtier.tiers.nvme.index.records import Extent
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES, PIECE_BYTES, blocks_of
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.io.pieces import (
     PIECE_CHUNKS_MAX,
+    Place,
     ReadPiece,
     Wanted,
     WritePiece,
+    Written,
     plan_reads,
     plan_writes,
 )
@@ -64,7 +66,7 @@ class OneFile:
     def release(self, segment: int) -> None:
         self.users -= 1
 
-    def in_force(self, wanted: Wanted) -> bool:
+    def in_force(self, key: ChunkKey, place: Place) -> bool:
         return self.current
 
 
@@ -84,26 +86,26 @@ def chunks_of(lengths: Sequence[int]) -> list[tuple[ChunkKey, Buffer]]:
     return [(b"%d" % i, buffer) for i, buffer in enumerate(buffers)]
 
 
-def written(source: OneFile, chunks: Sequence[tuple[ChunkKey, Buffer]], block: int = 1) -> list[Entry]:
+def written(source: OneFile, chunks: Sequence[tuple[ChunkKey, Buffer]], block: int = 1) -> list[Written]:
     assert source.fd is not None
     pieces = plan_writes(Files(), source.fd, CHECKSUM, block, chunks)
     for piece in pieces:
         piece()
         assert piece.error is None
-    return [entry for piece in pieces for entry in piece.entries]
+    return [entry for piece in pieces for entry in piece.written]
 
 
-def wanted(entries: Sequence[Entry]) -> list[Wanted]:
+def wanted(entries: Sequence[Written]) -> list[Wanted[Extent]]:
     return [
         Wanted(entry.key, extent_of(entry), aligned_buffers(1, entry.length_bytes)[0]) for entry in entries
     ]
 
 
-def extent_of(entry: Entry, generation: int = 1) -> Extent:
+def extent_of(entry: Written, generation: int = 1) -> Extent:
     return Extent(5, generation, entry.block, entry.length_bytes, entry.checksum, entry.stored_s, 0, 0)
 
 
-def ran(pieces: Sequence[ReadPiece]) -> dict[ChunkKey, Failure]:
+def ran(pieces: Sequence[ReadPiece[Extent]]) -> dict[ChunkKey, Failure]:
     for piece in pieces:
         piece()
     return {
@@ -168,7 +170,7 @@ def test_neighbours_are_read_together_whatever_their_order(source: OneFile) -> N
 
 
 def test_lives_and_segments_are_not_read_together() -> None:
-    entry = Entry(b"k", 1, 4096, 0, 0)
+    entry = Written(b"k", 1, 4096, 0, 0)
     near = [
         Wanted(b"a", extent_of(entry), memoryview(bytearray(4096))),
         Wanted(b"b", extent_of(entry._replace(block=2), generation=2), memoryview(bytearray(4096))),
@@ -188,7 +190,7 @@ def test_a_write_that_fails_leaves_no_entry(source: OneFile) -> None:
     assert source.fd is not None
     piece = WritePiece(Failing(1), source.fd, CHECKSUM, 1, chunks_of([8192]))
     piece()
-    assert piece.entries == []
+    assert piece.written == []
     assert piece.error is not None
 
 
@@ -218,10 +220,10 @@ def test_a_segment_that_is_gone_is_missing_and_one_whose_file_is_gone_is_corrupt
 
 
 def test_every_chunk_is_planned_exactly_once() -> None:
-    entries = [Entry(b"%d" % i, 1 + 3 * i, 2 * BLOCK_BYTES, 0, 0) for i in range(50)]
+    entries = [Written(b"%d" % i, 1 + 3 * i, 2 * BLOCK_BYTES, 0, 0) for i in range(50)]
     wants = wanted(entries)
     pieces = plan_reads(Files(), OneFile(None), CHECKSUM, wants)
     assert sorted(chunk.key for piece in pieces for chunk in piece.chunks) == sorted(e.key for e in entries)
     for piece in pieces:
-        first, last = piece.chunks[0].extent, piece.chunks[-1].extent
+        first, last = piece.chunks[0].place, piece.chunks[-1].place
         assert (last.block + blocks_of(last.length_bytes) - first.block) * BLOCK_BYTES <= 2 * PIECE_BYTES

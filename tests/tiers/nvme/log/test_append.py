@@ -16,12 +16,12 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer, Failure, RemoveReason
 from kvtier.tiers.errors import TierError
-from kvtier.tiers.nvme.format.segment_file import OpenSegment, SegmentFile, SegmentName
-from kvtier.tiers.nvme.index.environment import SegmentState
+from kvtier.tiers.nvme.format.open_segment import OpenSegment
+from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.tier import NvmeTier
 
-SETTLE_ROUNDS = 200
+LOOP_ROUNDS = 200
 GIVE_UP_S = 60.0  # for a wait that is over in a moment
 
 
@@ -47,11 +47,11 @@ async def test_a_flush_waits_for_the_sync_that_covers_what_was_stored(tmp_path: 
     files.began.clear()
     files.may_go_on.clear()
     await stored(tier, keys_of(10, 8))
-    upkeep = asyncio.create_task(tier._appender.sync())
+    upkeep = asyncio.create_task(tier._tail.sync())
     try:
         await asyncio.to_thread(files.began.wait)
         flush = asyncio.create_task(tier.flush())
-        for _ in range(SETTLE_ROUNDS):
+        for _ in range(LOOP_ROUNDS):
             await asyncio.sleep(0)
         assert not flush.done()
     finally:
@@ -76,7 +76,7 @@ async def test_a_flush_covers_what_another_had_stored_already(
     other = await opened(path, files=files)
     tier = await opened(path, files=files)
     with monkeypatch.context() as patched:
-        patched.setattr(other._appender, "sync", without_sync)
+        patched.setattr(other._tail, "sync", without_sync)
         await stored(other, keys)
         if not lives:
             await other.close()
@@ -134,7 +134,7 @@ async def test_a_store_returns_though_every_segment_is_full(
 
 
 @pytest.mark.parametrize("refused", ["write", "claim"])
-async def test_a_flush_tells_of_removals_that_were_not_noted(
+async def test_a_flush_raises_what_removals_could_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     files, path = RefusingFiles(), tmp_path / "store"
@@ -144,7 +144,7 @@ async def test_a_flush_tells_of_removals_that_were_not_noted(
     if refused == "claim":
         await tier.close()
         tier = await opened(path, files=files)
-        monkeypatch.setattr(tier._appender, "_claim_or_reclaim", lambda: None)
+        monkeypatch.setattr(tier._tail, "_claim_or_reclaim", lambda: None)
     else:
         files.writes = errno.EIO
     await tier.remove(keys_of(0, 8), RemoveReason.REQUESTED)
@@ -160,10 +160,10 @@ async def reclaim_nothing(*, carry: bool) -> bool:
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-async def test_a_removal_outlives_the_segment_that_it_was_noted_in(
+async def test_a_removal_outlives_the_segment_that_it_was_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
-    """It is noted in a segment older than the chunks', which is reclaimed first, ahead of need or at need."""
+    """Its segment is older than the chunks', so it is reclaimed first, ahead of need or at need."""
     path, keys = tmp_path / "store", keys_of(10, 4)
     first = await opened(path, capacity_bytes=8 * MIB)
     tier = await opened(path, capacity_bytes=8 * MIB)
@@ -226,21 +226,3 @@ async def test_a_drive_that_refuses_chunks_keeps_those_it_has(tmp_path: Path, co
     await stored(tier, keys_of(20_000, 50))
     assert len(await right(tier, keys_of(10_000, 4) + keys_of(20_000, 50))) == 54
     await tier.close()
-
-
-def test_a_segment_is_in_vain_until_a_batch_is_written_and_rewinds_once_all_have_ended() -> None:
-    name = SegmentName(b"s" * 16, 1, 1)
-    segment = OpenSegment(SegmentFile(Files(), -1, name, 1 * MIB), 7)
-    first, second = (segment.place([b"key"], [CHUNK_BYTES]) for _ in range(2))
-    assert first is not None
-    assert second is not None
-    assert not segment.is_in_vain, "both may yet be written"
-    segment.refused = True
-    segment.settle(None)
-    assert segment.is_in_vain
-    assert not segment.rewind()
-    segment.settle(None)
-    assert segment.rewind()
-    assert segment.place([b"key"], [CHUNK_BYTES]) == first
-    segment.settle(b"table")
-    assert not segment.is_in_vain

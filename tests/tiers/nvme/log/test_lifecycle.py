@@ -15,10 +15,16 @@ from nvme_rig import CHUNK_BYTES, IDENTITY, MIB
 
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierError
-from kvtier.tiers.nvme.format.segment_file import FIRST_BLOCK, READERS_BYTE, Batch, Entry, OpenSegment
-from kvtier.tiers.nvme.index.environment import Extent, Segment, SegmentState, Transaction, _MapFull
+from kvtier.tiers.nvme.format.codec import FIRST_BLOCK, Batch, Entry
+from kvtier.tiers.nvme.format.open_segment import OpenSegment
+from kvtier.tiers.nvme.index.environment import _MapFull
+from kvtier.tiers.nvme.index.records import Extent, Segment, SegmentState
+from kvtier.tiers.nvme.index.transaction import Transaction
 from kvtier.tiers.nvme.io.files import Files
-from kvtier.tiers.nvme.log.lifecycle import Log, Removals
+from kvtier.tiers.nvme.log.chunks import Removals
+from kvtier.tiers.nvme.log.events import Events
+from kvtier.tiers.nvme.log.lifecycle import Log
+from kvtier.tiers.nvme.log.segments import READERS_BYTE, Segments
 from kvtier.tiers.nvme.store.opening import Store, close_store, open_store
 
 NAMESPACE = b"n" * 32
@@ -39,7 +45,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def log_over(store: Store, files: Files | None = None) -> Log:
-    return Log(files or store.directory.files, store.directory, store.index)
+    directory = store.directory
+    segments = Segments(files or directory.files, directory.root, directory.facts)
+    return Log(segments, store.index, Events())
 
 
 def claimed(log: Log) -> OpenSegment:
@@ -54,7 +62,7 @@ def segments(store: Store) -> dict[int, Segment]:
 
 
 def files_of(store: Store) -> list[int]:
-    return sorted(store.directory.segment_files())
+    return sorted(store.directory.segments.paths())
 
 
 def freed(store: Store, log: Log, count: int) -> list[int]:
@@ -62,9 +70,9 @@ def freed(store: Store, log: Log, count: int) -> list[int]:
     opened = [claimed(log) for _ in range(count)]
     for segment in opened:
         log.seal(segment)
-        victim = log.begin_reclaim()
+        victim = log.victims.begin()
         assert victim is not None
-        log.finish_reclaim(victim)
+        log.victims.finish(victim)
     return [segment.name.segment for segment in opened]
 
 
@@ -74,14 +82,14 @@ def with_a_batch(store: Store, segment: OpenSegment) -> Batch:
     assert placement is not None
     entry = Entry(b"key", placement.block + placement.table_blocks, CHUNK_BYTES, 0, 0)
     batch = Batch(segment.name, placement.block, placement.data_blocks, 1, 1, NAMESPACE, False, (entry,))
-    segment.settle(segment.file.write_table(batch))
+    segment.complete(segment.file.write_table(batch))
     number, record = segment.name.segment, segments(store)[segment.name.segment]
     store.index.write(lambda txn: txn.put_segment(number, record._replace(end_block=batch.end_block)))
     return batch
 
 
 def damage_header(store: Store, number: int) -> None:
-    with store.directory.segment_path(number).open("r+b") as file:
+    with store.directory.segments.path(number).open("r+b") as file:
         file.write(b"\xff" * 512)
 
 
@@ -107,7 +115,7 @@ class BadHeaders(Files):
 def test_a_free_segment_that_is_read_is_left_for_the_next_claim(store: Store) -> None:
     log, files = log_over(store), store.directory.files
     read, other = freed(store, log, 2)
-    reader = files.open_data(store.directory.segment_path(read))
+    reader = files.open_data(store.directory.segments.path(read))
     assert files.try_lock(reader, READERS_BYTE, exclusive=False)
     first = claimed(log)
     files.close(reader)
@@ -125,10 +133,10 @@ def test_a_segment_left_open_that_cannot_be_read_is_reclaimed_and_others_are_cla
     fresh = claimed(log)
     assert fresh.name.segment != left.name.segment
     assert segments(store)[left.name.segment].state is SegmentState.RECLAIMING
-    victim = log.begin_reclaim()
+    victim = log.victims.begin()
     assert victim is not None
     assert victim.number == left.name.segment
-    log.finish_reclaim(victim)
+    log.victims.finish(victim)
     log.leave(fresh)
 
 
@@ -155,9 +163,9 @@ def test_a_file_system_without_room_for_a_segment_leaves_the_old_ones_to_be_recl
     log = log_over(store, Full())
     assert log.claim() is None
     assert files_of(store) == list(segments(store)) == [old.name.segment]
-    victim = log.begin_reclaim()
+    victim = log.victims.begin()
     assert victim is not None
-    log.finish_reclaim(victim)
+    log.victims.finish(victim)
     again = claimed(log)
     assert again.name.segment == old.name.segment
     log.leave(again)
@@ -231,14 +239,14 @@ def test_removals_are_carried_while_segments_of_their_time_are_there(store: Stor
     placement = noting.place(list(key_to_opened), [0, 0, 0])
     assert placement is not None
     batch = Batch(noting.name, placement.block, 0, 7, 1, NAMESPACE, True, entries)
-    noting.settle(noting.file.write_table(batch))
+    noting.complete(noting.file.write_table(batch))
     extent = Extent(other.name.segment, 1, 2, CHUNK_BYTES, 0, 0, 0, 0)
     store.index.write(lambda txn: txn.put_extent(1, b"there again", extent))
     log.seal(noting)
-    victim = log.begin_reclaim()
+    victim = log.victims.begin()
     assert victim is not None
     assert victim.removals == (Removals(NAMESPACE, 1, 7, entries[:1]),)
-    log.abandon(victim)
+    log.victims.abandon(victim)
     log.leave(other)
 
 
@@ -252,9 +260,9 @@ def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
         raise TierError("nvme", "the index cannot say")
 
     with monkeypatch.context() as patched:
-        patched.setattr(log, "_contents", refuse)
+        patched.setattr(log.victims, "_contents", refuse)
         with pytest.raises(TierError):
-            log.begin_reclaim()
-    victim = log.begin_reclaim()
+            log.victims.begin()
+    victim = log.victims.begin()
     assert victim is not None
-    log.finish_reclaim(victim)
+    log.victims.finish(victim)

@@ -14,7 +14,8 @@ from nvme_rig import made, names, opened
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
-from kvtier.tiers.nvme.store.directory import Facts, StoreDirectory
+from kvtier.tiers.nvme.log.budget import Facts
+from kvtier.tiers.nvme.store.directory import StoreDirectory
 from kvtier.tiers.nvme.store.opening import open_existing
 
 NEW = Facts(b"", 1 << 20, 1 << 20)

@@ -111,7 +111,7 @@ async def test_an_open_that_is_cancelled_leaves_the_store(path: Path) -> None:
         await opening
     assert not is_marked(path)
     tier = await opened(path)
-    assert tier._directory.alone
+    assert tier._store.directory.alone
     await tier.close()
 
 

@@ -14,7 +14,8 @@ from nvme_rig import keys_of, opened, right, stored
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.fsck import check_directory
-from kvtier.tiers.nvme.io.files import BLOCK_BYTES, Files
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.tier import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
@@ -107,7 +108,7 @@ async def test_what_a_power_loss_left_unfinished_is_not_listed_once_its_segment_
     assert listed(tier, keys) == there
     assert await right(tier, there + keys_of(1000, 200)) == there + keys_of(1000, 200)
     await tier.close()
-    assert check_directory(Files(), left, deep=True, repair=False, told=lambda *_: None).findings == ()
+    assert check_directory(Files(), left, deep=True, repair=False, progress=lambda *_: None).findings == ()
 
 
 def listed(tier: NvmeTier, keys: Sequence[ChunkKey]) -> list[ChunkKey]:

@@ -1,0 +1,135 @@
+"""One transaction of the index: records read, put and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ...base import ChunkKey
+from .records import (
+    EXTENT,
+    LEGAL,
+    NAMESPACE,
+    NUMBER,
+    SCOPE,
+    SEGMENT,
+    Extent,
+    Namespace,
+    Segment,
+    decode_segment,
+)
+
+
+class Transaction:
+    """One LMDB transaction, in the index's words. Belongs to the thread that began it."""
+
+    __slots__ = ("_extents", "_meta", "_namespaces", "_segments", "_txn")
+
+    def __init__(self, txn: Any, tables: Tables) -> None:
+        self._txn = txn
+        self._meta, self._namespaces, self._segments, self._extents = tables
+
+    # Numbers.
+
+    def number(self, name: str) -> int:
+        """A counter; 0 where it was never set."""
+        raw = self._txn.get(name.encode(), db=self._meta)
+        return int(NUMBER.unpack(raw)[0]) if raw else 0
+
+    def set_number(self, name: str, value: int) -> None:
+        if value != self.number(name):  # else the commit would take pages for nothing
+            self._txn.put(name.encode(), NUMBER.pack(value), db=self._meta)
+
+    def next_number(self, name: str) -> int:
+        """Raise a counter and return its new value: 1 the first time."""
+        value = self.number(name) + 1
+        self.set_number(name, value)
+        return value
+
+    def store_uuid(self) -> bytes:
+        return bytes(self._txn.get(b"store", db=self._meta) or b"")
+
+    def set_store_uuid(self, uuid: bytes) -> None:
+        self._txn.put(b"store", uuid, db=self._meta)
+
+    # Namespaces.
+
+    def namespace(self, digest: bytes) -> Namespace | None:
+        raw = self._txn.get(digest, db=self._namespaces)
+        return Namespace(*NAMESPACE.unpack(raw)) if raw else None
+
+    def put_namespace(self, digest: bytes, namespace: Namespace) -> None:
+        self._txn.put(digest, NAMESPACE.pack(*namespace), db=self._namespaces)
+
+    def drop_namespace(self, digest: bytes) -> None:
+        self._txn.delete(digest, db=self._namespaces)
+
+    def namespaces(self) -> dict[bytes, Namespace]:
+        with self._txn.cursor(db=self._namespaces) as cursor:
+            return {bytes(digest): Namespace(*NAMESPACE.unpack(raw)) for digest, raw in cursor}
+
+    # Segments.
+
+    def segment(self, number: int) -> Segment | None:
+        raw = self._txn.get(SCOPE.pack(number), db=self._segments)
+        return decode_segment(raw) if raw else None
+
+    def put_segment(self, number: int, segment: Segment) -> None:
+        before = self.segment(number)
+        if before is not None and before.state is not segment.state:
+            assert segment.state in LEGAL[before.state], f"{before.state.name} -> {segment.state.name}"
+        self._txn.put(SCOPE.pack(number), SEGMENT.pack(*segment), db=self._segments)
+
+    def drop_segment(self, number: int) -> None:
+        self._txn.delete(SCOPE.pack(number), db=self._segments)
+
+    def segments(self) -> dict[int, Segment]:
+        with self._txn.cursor(db=self._segments) as cursor:
+            return {SCOPE.unpack(number)[0]: decode_segment(raw) for number, raw in cursor}
+
+    # Extents.
+
+    def extent(self, scope: int, key: ChunkKey) -> Extent | None:
+        raw = self._txn.get(SCOPE.pack(scope) + key, db=self._extents)
+        return Extent(*EXTENT.unpack(raw)) if raw else None
+
+    def put_extent(self, scope: int, key: ChunkKey, extent: Extent) -> None:
+        self._txn.put(SCOPE.pack(scope) + key, EXTENT.pack(*extent), db=self._extents)
+
+    def drop_extent(self, scope: int, key: ChunkKey) -> None:
+        self._txn.delete(SCOPE.pack(scope) + key, db=self._extents)
+
+    def extents(
+        self, scope: int | None = None, prefix: bytes = b""
+    ) -> Iterator[tuple[int, ChunkKey, Extent]]:
+        """Every extent as (scope, key, extent), of one scope and key prefix if given; not while writing."""
+        start = b"" if scope is None else SCOPE.pack(scope) + prefix
+        with self._txn.cursor(db=self._extents) as cursor:
+            if not cursor.set_range(start):
+                return
+            for name, raw in cursor:
+                if not name.startswith(start):
+                    return
+                yield SCOPE.unpack(name[:4])[0], name[4:], Extent(*EXTENT.unpack(raw))
+
+    def extents_count(self) -> int:
+        return int(self._txn.stat(self._extents)["entries"])
+
+    def tree_pages(self) -> int:
+        """Pages that the extents take."""
+        stat = self._txn.stat(self._extents)
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def tree_depth(self) -> int:
+        return int(self._txn.stat(self._extents)["depth"])
+
+    def last_commit(self) -> int:
+        """Number of the last commit that this transaction sees."""
+        return int(self._txn.id())
+
+
+class Tables(NamedTuple):
+    meta: Any
+    namespaces: Any
+    segments: Any
+    extents: Any

@@ -1,0 +1,126 @@
+"""The threads that make blocking calls for the event loop, and the way there and back.
+
+A call from the loop to a thread costs two handovers of the interpreter lock, and each can take a switch
+interval (5 ms) when the serving thread computes. So a job is not one call per piece: it is a queue of
+pieces that a few lanes drain, and the loop wakes up once, when the last piece is through.
+
+Lanes times the bytes of a piece bound the bytes in flight. Loads and stores have lanes of their own, so a
+load never waits behind queued stores. A store lane also stands aside between two pieces while loads are under
+way, for a bounded time, so that loads come first at the drive as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import aiofiles.os
+
+from ...settled import settled
+
+T = TypeVar("T")
+
+STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/performance.md
+LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
+UPKEEP_LANES = 2  # one may be in a long reclaim while the other syncs
+STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
+
+
+class Lanes:
+    """Threads for loads, for stores and for the index, and the way there and back.
+
+    Threads: used from one event loop. Cancellation: a cancelled call returns only once no thread works for
+    it any more; its pieces that had not started are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._load_pool = ThreadPoolExecutor(LOAD_LANES, "kvtier-load")
+        self._store_pool = ThreadPoolExecutor(STORE_LANES, "kvtier-store")
+        # One thread: there is one write transaction at a time in any case.
+        self._index_pool = ThreadPoolExecutor(1, "kvtier-index")
+        self._upkeep_pool = ThreadPoolExecutor(UPKEEP_LANES, "kvtier-upkeep")
+        self._loads = 0
+        self._quiet = threading.Event()
+        self._quiet.set()
+
+    async def load(self, pieces: Sequence[Callable[[], None]]) -> None:
+        """Run the pieces of one load."""
+        if not pieces:
+            return
+        self._loads += 1
+        self._quiet.clear()
+        try:
+            await self._drain(self._load_pool, LOAD_LANES, deque(pieces), _nothing)
+        finally:
+            self._loads -= 1
+            if not self._loads:
+                self._quiet.set()
+
+    async def store(self, pieces: Sequence[Callable[[], None]], then: Callable[[], T]) -> T:
+        """Run the pieces of one store, after loads, and when all are through `then`, on one of its lanes.
+
+        Where it is cancelled before that, `then` does not run.
+        """
+        return await self._drain(self._store_pool, STORE_LANES, deque(pieces), then, before=self._stand_aside)
+
+    async def index(self, call: Callable[[], T]) -> T:
+        """Run one call on the index thread."""
+        return await settled(aiofiles.os.wrap(call)(executor=self._index_pool))
+
+    async def upkeep(self, call: Callable[[], T]) -> T:
+        """Run one call that may take long and that nobody's request waits for."""
+        return await settled(aiofiles.os.wrap(call)(executor=self._upkeep_pool))
+
+    def close(self) -> None:
+        """Stop the threads; waits for what they are doing."""
+        for pool in (self._load_pool, self._store_pool, self._index_pool, self._upkeep_pool):
+            pool.shutdown(wait=True)
+
+    async def _drain(
+        self,
+        pool: ThreadPoolExecutor,
+        lanes_count: int,
+        pieces: deque[Callable[[], None]],
+        then: Callable[[], T],
+        before: Callable[[], None] = lambda: None,
+    ) -> T:
+        cancelled = threading.Event()
+
+        def lane() -> None:
+            while True:
+                try:
+                    piece = pieces.popleft()  # atomic, so lanes share one queue without a lock
+                except IndexError:
+                    return
+                before()
+                piece()
+
+        def lead(helpers: Sequence[Future[None]]) -> T | None:
+            try:
+                lane()
+            finally:
+                wait(helpers)  # all submitted before this one, so none is still to begin
+            for helper in helpers:
+                helper.result()
+            return None if cancelled.is_set() else then()
+
+        async def run() -> Any:
+            # All submitted in one go: the jobs' lanes start, and so the jobs end, in the order of the jobs.
+            helpers = [pool.submit(lane) for _ in range(min(lanes_count, len(pieces)) - 1)]
+            return await aiofiles.os.wrap(lead)(helpers, executor=pool)
+
+        def stop() -> None:
+            cancelled.set()
+            pieces.clear()
+
+        return await settled(run(), on_cancel=stop)
+
+    def _stand_aside(self) -> None:
+        self._quiet.wait(STORE_YIELD_S)
+
+
+def _nothing() -> None:
+    """What a load has to do when its pieces are through."""

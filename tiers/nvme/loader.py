@@ -1,0 +1,169 @@
+"""Loads chunks from the log, checks them, and removes those that are no good."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from ..base import Buffer, ChunkKey, Failure, Outcome
+from ..errors import TierError
+from .failures import FailureLog
+from .index.ledger import Ledger
+from .index.records import Extent
+from .index.transaction import Transaction
+from .io.lanes import Lanes
+from .io.pieces import ReadPiece, Wanted, plan_reads
+from .log.readers import Readers
+from .log.room import Room
+from .store.opening import Store
+from .store.quarantine import Quarantine
+from .upkeep import Read, Upkeep
+from .view import View
+
+LOOKS_MAX = 3  # of one load: a chunk that moves faster than that is evicted in truth
+
+
+class Loader:
+    """Loads chunks of the view's namespace. One event loop.
+
+    Attributes:
+        counters: what was loaded, and what went wrong.
+    """
+
+    def __init__(
+        self, lanes: Lanes, store: Store, view: View, room: Room, upkeep: Upkeep, failures: FailureLog
+    ) -> None:
+        directory = store.directory
+        self._lanes, self._files, self._index = lanes, directory.files, store.index
+        self._view, self._room, self._upkeep, self._failures = view, room, upkeep, failures
+        self._readers = Readers(directory.segments, store.index, view.digest)
+        self._quarantine = Quarantine(directory.files, directory.quarantine_path)
+        # Mutable state, changed on the loop only.
+        self.counters = dict.fromkeys(
+            ("loaded_chunks", "loaded_bytes", "hits", "misses", "corrupt_chunks", "io_errors"), 0
+        )
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        """Fill each buffer with its key's bytes; a chunk of another length is a miss."""
+        failed: dict[ChunkKey, Failure] = {}
+        rest = list(zip(keys, buffers, strict=True))
+        for _ in range(LOOKS_MAX):
+            rest = await self._look(rest, failed)
+            if not rest:
+                break
+        return self._loaded(keys, buffers, failed)
+
+    def find(self, keys: Sequence[ChunkKey]) -> tuple[int, list[Extent | None]]:
+        """The scope in force and each key's extent; scope 0 where the index cannot say, which is logged."""
+        try:
+            return self._view.find(keys)
+        except TierError as error:
+            self._failures.add(f"{error}")
+            return 0, [None] * len(keys)
+
+    def follow(self) -> None:
+        """Read from the namespace that the view has entered."""
+        self._readers.namespace = self._view.digest
+
+    def close(self) -> None:
+        """Close the segment files that are open for reading."""
+        self._readers.close()
+
+    async def _look(
+        self, chunks: Sequence[tuple[ChunkKey, Buffer]], failed: dict[ChunkKey, Failure]
+    ) -> list[tuple[ChunkKey, Buffer]]:
+        """Load what the index has; returns what was no longer where the index had said."""
+        wanted, scope = self._wanted(chunks, failed)
+        pieces = plan_reads(self._files, self._readers, self._view.checksum, wanted)
+        await self._lanes.load(pieces)
+        condemned = self._collect(pieces, scope, failed)
+        if condemned:
+            await self._condemn(scope, condemned)
+        # Reclaimed between the question and the read; it may have been carried to another place.
+        return [(chunk.key, chunk.buffer) for chunk in wanted if failed.get(chunk.key) is Failure.MISSING]
+
+    def _wanted(
+        self, chunks: Sequence[tuple[ChunkKey, Buffer]], failed: dict[ChunkKey, Failure]
+    ) -> tuple[list[Wanted[Extent]], int]:
+        scope, extents = self.find([key for key, _ in chunks])
+        wanted: list[Wanted[Extent]] = []
+        for (key, buffer), extent in zip(chunks, extents, strict=True):
+            failed.pop(key, None)
+            if extent is None or extent.length_bytes != len(buffer):
+                failed[key] = Failure.MISSING
+            else:
+                wanted.append(Wanted(key, extent, buffer))
+        return wanted, scope
+
+    def _collect(
+        self, pieces: Sequence[ReadPiece[Extent]], scope: int, failed: dict[ChunkKey, Failure]
+    ) -> list[tuple[Wanted[Extent], Failure]]:
+        """Sort out what the pieces found; returns the chunks that are to be dropped, and why.
+
+        Where others of the same load were read, one that cannot be read lies on a bad place of the drive:
+        kept, it would fail every load and could not be stored anew. Where none was, the drive is what fails.
+        """
+        bad, read_count = [], 0
+        for piece in pieces:
+            self.counters["io_errors"] += len(piece.errors)
+            for position, wanted in enumerate(piece.chunks):
+                failure = piece.failed.get(position)
+                if failure is None:
+                    self._upkeep.count(Read(scope, wanted.key, wanted.place))
+                    read_count += 1
+                    continue
+                failed[wanted.key] = failure
+                if failure in (Failure.CORRUPT, Failure.IO_ERROR):
+                    bad.append((wanted, failure))
+        return [(wanted, why) for wanted, why in bad if read_count or why is Failure.CORRUPT]
+
+    def _loaded(
+        self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
+    ) -> Outcome:
+        outcome = Outcome.of(keys, failed)
+        size_bytes = sum(len(buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in failed)
+        for name, count in (
+            ("loaded_chunks", len(outcome.succeeded)),
+            ("loaded_bytes", size_bytes),
+            ("hits", len(outcome.succeeded)),
+            ("misses", len(keys) - len(outcome.succeeded)),
+        ):
+            self.counters[name] += count
+        return outcome
+
+    async def _condemn(self, scope: int, condemned: Sequence[tuple[Wanted[Extent], Failure]]) -> None:
+        """Remove bad chunks. The buffers hold the evidence of those that failed their checksum."""
+        corrupt = [wanted for wanted, why in condemned if why is Failure.CORRUPT]
+        self.counters["corrupt_chunks"] += len(corrupt)
+        first, why = condemned[0]
+        what = "failed its checksum" if why is Failure.CORRUPT else "cannot be read"
+        self._failures.add(
+            f"chunk {first.key.hex()[:16]} in segment {first.place.segment} {what}; it is dropped"
+        )
+        drop = partial(self._drop_with_evidence, scope, [wanted for wanted, _ in condemned], corrupt)
+        try:
+            await self._lanes.index(partial(self._index.write, drop))
+        except (OSError, TierError) as error:
+            self._failures.add(f"bad chunks could not be dropped: {error}")
+
+    def _drop_with_evidence(
+        self,
+        scope: int,
+        condemned: Sequence[Wanted[Extent]],
+        corrupt: Sequence[Wanted[Extent]],
+        txn: Transaction,
+    ) -> None:
+        ledger = Ledger(txn)
+        for wanted in condemned:
+            extent = ledger.extent(scope, wanted.key)
+            if extent is not None and extent[:4] == wanted.place[:4]:
+                ledger.forget(scope, wanted.key, extent)
+        ledger.close()
+        # Inside the transaction, so that one process at a time keeps the quarantine within its bound.
+        limit_bytes = self._room.budget(txn).quarantine_bytes
+        for wanted in corrupt:
+            facts = {"namespace": self._view.digest.hex(), "key": wanted.key.hex(), **wanted.place._asdict()}
+            with contextlib.suppress(OSError):  # the chunk is dropped all the same
+                self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer, limit_bytes)

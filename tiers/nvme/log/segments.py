@@ -1,0 +1,133 @@
+"""The segment files of one store: opened, locked, made and removed.
+
+Two bytes of every segment file are locked as signs between processes; nothing is written there for that. A
+killed process gives up both.
+
+    CLAIM_BYTE     held alone by whoever appends to, reclaims, mends or removes the segment
+    READERS_BYTE   shared by whoever reads from it, held alone by whoever is about to overwrite it
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..format.codec import SegmentName
+from ..format.segment_file import SegmentFile
+from ..io.files import Files
+from .budget import Facts
+
+CLAIM_BYTE = 1
+READERS_BYTE = 0
+
+
+class Segments:
+    """Opens, locks, makes and removes segment files. Every method blocks; any thread, at the same time.
+
+    A file descriptor that a method returns is the caller's to close.
+    """
+
+    def __init__(self, files: Files, root: Path, facts: Facts) -> None:
+        self.files, self.facts = files, facts
+        self._root = root
+
+    def path(self, number: int) -> Path:
+        return self._root / "segments" / f"{number:08d}.seg"
+
+    def paths(self) -> dict[int, Path]:
+        """The segment files that exist, by number."""
+        paths = (self._root / "segments").glob("*.seg")
+        return {int(path.stem): path for path in paths if path.stem.isdecimal()}
+
+    def exists(self, number: int) -> bool:
+        return self.path(number).exists()
+
+    def name(self, number: int, generation: int) -> SegmentName:
+        return SegmentName(self.facts.store, number, generation)
+
+    def file(self, fd: int, number: int, generation: int) -> SegmentFile:
+        """One life of the segment, through a file that the caller has open."""
+        return SegmentFile(self.files, fd, self.name(number, generation), self.facts.segment_bytes)
+
+    # Opening and locking.
+
+    def open(self, number: int, *, write: bool = False, create: bool = False) -> int:
+        """Open the segment's file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self.files.open_data(self.path(number), write=write, create=create)
+
+    @contextlib.contextmanager
+    def opened(
+        self, number: int, generation: int = 0, *, write: bool = False
+    ) -> Iterator[SegmentFile | None]:
+        """Open the segment's file for a while, without a lock; None where there is none."""
+        try:
+            fd = self.open(number, write=write)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield self.file(fd, number, generation)
+        finally:
+            self.files.close(fd)
+
+    def lock(self, number: int, *lock_bytes: int, create: bool = False) -> int | None:
+        """Open the file and lock these bytes for us alone; None where one is taken or the file is gone."""
+        with contextlib.ExitStack() as undo:
+            try:
+                fd = self.open(number, write=True, create=create)
+            except FileNotFoundError:
+                return None
+            undo.callback(self.files.close, fd)
+            if create:
+                self.files.reached("created a segment file")
+            if not all(self.files.try_lock(fd, byte, exclusive=True) for byte in lock_bytes):
+                return None
+            undo.pop_all()
+            return fd
+
+    def claim(self, number: int, *, create: bool = False) -> int | None:
+        """Open the file and claim it; None where another has claimed it or it is gone."""
+        return self.lock(number, CLAIM_BYTE, create=create)
+
+    @contextlib.contextmanager
+    def claimed(self, number: int, generation: int = 0) -> Iterator[SegmentFile | None]:
+        """Claim the segment for a while; None where another has claimed it or its file is gone."""
+        fd = self.claim(number)
+        try:
+            yield None if fd is None else self.file(fd, number, generation)
+        finally:
+            if fd is not None:
+                self.files.close(fd)
+
+    # Room.
+
+    def is_allocated(self, fd: int) -> bool:
+        return self.files.size(fd) >= self.facts.segment_bytes
+
+    def allocate(self, number: int, fd: int) -> None:
+        """Take the drive's room for the whole file, unless that was done before.
+
+        Raises:
+            OSError: the file system refused.
+        """
+        if not self.is_allocated(fd):
+            self.files.allocate(fd, self.facts.segment_bytes)
+            self.files.sync_directory(self.path(number).parent)
+
+    def unlink(self, number: int) -> None:
+        self.files.unlink(self.path(number))
+
+    def remove(self, number: int, fd: int) -> None:
+        """Remove the file; its room is free at once, even while some process has it open."""
+        self.files.truncate(fd, 0)
+        self.unlink(number)
+        self.files.reached("removed a segment file")
+
+    def free_bytes(self) -> int:
+        """Bytes that are free on the file system of the store."""
+        return self.files.free_bytes(self._root)
