@@ -47,8 +47,8 @@ class ServerFacts:
     Attributes:
         engine_id: unique on the host, one for each data-parallel replica.
         model: its name or the path of its directory.
-        served: how it serves the model where that is not what the files say, None where that is not told.
-        kv_dtype: the type of keys and values; "auto" where that is not told.
+        served: how it serves the model where that differs from the model's files; None if unknown.
+        kv_dtype: the type of keys and values; "auto" if unknown.
         kv_layout: how a block's bytes are arranged, as far as the server says.
         extra: what the user wrote into the connector's extra config.
         rank_block_bytes: one rank's bytes of one block, in all layers that share it.
