@@ -1,11 +1,11 @@
 """The interface of an eviction policy: it chooses which chunk leaves a full tier next.
 
-A policy holds keys and no bytes. Its owner tells it what became resident, what was used and what
-left, and asks it for victims. Policies are pure: no I/O, no clock, no randomness, so a trace
-replayed twice evicts the same chunks twice.
+A policy holds keys and no bytes. Its owner reports which chunks became resident, were used or left, and asks
+it for victims. Policies are pure: no I/O, no clock, no randomness, so a trace replayed twice evicts the same
+chunks twice.
 
-Batches are prefixes, head first. A prefix is of use only from its head, so a policy that has to
-choose within one batch gives up the tail first.
+Batches are prefixes, head first. A prefix is useful only from its head, so a policy that has to choose within
+one batch evicts the tail first.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class EvictionPolicy(Protocol):
         ...
 
     def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
-        """Choose up to `count` victims, and forget them; the first is the one least worth keeping.
+        """Choose up to `count` victims, and forget them; the least valuable one comes first.
 
-        A chunk that is not evictable is in use: it is passed over, and takes its place anew as if it had
-        just come there, so that the next call does not meet it first. The result is shorter than `count`
-        only when no other resident chunk is evictable; a `count` below one asks for nothing.
+        A chunk that is not evictable is in use. It is skipped and moved to the end of its queue,
+        so that the next call does not meet it first. The result is shorter than `count` only if no other
+        resident chunk is evictable; a `count` below one evicts nothing.
         """
         ...
 
