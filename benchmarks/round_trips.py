@@ -2,7 +2,7 @@
 
 A layout is a set of strided tensors in one flat piece of device memory, so that the whole piece can be
 compared: what was to move, what lies between rows, and all blocks that had nothing to do with it. The slots
-are compared as well, with what `tiers/device/copyplan.py` promises of them.
+are compared as well, with what `tiers/device/copyplan.py` guarantees of them.
 
 On a GPU the compute stream is kept busy, writes the blocks at the end of its queue, and the copy is submitted
 at once: a copy that does not wait for the stream takes old bytes, or is overwritten.

@@ -184,11 +184,11 @@ class OffloadEngine:
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
         _check_keys(keys)
-        # Made on this thread: the window takes note of what the caller's stream has been told to do so far.
-        window = gpu.window(keys, block_ids, distinct=direction is Direction.LOAD)
+        # Made on this thread: the copies come after what its stream was told to do so far.
+        blocks = gpu.blocks(keys, block_ids, distinct=direction is Direction.LOAD)
         if direction is Direction.STORE:
-            return self._lifetime.move(direction, keys, lambda chain: chain.store(window, keys))
-        return self._lifetime.move(direction, keys, lambda chain: chain.load(window, keys))
+            return self._lifetime.move(direction, keys, lambda chain: chain.store(blocks, keys))
+        return self._lifetime.move(direction, keys, lambda chain: chain.load(blocks, keys))
 
 
 def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:

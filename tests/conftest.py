@@ -41,7 +41,7 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _held()
     yield
     if _held() - before:
-        _settle(before)
+        _wait_for_the_end(before)
     left = _held() - before
     if left:
         pytest.fail("the test left behind: " + ", ".join(sorted(left)))
@@ -61,7 +61,7 @@ def _held() -> set[str]:
     return {*_threads(), *_open_files(), *_shared_memory()}
 
 
-def _settle(before: set[str]) -> None:
+def _wait_for_the_end(before: set[str]) -> None:
     for name, thread in _threads().items():
         if name not in before and thread is not threading.current_thread():
             thread.join(THREAD_END_WAIT_S)

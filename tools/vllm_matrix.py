@@ -7,7 +7,7 @@
 yet: its wheel's Python files are laid over the compiled files of 0.32, which no release supports, but its
 connector and scheduler are the genuine ones. Wheels, trees and logs stay under build/vllm.
 
-Prints a table as it grows, and ends with status 1 if any release failed or could not be had.
+Prints the table row by row. The exit status is 1 if any release failed or is not available.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RUN_WAIT_S = 1_800.0  # three minutes on two free cores
 
 
 class Unavailable(Exception):
-    """A release's wheel cannot be had."""
+    """A release's wheel is not available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Result:
     """What the token test said of one release.
 
     Attributes:
-        phases: of each the name, whether its tokens were right, tokens from a cache, and most it could be.
-        trouble: why it failed, in one line; empty where it passed.
+        phases: for each its name, whether its tokens were right, tokens from a cache, and the maximum.
+        trouble: why it failed, in one line; empty if it passed.
     """
 
     release: str
@@ -116,7 +116,7 @@ def _wheel(package: str, release: str) -> Path:
             check=False,
         )
         if not (found := sorted(wheels.glob(pattern))):
-            raise Unavailable(fetched.stderr or "no wheel of it for this machine")
+            raise Unavailable(fetched.stderr or "there is no wheel of it for this machine")
     return found[-1]
 
 
@@ -136,7 +136,7 @@ def _tested(release: str) -> dict[str, Any]:
     (STORE / f"{release}.log").write_text(ended.stderr)
     lines = ended.stdout.splitlines()
     if not lines:
-        raise ValueError(ended.stderr or f"it ended with status {ended.returncode} and said nothing")
+        raise ValueError(ended.stderr or f"it ended with status {ended.returncode} and printed nothing")
     said: dict[str, Any] = json.loads(lines[-1])
     if not said["release"].startswith(release):
         raise ValueError(f"{said['release']} was imported instead")

@@ -1,0 +1,47 @@
+"""`kvtier check`: checks a tier-config document against its schema and this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
+
+NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. Pass --chunk-bytes to check."
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="The tier-config document.", show_default=False)],
+    chunk_bytes: Annotated[
+        str | None,
+        typer.Option(help="Size of one chunk, such as 2MiB.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the resolved document as JSON.")] = False,
+) -> None:
+    """Check a tier-config document against this machine.
+
+    Exit status: 0 if the document is good, 2 if not. The message then names the place in the document, the
+    problem, and a likely fix. The check changes nothing on the machine.
+
+    Too little free memory is only a warning: a running server may hold that memory now, or the document may
+    be for another machine. Some problems show only when a server starts: direct I/O, page-locking, a damaged
+    index.
+    """
+    from ..config import load_config, probe_config, resolve_config, shortages
+    from ..sizes import parse_chunk_bytes
+
+    least_bytes = CHUNK_BYTES_MIN if chunk_bytes is None else parse_chunk_bytes(chunk_bytes)
+    config = resolve_config(load_config(file), chunk_bytes=least_bytes)
+    probe_config(config, chunk_bytes=least_bytes)
+    for shortage in shortages(config, chunk_bytes=least_bytes):
+        typer.echo(f"warning: {shortage}", err=True)
+    if as_json:
+        typer.echo(config.model_dump_json(indent=2, exclude_none=True))
+        return
+    typer.echo(f"{file}: {len(config.tiers)} tiers")
+    for i, tier in enumerate(config.tiers):
+        typer.echo(f"  tiers[{i}]  {tier.type:<8}{tier.summary()}".rstrip())
+    if chunk_bytes is None:
+        typer.echo(NOT_CHECKED)
