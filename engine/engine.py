@@ -164,9 +164,9 @@ class OffloadEngine:
     ) -> Job[Outcome]:
         gpu = self._lifetime.ready().gpu
         _check_keys(keys)
-        # Made on this thread: the window takes note of what the caller's stream has been told to do so far.
-        window = gpu.window(keys, block_ids, distinct=direction is Direction.LOAD)
-        return self._lifetime.move(direction, window, keys)
+        # Made on this thread: the copies come after what its stream was told to do so far.
+        blocks = gpu.blocks(keys, block_ids, distinct=direction is Direction.LOAD)
+        return self._lifetime.move(direction, blocks, keys)
 
 
 def _check_keys(keys: Sequence[ChunkKey]) -> None:

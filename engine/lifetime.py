@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError
 from typing import Any, NamedTuple, Protocol
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
-from ..tiers.device.gpu import GpuTier, GpuWindow
+from ..tiers.device.gpu import DeviceBlocks, GpuTier
 from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
@@ -133,14 +133,14 @@ class Lifetime:
         if self._closed:
             raise ClosedError("the engine is closed")
 
-    def move(self, direction: Direction, window: GpuWindow, keys: Sequence[ChunkKey]) -> Job[Outcome]:
+    def move(self, direction: Direction, blocks: DeviceBlocks, keys: Sequence[ChunkKey]) -> Job[Outcome]:
         """Start a job between the device's blocks and the chain."""
         mover = self.ready().mover
         move = mover.store if direction is Direction.STORE else mover.load
         with self._lock:
             self.check_open()
             shed = len(self._jobs) >= JOBS_IN_FLIGHT_MAX
-            job = Job(_shed(keys) if shed else move(window, keys), self.home)
+            job = Job(_shed(keys) if shed else move(blocks, keys), self.home)
             self._jobs[job] = direction
         job.when_done(self._forget)
         return job

@@ -18,10 +18,9 @@ from ..tiers import ConfigError, TierUnavailable
 from ..tiers.nvme.store.directory import StoreDirectory
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.pinned.eviction import POLICIES
-from ..tiers.pinned.memory import memory_room, shared_memory_room
+from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room
 from ..tiers.pinned.numa import memory_nodes
 from .base import TierConfig
-from .memory import memory_limit_bytes
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
 from .wording import quoted, reason_of, shown, suggested
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .exits import interruptible
+
 if TYPE_CHECKING:
     from ...engine.replay.trace import Requests
     from .replay_output import CurvePoint
     from .replay_plan import ReplayPlan
-
-EXIT_INTERRUPTED = 130  # as a shell says for a command that Ctrl-C ended
 
 # 512 tokens, what one id of a trace stands for, of Llama 3.1 8B in bf16: 32 layers, 8 KV heads of 128.
 CHUNK_SIZE = "64MiB"
@@ -49,11 +49,8 @@ def replay(
     Prints the hit rate, in total and by tier, and what it took: promotions, evictions, bytes written, chunks
     dropped. Opens no tier and changes nothing on the machine.
     """
-    try:
+    with interruptible():
         _replay(trace, config, chunk_bytes, as_json, plot_file)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_file: Path | None) -> None:

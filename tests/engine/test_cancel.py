@@ -71,11 +71,11 @@ class Rig:
         """Store with a cancellation; returns whether it came to that."""
         for block, key in enumerate(KEYS):
             self.device.fill(block, key)
-        return self._run(suspension, self.mover.store(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
+        return self._run(suspension, self.mover.store(self.gpu.blocks(KEYS, range(len(KEYS))), KEYS))
 
     def load(self, suspension: int) -> bool:
         self.device.wipe()
-        return self._run(suspension, self.mover.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS))
+        return self._run(suspension, self.mover.load(self.gpu.blocks(KEYS, range(len(KEYS))), KEYS))
 
     def _run(self, suspension: int, work: Coroutine[Any, Any, Outcome]) -> bool:
         try:
@@ -96,7 +96,7 @@ class Rig:
 
     def assert_all_loads(self) -> None:
         self.device.wipe()
-        outcome = self.loop.submit(self.mover.load(self.gpu.window(KEYS, range(len(KEYS))), KEYS)).result(
+        outcome = self.loop.submit(self.mover.load(self.gpu.blocks(KEYS, range(len(KEYS))), KEYS)).result(
             SETTLE_S
         )
         for block, key in enumerate(KEYS):

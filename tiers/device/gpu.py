@@ -4,7 +4,7 @@ The tensors may lie on a CUDA device or in plain memory; the copies go through `
 The rules of order, in either case:
 
 1. A store sees every write that the caller's stream had been told to do when the store was submitted, or its
-   window made (on the CPU: that had happened). Later writes to its blocks are the caller's to hold back until
+   `DeviceBlocks` made (on the CPU: that had happened). The caller holds back later writes to its blocks until
    the job is done.
 2. A load writes its blocks after all that the caller's stream had been told to do then, so no earlier kernel
    writes or reads them afterwards. Kernels that use the blocks are launched once the job is done.
@@ -53,7 +53,7 @@ _short_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_vo
 class GpuTier:
     """The server's KV tensors on one device.
 
-    Threads: `submit_store`, `submit_load` and `window` may be called from any thread, and order themselves
+    Threads: `submit_store`, `submit_load` and `blocks` may be called from any thread, and order themselves
     after what that thread's current stream was told to do.
     """
 
@@ -119,9 +119,9 @@ class GpuTier:
         """Copy chunks to device blocks; otherwise like `submit_store`."""
         return self._submit(spans, host_addresses, Lane.EXPEDITED if expedited else Lane.LOAD, after)
 
-    def window(
+    def blocks(
         self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool = False
-    ) -> GpuWindow:
+    ) -> DeviceBlocks:
         """View `blocks_per_chunk` device blocks under each key as a tier; made on the thread that wrote them.
 
         Args:
@@ -143,7 +143,7 @@ class GpuTier:
         )  # refuses wrong ids here, on the caller's thread
         if distinct:
             _check_distinct(ids)
-        return GpuWindow(
+        return DeviceBlocks(
             self, dict(zip(keys, ids.reshape(len(keys), per_chunk), strict=True)), self._copies.mark()
         )
 
@@ -176,7 +176,7 @@ class GpuTier:
             return self._copies.submit(plan, lane, self._copies.mark() if after is None else after)
 
 
-class GpuWindow:
+class DeviceBlocks:
     """The device blocks of one job, as a tier: a load reads the device, a store writes it.
 
     The blocks are taken to hold every key's chunk from the start.

@@ -11,26 +11,11 @@ import pytest
 from kvtier.engine.replay import replay as replay_module
 from kvtier.engine.replay.tiers import LogWithoutBytes
 from kvtier.engine.replay.trace import Requests
-from kvtier.factory.cli import app as cli
 from kvtier.factory.cli.replay import _curve_counts
 
 TRACE_PATH = Path(__file__).parents[2] / "data" / "conversation_trace.jsonl.gz"
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process; gives exit status, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kvtier", "replay", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -65,7 +50,7 @@ def nvme(capacity: object, path: str = "/nowhere/kvtier") -> dict[str, object]:
 
 
 def test_the_figures_are_printed_as_a_table(run: Run, trace: Path, document: Document) -> None:
-    status, output, errors = run(trace, "--config", document(pinned("128MiB"), nvme("1TiB")))
+    status, output, errors = run("replay", trace, "--config", document(pinned("128MiB"), nvme("1TiB")))
     assert (status, errors) == (0, "")
     assert output.splitlines() == [
         "3 requests, 6 chunks of 64MiB; pinned evicts by lru",
@@ -79,7 +64,7 @@ def test_the_figures_are_printed_as_a_table(run: Run, trace: Path, document: Doc
 
 def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Document) -> None:
     config = document(pinned("8KiB", "arc"))
-    status, output, errors = run(trace, "--config", config, "--chunk-bytes", 4096, "--json")
+    status, output, errors = run("replay", trace, "--config", config, "--chunk-bytes", 4096, "--json")
     assert (status, errors) == (0, "")
     assert json.loads(output) == {
         "hit_rate_percent": 0.0,
@@ -107,20 +92,20 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
 
 def test_a_public_trace_hits_as_often_as_is_known(run: Run, document: Document) -> None:
     config = document(pinned(10_000 * 4096))
-    status, output, _ = run(TRACE_PATH, "--config", config, "--chunk-bytes", 4096, "--json")
+    status, output, _ = run("replay", TRACE_PATH, "--config", config, "--chunk-bytes", 4096, "--json")
     assert status == 0
     assert json.loads(output)["hit_rate_percent"] == pytest.approx(21.2, abs=0.3)
 
 
 def test_two_drives_are_told_apart(run: Run, trace: Path, document: Document) -> None:
     config = document(pinned("128MiB"), nvme("1TiB"), nvme("2TiB", "/nowhere/else"))
-    _, output, _ = run(trace, "--config", config, "--json")
+    _, output, _ = run("replay", trace, "--config", config, "--json")
     names = [tier["tier"] for tier in json.loads(output)["tiers"]]
     assert names == ["pinned", "nvme", "nvme1"]
 
 
 def test_chunks_take_whole_pages(run: Run, trace: Path, document: Document) -> None:
-    _, output, _ = run(trace, "--config", document(pinned("8KiB")), "--chunk-bytes", 4097, "--json")
+    _, output, _ = run("replay", trace, "--config", document(pinned("8KiB")), "--chunk-bytes", 4097, "--json")
     assert json.loads(output)["chunk_bytes"] == 8192
 
 
@@ -129,7 +114,7 @@ def test_no_path_is_made_and_a_share_of_one_that_is_there_is_known(
 ) -> None:
     before = sorted(tmp_path.iterdir())
     config = document(pinned("128MiB"), nvme("100%", str(tmp_path)))
-    status, output, _ = run(trace, "--config", config, "--chunk-bytes", "4KiB", "--json")
+    status, output, _ = run("replay", trace, "--config", config, "--chunk-bytes", "4KiB", "--json")
     assert status == 0
     assert json.loads(output)["tiers"][1]["capacity_bytes"] > 0
     assert sorted(tmp_path.iterdir()) == sorted([*before, config])
@@ -174,18 +159,18 @@ def test_what_cannot_be_replayed_is_one_message(
     options: list[str],
     message: str,
 ) -> None:
-    assert run(trace, "--config", document(*tiers), *options) == (2, "", f"{message}\n")
+    assert run("replay", trace, "--config", document(*tiers), *options) == (2, "", f"{message}\n")
 
 
 def test_a_drive_too_small_for_two_segments_is_refused(run: Run, trace: Path, document: Document) -> None:
     least_bytes = LogWithoutBytes.least_bytes(64 << 20)
-    status, _, errors = run(trace, "--config", document(pinned("1GiB"), nvme("64MiB")))
+    status, _, errors = run("replay", trace, "--config", document(pinned("1GiB"), nvme("64MiB")))
     expected = (
         "tiers[2].capacity: 64MiB is too small for chunks of 64MiB; "
         f"the least that works is {least_bytes} bytes\n"
     )
     assert (status, errors) == (2, expected)
-    assert run(trace, "--config", document(pinned("1GiB"), nvme(least_bytes)))[0] == 0
+    assert run("replay", trace, "--config", document(pinned("1GiB"), nvme(least_bytes)))[0] == 0
 
 
 def test_a_tier_of_another_package_cannot_be_replayed(
@@ -199,14 +184,14 @@ def test_a_tier_of_another_package_cannot_be_replayed(
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = document(pinned("1GiB"), {"type": "Other", "module_path": "replayed_elsewhere"})
-    status, _, errors = run(trace, "--config", config)
+    status, _, errors = run("replay", trace, "--config", config)
     expected = 'tiers[2].type: "Other" cannot be replayed, only "pinned" and "nvme" can\n'
     assert (status, errors) == (2, expected)
 
 
 def test_a_bad_line_is_one_message(run: Run, trace: Path, document: Document) -> None:
     trace.write_text('{"hash_ids": [1]}\n{"hash_ids": [null]}\n')
-    status, output, errors = run(trace, "--config", document(pinned("1GiB")))
+    status, output, errors = run("replay", trace, "--config", document(pinned("1GiB")))
     expected = f"{trace}: line 2: hash_ids[0]: should be a whole number below 2^64, not null\n"
     assert (status, output, errors) == (2, "", expected)
 
@@ -218,7 +203,7 @@ def test_ctrl_c_ends_it_cleanly(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(replay_module, "replay", interrupted)
-    assert run(trace, "--config", document(pinned("1GiB"))) == (130, "", "interrupted\n")
+    assert run("replay", trace, "--config", document(pinned("1GiB"))) == (130, "", "interrupted\n")
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(
@@ -227,7 +212,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file = tmp_path / "hits.png"
-    status, output, errors = run(trace, "--config", document(pinned("1GiB")), "--plot", file)
+    status, output, errors = run("replay", trace, "--config", document(pinned("1GiB")), "--plot", file)
     expected = '--plot: needs matplotlib, which is not installed: pip install "kvtier[plot]"\n'
     assert (status, output, errors) == (2, "", expected)
     assert not file.exists()
@@ -251,7 +236,7 @@ def test_a_plot_into_a_missing_folder_is_refused_before_the_replay(
     pytest.importorskip("matplotlib", reason='needs the extra "plot"')
     file = tmp_path / "missing" / "hits.png"
     expected = (2, "", f"--plot: {file}: there is no such folder\n")
-    assert run(trace, "--config", document(pinned("1GiB")), "--plot", file) == expected
+    assert run("replay", trace, "--config", document(pinned("1GiB")), "--plot", file) == expected
 
 
 def requests(distinct_chunks: int) -> Requests:

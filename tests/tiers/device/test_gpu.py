@@ -37,13 +37,13 @@ def gpu():
     tier.close_now()
 
 
-class TestGpuWindow(TierContract):
+class TestDeviceBlocks(TierContract):
     @pytest.fixture
     async def tier(self, gpu):
         keys = self.keys(12)
-        window = gpu.window(keys, range(12))
-        await window.remove(keys, RemoveReason.REQUESTED)  # a device that nothing was computed on yet
-        return window
+        blocks = gpu.blocks(keys, range(12))
+        await blocks.remove(keys, RemoveReason.REQUESTED)  # a device that nothing was computed on yet
+        return blocks
 
 
 class GatedCopies(CpuCopies):
@@ -165,9 +165,9 @@ def test_a_fault_of_the_device_is_the_jobs_error():
     gpu.close_now()
 
 
-async def test_a_fault_of_the_device_fails_the_windows_keys():
+async def test_a_fault_of_the_device_fails_every_key_of_its_blocks():
     gpu = over(caches(64), BrokenCopies())
-    outcome = await gpu.window([b"a"], [0]).load([b"a"], aligned_buffers(1, gpu.part_bytes))
+    outcome = await gpu.blocks([b"a"], [0]).load([b"a"], aligned_buffers(1, gpu.part_bytes))
     assert outcome.failed == {b"a": Failure.IO_ERROR}
     await gpu.close()
 
@@ -176,7 +176,7 @@ async def test_a_cancelled_copy_returns_only_once_nothing_touches_the_buffers():
     copies = GatedCopies()
     gpu = over(caches(64), copies)
     buffers = aligned_buffers(1, gpu.part_bytes)
-    task = asyncio.ensure_future(gpu.window([b"a"], [3]).load([b"a"], buffers))
+    task = asyncio.ensure_future(gpu.blocks([b"a"], [3]).load([b"a"], buffers))
     await asyncio.to_thread(copies.began.wait, 10)
     task.cancel()
     await asyncio.sleep(0)
@@ -190,16 +190,16 @@ async def test_a_cancelled_copy_returns_only_once_nothing_touches_the_buffers():
     await gpu.close()
 
 
-def test_a_window_serves_all_its_keys_from_the_start(gpu):
-    window = gpu.window([b"a", b"b"], [1, 2])
-    assert list(window.lookup([b"a", b"b", b"c"])) == [True, True, False]
+def test_device_blocks_serve_all_their_keys_from_the_start(gpu):
+    blocks = gpu.blocks([b"a", b"b"], [1, 2])
+    assert list(blocks.lookup([b"a", b"b", b"c"])) == [True, True, False]
 
 
-def test_a_closed_tier_closes_twice_and_its_windows_fail_every_key(gpu):
-    window = gpu.window([b"a"], [0])
+def test_a_closed_tier_closes_twice_and_its_blocks_fail_every_key(gpu):
+    blocks = gpu.blocks([b"a"], [0])
     gpu.close_now()
     gpu.close_now()
-    outcome = asyncio.run(window.load([b"a"], aligned_buffers(1, gpu.part_bytes)))
+    outcome = asyncio.run(blocks.load([b"a"], aligned_buffers(1, gpu.part_bytes)))
     assert outcome.failed == {b"a": Failure.CLOSED}
 
 
@@ -223,13 +223,13 @@ def test_a_closed_tier_closes_twice_and_its_windows_fail_every_key(gpu):
 )
 def test_wrong_blocks_are_refused_on_the_callers_thread(gpu, keys, ids, message):
     with pytest.raises(ValueError, match=message):
-        gpu.window(keys, ids)
+        gpu.blocks(keys, ids)
 
 
 @pytest.mark.parametrize("ids", [[3, 4], range(3, 5), (3, np.int32(4)), np.array([3, 4], np.uint64)])
 async def test_block_ids_are_any_whole_numbers(gpu, ids):
     buffers = aligned_buffers(2, gpu.part_bytes)
-    assert (await gpu.window([b"a", b"b"], ids).load([b"a", b"b"], buffers)).succeeded == (b"a", b"b")
+    assert (await gpu.blocks([b"a", b"b"], ids).load([b"a", b"b"], buffers)).succeeded == (b"a", b"b")
     rows = caches(4096, 4096)
     assert [bytes(buffer) for buffer in buffers] == [
         bytes(rows[0][i].numpy()) + bytes(rows[1][i].numpy()) for i in (3, 4)
@@ -238,8 +238,8 @@ async def test_block_ids_are_any_whole_numbers(gpu, ids):
 
 def test_a_block_that_is_to_be_written_is_named_once(gpu):
     with pytest.raises(ValueError, match="block 7 is named twice"):
-        gpu.window([b"a", b"b", b"c"], [7, 2, 7], distinct=True)
-    gpu.window([b"a", b"b", b"c"], [7, 2, 7])  # read as often as one likes
+        gpu.blocks([b"a", b"b", b"c"], [7, 2, 7], distinct=True)
+    gpu.blocks([b"a", b"b", b"c"], [7, 2, 7])  # read as often as one likes
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,13 @@ def test_a_store_is_not_kept_waiting_by_later_kernels(rig):
     finish(rig, Lane.STORE, store)
 
 
-def test_a_window_sees_the_writes_before_it_was_made_and_waits_for_no_others(rig):
+def test_device_blocks_see_the_writes_before_they_were_made_and_wait_for_no_others(rig):
     rig.write(0, 7)
-    window = rig.gpu.window([b"a"], [0])
+    blocks = rig.gpu.blocks([b"a"], [0])
     rig.write(1, 8)
 
     async def load():
-        task = asyncio.ensure_future(window.load([b"a"], [rig.slots[0]]))
+        task = asyncio.ensure_future(blocks.load([b"a"], [rig.slots[0]]))
         await asyncio.sleep(0)
         rig.copies.run_kernel()
         for _ in range(10):
@@ -143,11 +143,11 @@ def test_a_transfer_that_fails_half_way_touches_nothing_once_it_is_done(rig, lan
 
 
 def scenario_cancel(rig: Rig) -> None:
-    """A window's load is cancelled half way; its slot is used anew as soon as that returns."""
-    window = rig.gpu.window([b"a"], [0])
+    """A blocks's load is cancelled half way; its slot is used anew as soon as that returns."""
+    blocks = rig.gpu.blocks([b"a"], [0])
 
     async def cancel():
-        task = asyncio.ensure_future(window.load([b"a"], [rig.slots[0]]))
+        task = asyncio.ensure_future(blocks.load([b"a"], [rig.slots[0]]))
         await asyncio.sleep(0)
         rig.copies.step(Lane.STORE)
         for _ in range(3):
@@ -252,10 +252,10 @@ async def test_a_fault_is_the_error_of_its_job_alone(rig):
     assert (bad.seconds, good.error) == (0, None)
 
 
-async def test_a_fault_fails_the_keys_of_a_window_and_is_logged_by_nobody(rig, caplog):
-    window = rig.gpu.window([b"a"], [0])
+async def test_a_fault_fails_the_keys_of_device_blocks_and_is_logged_by_nobody(rig, caplog):
+    blocks = rig.gpu.blocks([b"a"], [0])
     rig.copies.fails_at = 0
-    task = asyncio.ensure_future(window.load([b"a"], [rig.slots[0]]))
+    task = asyncio.ensure_future(blocks.load([b"a"], [rig.slots[0]]))
     await asyncio.sleep(0)
     rig.copies.free()
     assert (await task).failed == {b"a": Failure.IO_ERROR}
@@ -303,7 +303,7 @@ def test_a_failed_job_that_is_done_too_early_is_caught(broken):
 
 
 @pytest.mark.parametrize("copies", BOTH)
-def test_a_window_that_returns_when_it_is_cancelled_is_caught(broken, copies, monkeypatch):
+def test_a_load_that_returns_when_it_is_cancelled_is_caught(broken, copies, monkeypatch):
     async def unsettled(work):
         await work
 

@@ -36,7 +36,7 @@ FAILS_AT = st.none() | st.integers(0, 5)  # mostly within the runs of a transfer
 
 @dataclass(eq=False)
 class Transfer:
-    """One job under way, or one window's call, which the caller may cancel."""
+    """One job under way, or one call, which the caller may cancel."""
 
     lane: Lane
     blocks: Sequence[int]
@@ -85,28 +85,28 @@ class Caller(RuleBasedStateMachine):
             self.writer.pop(("slot", slot), None)
             self.rig.fill(slot, value)
 
-    @rule(pairs=PAIRS, fails_at=FAILS_AT, window=st.booleans())
-    def store(self, pairs: tuple[list[int], list[int]], fails_at: int | None, window: bool) -> None:
+    @rule(pairs=PAIRS, fails_at=FAILS_AT, as_tier=st.booleans())
+    def store(self, pairs: tuple[list[int], list[int]], fails_at: int | None, as_tier: bool) -> None:
         blocks, slots = pairs
         if not self._free_for(Lane.STORE, blocks, slots):
             return
         self.rig.copies.fails_at = fails_at
-        transfer = Transfer(Lane.STORE, blocks, slots, self._start(Lane.STORE, blocks, slots, window))
+        transfer = Transfer(Lane.STORE, blocks, slots, self._start(Lane.STORE, blocks, slots, as_tier))
         for block, slot in zip(blocks, slots, strict=True):
             self.slots[slot] = self.blocks[block]
             self.writer["slot", slot] = transfer
         self.transfers.append(transfer)
 
-    @rule(pairs=PAIRS, fails_at=FAILS_AT, window=st.booleans(), expedited=st.booleans())
+    @rule(pairs=PAIRS, fails_at=FAILS_AT, as_tier=st.booleans(), expedited=st.booleans())
     def load(
-        self, pairs: tuple[list[int], list[int]], fails_at: int | None, window: bool, expedited: bool
+        self, pairs: tuple[list[int], list[int]], fails_at: int | None, as_tier: bool, expedited: bool
     ) -> None:
         blocks, slots = pairs
-        lane = Lane.EXPEDITED if expedited and not window else Lane.LOAD
+        lane = Lane.EXPEDITED if expedited and not as_tier else Lane.LOAD
         if not self._free_for(lane, blocks, slots):
             return
         self.rig.copies.fails_at = fails_at
-        transfer = Transfer(lane, blocks, slots, self._start(lane, blocks, slots, window))
+        transfer = Transfer(lane, blocks, slots, self._start(lane, blocks, slots, as_tier))
         for block, slot in zip(blocks, slots, strict=True):
             self.blocks[block] = self.slots[slot]
             self.writer["block", block] = transfer
@@ -175,14 +175,14 @@ class Caller(RuleBasedStateMachine):
         return not any(t.shares(blocks, slots) for t in self.transfers if t.lane is not lane)
 
     def _start(
-        self, lane: Lane, blocks: Sequence[int], slots: Sequence[int], window: bool
+        self, lane: Lane, blocks: Sequence[int], slots: Sequence[int], as_tier: bool
     ) -> CopyJob | asyncio.Task[Outcome]:
-        if not window:
+        if not as_tier:
             if lane is Lane.STORE:
                 return self.rig.store(blocks, slots)
             return self.rig.load(blocks, slots, expedited=lane is Lane.EXPEDITED)
         keys = [bytes([block]) for block in blocks]
-        view = self.rig.gpu.window(keys, blocks)
+        view = self.rig.gpu.blocks(keys, blocks)
         call = view.load if lane is Lane.STORE else view.store
         task = self.loop.create_task(call(keys, [self.rig.slots[slot] for slot in slots]))
         self._pump()

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvtier.tiers.base import ChunkKey
-from kvtier.tiers.pinned.eviction import POLICIES, S3FIFO_USES_MAX, Evictable
+from kvtier.tiers.pinned.eviction import POLICIES, Evictable
+from kvtier.tiers.pinned.eviction.s3fifo import USES_MAX
 
 KEYS = [b"%d" % i for i in range(20)]  # so few that no sweep reaches its bound, which has a test of its own
 
@@ -128,7 +129,7 @@ class S3FifoModel:
         self.uses[key] = 0
 
     def touch(self, key: ChunkKey) -> None:
-        self.uses[key] = min(S3FIFO_USES_MAX, self.uses[key] + 1)
+        self.uses[key] = min(USES_MAX, self.uses[key] + 1)
 
     def remove(self, key: ChunkKey) -> None:
         forget(key, self.small, self.main, self.ghosts)

@@ -20,7 +20,7 @@ import pytest
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.pinned.eviction import POLICIES, EvictionPolicy
 
-TRACE_PATH = Path(__file__).parents[2] / "data" / "conversation_trace.jsonl.gz"
+TRACE_PATH = Path(__file__).parents[3] / "data" / "conversation_trace.jsonl.gz"
 TOLERANCE_PERCENT = 0.3  # in points: batching and the order of one request's blocks move a ratio by as much
 
 Requests = list[list[ChunkKey]]

@@ -1,38 +1,12 @@
-"""What every policy promises, and what makes each one itself."""
+"""What every policy does."""
 
 from __future__ import annotations
 
 import pytest
+from eviction_rig import admit, anything, chunks, nothing
 
 from kvtier.tiers.base import ChunkKey
-from kvtier.tiers.pinned.eviction import (
-    POLICIES,
-    S3FIFO_REPRIEVES_MAX,
-    ArcPolicy,
-    EvictionPolicy,
-    LruPolicy,
-    S3FifoPolicy,
-)
-
-
-def chunks(prefix: str, count: int) -> list[ChunkKey]:
-    return [f"{prefix}{position}".encode() for position in range(count)]
-
-
-def anything(key: ChunkKey) -> bool:
-    return True
-
-
-def nothing(key: ChunkKey) -> bool:
-    return False
-
-
-def admit(policy: EvictionPolicy, capacity_chunks: int, keys: list[ChunkKey]) -> list[ChunkKey]:
-    """Make room for `keys` and insert them, as an owner does; the victims are returned."""
-    victims = policy.evict(len(policy) + len(keys) - capacity_chunks, anything)
-    policy.insert(keys)
-    policy.check()
-    return victims
+from kvtier.tiers.pinned.eviction import POLICIES, EvictionPolicy
 
 
 @pytest.fixture(params=sorted(POLICIES))
@@ -170,24 +144,6 @@ def test_a_tier_of_one_chunk_works(policy_name: str) -> None:
     assert b"a4" in tiny
 
 
-def test_lru_forgets_frequency() -> None:
-    lru = LruPolicy(3)
-    lru.insert([b"often"])
-    for _ in range(5):
-        lru.touch([b"often"])
-    lru.insert([b"later"])
-    assert lru.evict(1, anything) == [b"often"]
-
-
-def test_an_owner_that_inserts_before_it_touches_keeps_heads_longest() -> None:
-    lru = LruPolicy(4)
-    head, rest = chunks("head", 2), chunks("rest", 2)
-    lru.insert(head)
-    lru.insert(rest)
-    lru.touch(head)
-    assert lru.evict(4, anything) == [*rest[::-1], *head[::-1]]
-
-
 @pytest.mark.parametrize("policy_name", ["arc", "s3fifo"])
 def test_a_scan_does_not_push_out_chunks_that_are_used_again(policy_name: str) -> None:
     policy = POLICIES[policy_name](10)
@@ -197,79 +153,3 @@ def test_a_scan_does_not_push_out_chunks_that_are_used_again(policy_name: str) -
     for turn in range(20):
         admit(policy, 10, chunks(f"scan{turn}-", 5))
     assert all(key in policy for key in used)
-
-
-def test_lru_is_pushed_out_by_a_scan() -> None:
-    policy = LruPolicy(10)
-    used = chunks("used", 5)
-    admit(policy, 10, used)
-    policy.touch(used)
-    for turn in range(2):
-        admit(policy, 10, chunks(f"scan{turn}-", 5))
-    assert not any(key in policy for key in used)
-
-
-def test_arc_keeps_recent_chunks_when_their_ghosts_come_back() -> None:
-    arc = ArcPolicy(4)
-    arc.insert([b"new0", b"new1"])
-    arc.insert([b"again0", b"again1"])
-    arc.touch([b"again0", b"again1"])
-    assert arc.evict(1, anything) == [b"new1"]
-    arc.insert([b"new1"])  # its ghost was there: the first list was cut too short
-    assert arc.evict(1, anything) == [b"again1"]
-    assert b"new0" in arc
-
-
-def test_arc_gives_room_back_when_ghosts_of_used_chunks_come_back() -> None:
-    arc = ArcPolicy(4)
-    arc.insert([b"new0", b"new1"])
-    arc.insert([b"again0", b"again1"])
-    arc.touch([b"again0", b"again1"])
-    arc.evict(1, anything)
-    arc.insert([b"new1"])
-    assert arc.evict(1, anything) == [b"again1"]
-    arc.insert([b"again1"])
-    assert arc.evict(1, anything) == [b"new0"]
-
-
-def test_s3fifo_takes_a_returning_ghost_into_its_main_queue() -> None:
-    s3fifo = S3FifoPolicy(10)
-    s3fifo.insert([b"ghost"])
-    s3fifo.evict(1, anything)
-    s3fifo.insert([b"ghost"])
-    s3fifo.insert([b"new"])
-    assert s3fifo.evict(1, anything) == [b"new"]
-
-
-def test_s3fifo_counts_a_key_once_in_one_batch() -> None:
-    s3fifo = S3FifoPolicy(10)
-    for key in (b"a", b"b"):
-        s3fifo.insert([key])
-        s3fifo.evict(1, anything)
-        s3fifo.insert([key])  # from its ghost: straight into the main queue
-    s3fifo.touch([b"a", b"a", b"a"])
-    s3fifo.touch([b"b"])
-    s3fifo.touch([b"b"])
-    assert s3fifo.evict(2, anything) == [b"a", b"b"]
-
-
-def test_s3fifo_forgets_the_uses_of_a_chunk_that_enters_its_main_queue() -> None:
-    s3fifo = S3FifoPolicy(10)
-    s3fifo.insert([b"main"])
-    s3fifo.evict(1, anything)
-    s3fifo.insert([b"used"])
-    s3fifo.touch([b"used"])
-    s3fifo.touch([b"used"])
-    assert s3fifo.evict(1, lambda key: key != b"used") == []
-    s3fifo.insert([b"main"])  # from its ghost: behind the chunk that came out of the small queue
-    assert s3fifo.evict(1, anything) == [b"used"]
-
-
-def test_s3fifo_bounds_the_sweep_when_every_chunk_was_used() -> None:
-    count = 4 * S3FIFO_REPRIEVES_MAX
-    s3fifo = S3FifoPolicy(count)
-    keys = chunks("a", count)
-    s3fifo.insert(keys)
-    s3fifo.touch(keys)
-    oldest_first = keys[::-1]
-    assert s3fifo.evict(1, anything) == [oldest_first[S3FIFO_REPRIEVES_MAX]]

@@ -1,0 +1,61 @@
+"""`kvtier fsck`: checks a directory, and repairs it when told to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...tiers import KvtierError
+from .exits import interruptible
+from .opened import Directory, refuse_no_store
+from .output import AsJson, progress
+
+if TYPE_CHECKING:
+    from ...tiers.nvme.admin.finding import Report
+
+EXIT_FOUND = 1  # something is wrong
+EXIT_UNCHECKED = 2  # it could not be checked
+
+
+def fsck(
+    path: Directory,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every chunk and check its checksum.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a directory against itself. Exits with 0, with 1 if something is wrong, 2 if it cannot tell.
+
+    With --repair, 0 also means that all that was wrong is mended. A lost index is rebuilt from the segments;
+    for that no server may use the directory.
+    """
+    try:
+        report = _checked(path, deep, repair)
+    except (KvtierError, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_UNCHECKED) from None
+    typer.echo(_as_json(report) if as_json else _as_text(report, repair))
+    if len(report.findings) > report.repaired:
+        raise typer.Exit(EXIT_FOUND)
+
+
+def _checked(path: Path, deep: bool, repair: bool) -> Report:
+    from ...tiers.nvme.admin.fsck import check_directory
+    from ...tiers.nvme.io.files import Files
+
+    refuse_no_store(path)
+    with interruptible(), progress("reading chunks") as bar:
+        return check_directory(Files(), path, deep=deep, repair=repair, told=bar)
+
+
+def _as_json(report: Report) -> str:
+    whole = {"segments": report.segments, "chunks": report.chunks, "repaired": report.repaired}
+    return json.dumps({**whole, "findings": [one.to_json() for one in report.findings]}, indent=2)
+
+
+def _as_text(report: Report, repair: bool) -> str:
+    mended = f", {report.repaired} mended" if repair else ""
+    total = f"{report.segments} segments, {report.chunks} chunks: {len(report.findings)} findings{mended}"
+    return "\n".join([*(f"{one.kind}: {one.text}" for one in report.findings), total])

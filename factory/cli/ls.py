@@ -1,0 +1,70 @@
+"""`kvtier ls`: the namespaces of a directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..ages import format_age
+from ..sizes import format_size
+from .opened import Directory, opened
+from .output import DIGEST_DIGITS, AsJson, print_pairs
+
+if TYPE_CHECKING:
+    from ...tiers.nvme.admin.survey import NamespaceUsage
+
+COLUMNS = ("epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest")
+
+
+def ls(
+    path: Directory,
+    fields: Annotated[bool, typer.Option("--fields", help="Show each namespace field by field.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the namespaces of a directory: models, chunks, bytes, hits, age."""
+    from ...tiers.nvme.admin.survey import namespaces
+
+    with opened(path) as store:
+        found = namespaces(store)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    _print_table(found)
+    for one in found:
+        if fields:
+            _print_fields(one, one.fields, "")
+        else:
+            _print_fields(one, one.differing, ", where those of its name differ:")
+
+
+def _print_table(found: Sequence[NamespaceUsage]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("namespace", overflow="fold")
+    table.add_column("digest", min_width=DIGEST_DIGITS, no_wrap=True)  # whole: `rm` takes it
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    now_s = time.time()
+    for one in found:
+        table.add_row(one.label, one.digest[:DIGEST_DIGITS], *_row(one, now_s))
+    Console().print(table)
+
+
+def _row(one: NamespaceUsage, now_s: float) -> list[str]:
+    counts = (one.epoch, one.chunks, format_size(one.chunk_bytes), one.never_read_chunks, one.hits)
+    ages = [format_age(now_s - when_s) if one.chunks else "-" for when_s in (one.newest_s, one.oldest_s)]
+    return [*map(str, counts), *ages]
+
+
+def _print_fields(one: NamespaceUsage, shown: Mapping[str, str | None], remark: str) -> None:
+    if not shown:
+        return
+    typer.echo(f"{one.label} {one.digest[:DIGEST_DIGITS]}{remark}")
+    print_pairs(*((f"  {field}", "-" if value is None else value) for field, value in shown.items()))

@@ -1,0 +1,50 @@
+"""The store that a command works on: its argument, and opening it while servers use it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...tiers import ConfigError
+from .exits import interruptible
+
+if TYPE_CHECKING:
+    from ...tiers.nvme.store.opening import Store
+
+Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Store]:
+    """Open the store at `path`, and close it whatever happens.
+
+    Raises:
+        ConfigError: there is no store.
+        TierUnavailable: it cannot be opened.
+    """
+    from ...tiers.nvme.io.files import Files
+    from ...tiers.nvme.store.opening import close_store, open_existing
+
+    refuse_no_store(path)
+    store = open_existing(Files(), path)
+    try:
+        with interruptible():
+            yield store
+    finally:
+        close_store(store)
+
+
+def refuse_no_store(path: Path) -> None:
+    """Refuse a path that no nvme tier has ever used.
+
+    Raises:
+        ConfigError: there is no store.
+    """
+    from ...tiers.nvme.store.opening import is_store
+
+    if not is_store(path):
+        raise ConfigError("", f"{path} is no store: it has no kvtier.json")

@@ -1,0 +1,120 @@
+"""`kvtier rm`: removes chunks from a directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...tiers import ConfigError
+from ..ages import parse_age
+from ..sizes import format_size
+from .opened import Directory, opened
+from .output import DIGEST_DIGITS, AsJson, progress
+
+if TYPE_CHECKING:
+    from ...tiers.nvme.admin.prune import Chosen, Removed, Selection
+    from ...tiers.nvme.store.opening import Store
+
+
+def rm(
+    path: Directory,
+    namespace: Annotated[
+        str | None, typer.Option(help="A label, or 8 hex digits or more of a digest.", show_default=False)
+    ] = None,
+    key_prefix: Annotated[
+        str | None, typer.Option(help="What the key begins with, in hex.", show_default=False)
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="An age: 90s, 15m, 12h, 7d.", show_default=False)
+    ] = None,
+    never_read: Annotated[bool, typer.Option("--never-read", help="Only what was never read back.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every chunk of every namespace.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the chunks for which all that is given holds; no rebuild brings them back.
+
+    Their room is used again by what servers store next.
+    """
+    from ...tiers.nvme.admin.prune import choose
+
+    selection = _selection(namespace, key_prefix, older_than, never_read, everything)
+    with opened(path) as store:
+        chosen = choose(store, selection)
+        removed = _would_remove(chosen) if dry_run else _remove(store, chosen)
+    if as_json:
+        typer.echo(_as_json(removed, dry_run))
+    else:
+        _print(removed, dry_run)
+
+
+def _selection(
+    namespace: str | None, key_prefix: str | None, older_than: str | None, never_read: bool, everything: bool
+) -> Selection:
+    from ...tiers.nvme.admin.prune import Selection
+
+    given = {"--namespace": namespace, "--key-prefix": key_prefix, "--older-than": older_than}
+    if not (any(value is not None for value in given.values()) or never_read or everything):
+        raise ConfigError("", f"say what to remove: {', '.join(given)}, --never-read or --all")
+    for option, value in given.items():
+        if value == "":  # of a script whose variable is empty: it does not mean everything
+            raise ConfigError(option, "is empty; leave it out to set no such limit")
+    return Selection(
+        namespace or "",
+        _from_hex(key_prefix or ""),
+        parse_age(older_than or "0s", "--older-than"),
+        never_read,
+    )
+
+
+def _from_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(
+            "--key-prefix", f'should be whole bytes in hex, not "{text}"; for example 00ff'
+        ) from None
+
+
+def _would_remove(chosen: Sequence[Chosen]) -> list[Removed]:
+    from ...tiers.nvme.admin.prune import Removed
+
+    return [Removed(one.digest, one.label, len(one.keys), one.size_bytes) for one in chosen]
+
+
+def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
+    from ...tiers.nvme.admin.prune import remove
+
+    total, done = sum(len(one.keys) for one in chosen), 0
+    with progress("removing") as bar:
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            bar(done, total)
+
+        return [asyncio.run(remove(store, one, told)) for one in chosen]
+
+
+def _as_json(removed: Sequence[Removed], dry_run: bool) -> str:
+    chunks, size_bytes = _sums(removed)
+    parts = [{**asdict(one), "digest": one.digest.hex()} for one in removed]
+    whole = {"chunks": chunks, "bytes": size_bytes, "removed": not dry_run, "namespaces": parts}
+    return json.dumps(whole, indent=2)
+
+
+def _print(removed: Sequence[Removed], dry_run: bool) -> None:
+    for one in removed:
+        name = f"{one.label} {one.digest.hex()[:DIGEST_DIGITS]}"
+        typer.echo(f"{name}: {one.chunks} chunks, {format_size(one.size_bytes)}")
+    chunks, size_bytes = _sums(removed)
+    typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")
+
+
+def _sums(removed: Sequence[Removed]) -> tuple[int, int]:
+    return sum(one.chunks for one in removed), sum(one.size_bytes for one in removed)

@@ -1,0 +1,26 @@
+"""What tests of eviction policies share: chunks, and an owner that admits them."""
+
+from __future__ import annotations
+
+from kvtier.tiers.base import ChunkKey
+from kvtier.tiers.pinned.eviction import EvictionPolicy
+
+
+def chunks(prefix: str, count: int) -> list[ChunkKey]:
+    return [f"{prefix}{position}".encode() for position in range(count)]
+
+
+def anything(key: ChunkKey) -> bool:
+    return True
+
+
+def nothing(key: ChunkKey) -> bool:
+    return False
+
+
+def admit(policy: EvictionPolicy, capacity_chunks: int, keys: list[ChunkKey]) -> list[ChunkKey]:
+    """Make room for `keys` and insert them, as an owner does; the victims are returned."""
+    victims = policy.evict(len(policy) + len(keys) - capacity_chunks, anything)
+    policy.insert(keys)
+    policy.check()
+    return victims

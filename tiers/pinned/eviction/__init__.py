@@ -1,0 +1,16 @@
+"""Eviction policies, one file each: `POLICIES` has them by their names in the tier-config document."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from .arc import ArcPolicy
+from .base import Evictable, EvictionPolicy
+from .lru import LruPolicy
+from .s3fifo import S3FifoPolicy
+
+__all__ = ["POLICIES", "ArcPolicy", "Evictable", "EvictionPolicy", "LruPolicy", "S3FifoPolicy"]
+
+POLICIES: Mapping[str, Callable[[int], EvictionPolicy]] = MappingProxyType(
+    {"lru": LruPolicy, "arc": ArcPolicy, "s3fifo": S3FifoPolicy}
+)
+"""Each policy is made with its owner's capacity in chunks."""
