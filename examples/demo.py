@@ -1,9 +1,9 @@
 """A real vLLM server with and without kvtier, side by side: `make demo`.
 
-A tiny model with random weights answers the same prompts four times: without kvtier; with kvtier and nothing
-stored; from the pinned tier; and from NVMe after a restart. The device's own cache is empty before each prompt.
-The table shows what each tier supplied and whether the generated tokens are the same. The exit status is 0 only
-if all tokens are the same and each tier supplied something.
+A tiny model with random weights answers the same prompts four times: without kvtier; with kvtier and
+nothing stored; from the pinned tier; and from NVMe after a restart. The device's own cache is empty before
+each prompt. The table shows what each tier supplied and whether the generated tokens are the same. The exit
+status is 0 only if all tokens are the same and each tier supplied something.
 """
 
 from __future__ import annotations
