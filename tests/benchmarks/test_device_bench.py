@@ -38,6 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_checkout_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     file = tmp_path / "device.json"
     arguments = [str(SCRIPT), "--device", "cpu", "--quick", "--json", str(file)]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import zmq
 from vllm_child import TINY_PROMPT
 from vllm_server import (
     DRAIN_WAIT_S,
@@ -62,6 +61,8 @@ class ApiServer:
     def __init__(
         self, *, model: Path, tiers: Mapping[str, Any], log: Path, environment: Mapping[str, str]
     ) -> None:
+        import zmq  # vLLM brings it
+
         self._model, self._tiers, self._log, self._environment = model, tiers, log, environment
         self._url = f"http://127.0.0.1:{_free_port()}"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -13,7 +13,7 @@ from kvtier.engine.replay.tiers import LogWithoutBytes
 from kvtier.engine.replay.trace import Requests
 from kvtier.factory.cli.replay import _curve_counts
 
-TRACE_PATH = Path(__file__).parents[2] / "data" / "conversation_trace.jsonl.gz"
+DATA = Path(__file__).parents[2] / "data"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -90,11 +90,20 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
     }
 
 
-def test_a_public_trace_hits_as_often_as_is_known(run: Run, document: Document) -> None:
+@pytest.mark.parametrize(
+    ("file", "expected_percent", "tolerance_percent"),
+    [
+        ("conversation_trace_1500.jsonl.gz", 19.95, 0.005),
+        pytest.param("conversation_trace.jsonl.gz", 21.2, 0.3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_public_trace_hits_as_often_as_is_known(
+    run: Run, document: Document, file: str, expected_percent: float, tolerance_percent: float
+) -> None:
     config = document(pinned(10_000 * 4096))
-    status, output, _ = run("replay", TRACE_PATH, "--config", config, "--chunk-bytes", 4096, "--json")
+    status, output, _ = run("replay", DATA / file, "--config", config, "--chunk-bytes", 4096, "--json")
     assert status == 0
-    assert json.loads(output)["hit_rate_percent"] == pytest.approx(21.2, abs=0.3)
+    assert json.loads(output)["hit_rate_percent"] == pytest.approx(expected_percent, abs=tolerance_percent)
 
 
 def test_two_drives_are_told_apart(run: Run, trace: Path, document: Document) -> None:
@@ -218,6 +227,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_a_plot_is_a_png(trace: Path, document: Document, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason='needs the extra "plot"')
     file = tmp_path / "hits"

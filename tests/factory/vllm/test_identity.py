@@ -23,7 +23,10 @@ from kvtier.factory.vllm.served import served_fields
 from kvtier.tiers.nvme.store.namespaces import Identity
 from kvtier.tiers.pinned.arena import Arena
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what vLLM imports
+]
 
 PARTITION = "VLLM_PP_LAYER_PARTITION"
 

@@ -23,7 +23,10 @@ def chain_stats(tier_counters: dict[str, int], counters: dict[tuple[str, str], i
     return ChainStats({"nvme": TierStats(3, 10, 20, tier_counters, gauges)}, 1, 2, counters)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what vLLM imports
+]
 
 
 class Reports:

@@ -21,7 +21,10 @@ from vllm.v1.kv_offload.tiering.base import TransferJob
 from kvtier.factory.vllm import metrics, native
 from kvtier.factory.vllm.native import KvtierNvmeTier
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what vLLM imports
+]
 
 ROWS = 4
 CAPACITY_BYTES = 64 << 20

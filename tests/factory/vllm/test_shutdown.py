@@ -31,7 +31,10 @@ from kvtier.tiers.base import Tier
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.testing import MemoryTier
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what vLLM imports
+]
 
 KEYS = [b"one-----", b"two-----"]
 SOON_S = 0.2
