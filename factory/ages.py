@@ -17,7 +17,9 @@ def parse_age(text: str, option: str) -> float:
     """
     match = re.fullmatch(r"(\d+)([smhd])", text)
     if match is None:
-        raise ConfigError(option, f'should be a number and s, m, h or d, not "{text}"; for example 7d')
+        raise ConfigError(
+            option, f'should be a number with the unit s, m, h or d, not "{text}"; for example 7d'
+        )
     return float(match[1]) * AGE_UNITS_S[match[2]]
 
 

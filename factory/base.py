@@ -1,4 +1,4 @@
-"""What a package brings to add a tier: the model of its entry in the document, and how it opens."""
+"""The interface for adding a type of tier: the model of its config entry, and the factory that opens it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..tiers import Tier
 
-PART_ALIGNMENT_BYTES = 4096  # what direct reads and writes ask of memory and file offsets
+PART_ALIGNMENT_BYTES = 4096  # direct I/O requires it of memory and file offsets
 
 
 def unique_name(name: str, taken: Collection[str]) -> str:
@@ -37,39 +37,39 @@ class TierConfig(BaseModel):
     )
 
     def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
-        """Return the entry as this machine makes it: percentages in bytes, paths probed.
+        """Return the entry resolved for this machine: percentages become bytes, paths are probed.
 
         Leaves nothing behind on the machine.
 
         Raises:
-            ConfigError: what is written cannot work here; `json_path` names the entry.
+            ConfigError: the entry cannot work on this machine; `json_path` names it.
         """
         return self
 
     def probe(self, *, chunk_bytes: int, json_path: str) -> None:
-        """Refuse what the tier, once it is opened as resolved, would refuse, as far as a look shows it.
+        """Refuse a resolved entry whose tier would not open, as far as that shows without opening it.
 
         Changes nothing on the machine.
 
         Raises:
-            ConfigError: it cannot be opened as things are; `json_path` names the entry.
+            ConfigError: the tier cannot be opened now; `json_path` names the entry.
         """
 
     def shortage(self, *, chunk_bytes: int, json_path: str) -> str:
-        """Say what the tier, as resolved, would lack on this machine as it is now; empty where nothing.
+        """Say what this machine lacks for the resolved tier right now, or return an empty string.
 
-        Other than what `probe` refuses, it may be there by the time of a start, or on another machine.
+        Unlike what `probe` refuses, it may be there when a server starts, or on another machine.
         """
         return ""
 
     def summary(self) -> str:
-        """One line for people: the values that decide what this tier does."""
+        """The values that matter most, in one line for people."""
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPlace:
-    """Where the processes of one server meet that share the pinned tier's arena.
+    """Where the processes of one server find the pinned tier's arena.
 
     Attributes:
         name: the server's own name, equal in all its processes and in no other server's.
@@ -84,13 +84,13 @@ class SharedPlace:
 
 @dataclass(frozen=True, slots=True)
 class TierContext:
-    """What a tier is told beside its own entry.
+    """What a tier needs to know besides its own entry.
 
     Attributes:
         part_bytes: one rank's bytes of one chunk, at most.
         parts: rank parts of a chunk, side by side.
         identity: what makes two chunks' bytes interchangeable, field by field.
-        place: where processes meet that share the arena; None where one process holds all.
+        place: where the processes that share the arena find it; None if one process holds everything.
         json_path: where the entry stands in the document, for messages: `tiers[2]`.
     """
 
@@ -102,7 +102,7 @@ class TierContext:
 
     @property
     def chunk_bytes(self) -> int:
-        """The bytes of one chunk in host memory, where each part starts on a page of its own."""
+        """The bytes of one chunk in host memory, where each part starts on its own page."""
         return self.parts * -(-self.part_bytes // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
 
     def at(self, json_path: str) -> TierContext:

@@ -1,4 +1,4 @@
-"""The composite spec: one config, one chain of tiers, built in order and taken down in reverse."""
+"""The composite spec: opens a config's chain of tiers in order, and closes it in reverse."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .config import KvtierConfig, load_config, resolve_config
 from .entries import PinnedConfig
 from .registry import tier_factory
 
-CLOSE_S = 5.0  # for each tier; an orderly close takes milliseconds, and a disk that hangs is left behind
-NO_DEADLINE_S = 10.0  # of chains without a disk, where nothing can be slow, and of tiers that name none
+CLOSE_S = 5.0  # for each tier; a clean close takes milliseconds; a drive that hangs is left behind
+NO_DEADLINE_S = 10.0  # for chains without a drive, where nothing can be slow, and tiers that name none
 
 
 class CompositeSpec:
     """Builds every tier below the device from one config.
 
-    The gpu entry stands for the server's own tensors, which are wherever the server put them: whoever
-    has them makes the gpu tier. Tiers of one chain have names of their own, which statistics, metrics and
-    events go by: `pinned`, `nvme`, `nvme1`. `start` and `close` belong to one event loop.
+    The gpu entry stands for the server's own tensors, so whoever holds them makes the gpu tier. Each tier of
+    a chain has its own name, which statistics, metrics and events use: `pinned`, `nvme`, `nvme1`. Call
+    `start` and `close` on one event loop.
     """
 
     def __init__(self, config: KvtierConfig) -> None:
@@ -45,18 +45,18 @@ class CompositeSpec:
 
     @property
     def load_deadline_s(self) -> float:
-        """The longest deadline of any tier: when a load counts as late."""
+        """The longest deadline of any tier, after which a load counts as late."""
         deadlines = [getattr(tier, "load_deadline_s", 0.0) for tier in self._config.tiers]
         return max(deadlines) or NO_DEADLINE_S
 
     @property
     def keeps_on_reset(self) -> bool:
-        """Whether what is stored outlives a reset of the server's cache."""
+        """Whether stored chunks survive a reset of the server's cache."""
         return self._config.on_reset == "keep"
 
     @property
     def pinned(self) -> PinnedTier:
-        """The chain's hub; there once `start` has returned."""
+        """The tier that all transfers pass through; available once `start` has returned."""
         pinned = self._tiers[0]
         assert isinstance(pinned, PinnedTier), "the config puts the pinned tier below the device"
         return pinned
@@ -79,9 +79,9 @@ class CompositeSpec:
         Args:
             part_bytes: one rank's bytes of one chunk.
             parts: rank parts of a slot.
-            identity: what makes two chunks' bytes interchangeable, field by field; or who says it once the
-                arena is there, in which other processes may have left word.
-            place: where processes meet that share the arena; None for an arena of this process alone.
+            identity: what makes two chunks' bytes interchangeable, field by field; or a function that returns
+                it, called once the arena exists, in which other processes may have left a message.
+            place: where the processes that share the arena find it; None for a private arena.
 
         Raises:
             ConfigError: the config does not fit this machine or these chunks.
@@ -129,5 +129,5 @@ class CompositeSpec:
         return Breaker(tier, name=name, slow_s=getattr(entry, "load_deadline_s", NO_DEADLINE_S))
 
     def summary(self) -> str:
-        """One line for people: the tiers, in order."""
+        """The tiers in order, in one line for people."""
         return " -> ".join(entry.type for entry in self._config.tiers)

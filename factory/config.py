@@ -2,8 +2,8 @@
 
 `parse_config` looks at nothing but the document. `load_config` also reads it from a file.
 `resolve_config` looks at the machine: percentages become bytes, paths are probed. `probe_config` looks
-at what is there by now: directories, stores. Each either succeeds or raises one `ConfigError`. `shortages`
-refuses nothing: it tells what memory would lack.
+at existing directories and stores. Each either succeeds or raises one `ConfigError`. `shortages`
+refuses nothing: it lists where memory is too small right now.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
 
 VERSION = 1
 
-DOCUMENT_BYTES_MAX = 1 << 20  # a chain of tiers takes a few hundred bytes; whatever is larger is another file
+DOCUMENT_BYTES_MAX = 1 << 20  # a document takes a few hundred bytes; a larger file is something else
 
 
 OnReset: TypeAlias = Literal["invalidate", "keep"]
@@ -90,27 +90,25 @@ def read_document(path: Path) -> Any:
     if content is None:
         raise ConfigError("", f"{path}: is not a regular file")
     if len(content) > DOCUMENT_BYTES_MAX:
-        raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, so not a tier config")
+        raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, which no tier config is")
     return parse_json(content, str(path))
 
 
 def _beginning(path: Path) -> bytes | None:
-    """As much of a file as a document may be long and a byte more; None of a pipe or a device."""
+    """Read as much as a document may be long, and one byte more; None for a pipe or a device."""
     with open(path, "rb", opener=_open_at_once) as file:
         is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         return file.read(DOCUMENT_BYTES_MAX + 1) if is_regular else None
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open, without the wait for somebody who writes into a pipe."""
+    """Open without waiting for a writer at the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _refuse_file(path: Path, error: Exception) -> NoReturn:
     if str(path).lstrip().startswith("{"):
-        raise ConfigError(
-            "", "a string is the path of a file; parse a document in text form first"
-        ) from error
+        raise ConfigError("", "a string is taken as the path of a file; parse the JSON text first") from error
     near = _nearest_file(path) if isinstance(error, FileNotFoundError) else None
     meant = "" if near is None else f"; did you mean {near}?"
     raise ConfigError("", f"{path}: {reason_of(error)}{meant}") from error
@@ -150,7 +148,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} stands twice in one object")
+        raise ValueError(f"{shown(twice)} appears twice in one object")
     return fields
 
 
@@ -159,7 +157,7 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def parse_config(document: Any) -> KvtierConfig:
-    """Check a document, without a look at the machine.
+    """Check a document without looking at the machine.
 
     Raises:
         ConfigError: the first thing wrong.
@@ -281,7 +279,7 @@ def _check_apart(
 ) -> None:
     place, taken = Path(canonical(path)), Path(canonical(other))
     if place == taken:
-        raise ConfigError(json_path, f"{quoted(path)} is the directory of {owner} already")
+        raise ConfigError(json_path, f"{quoted(path)} is already the directory of {owner}")
     if place.is_relative_to(taken) or taken.is_relative_to(place):
         relation = "lies in" if place.is_relative_to(taken) else "holds"
         raise ConfigError(
@@ -291,7 +289,7 @@ def _check_apart(
 
 
 def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:
-    """Return the chain as this machine makes it: percentages in bytes, paths probed; changes nothing.
+    """Return the chain resolved for this machine: percentages become bytes. Changes nothing.
 
     Args:
         config: a checked document.
@@ -308,21 +306,21 @@ def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:
 
 
 def probe_config(config: KvtierConfig, *, chunk_bytes: int) -> None:
-    """Refuse a resolved chain that a start would refuse on this machine as it is; changes nothing.
+    """Refuse a resolved chain that could not start on this machine now. Changes nothing.
 
     Args:
         config: what `resolve_config` has returned.
         chunk_bytes: size of the largest chunk.
 
     Raises:
-        ConfigError: the first thing that stands in the way.
+        ConfigError: the first thing that would stop it.
     """
     for i, tier in enumerate(config.tiers):
         tier.probe(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]")
 
 
 def shortages(config: KvtierConfig, *, chunk_bytes: int) -> list[str]:
-    """What the tiers of a resolved chain would lack on this machine as it is now, each with what helps."""
+    """What this machine lacks for the tiers of a resolved chain right now, each with a remedy."""
     found = (
         tier.shortage(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
     )

@@ -1,7 +1,6 @@
-"""The entries of the built-in tiers.
+"""The config entries of the built-in tiers.
 
-They are known here, apart from the factories that open them, so that checking a document imports
-nothing that runs a tier.
+The factories that open the tiers are in another module, so checking a document imports nothing that runs one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def _absolute_path(path: object) -> Path:
     if not isinstance(path, str | Path):
         raise ValueError(f"should be a path, not {shown(path)}")
     if not str(path).strip() or "\0" in str(path) or not _is_utf8(str(path)):
-        raise ValueError(f"{shown(str(path))} names no directory")
+        raise ValueError(f"{shown(str(path))} is not the path of a directory")
     if not os.path.isabs(path):
         meant = os.path.abspath(os.path.expanduser(path))
         raise ValueError(f"{shown(str(path))} is not absolute; did you mean {quoted(meant)}?")
@@ -55,24 +54,29 @@ def _is_utf8(text: str) -> bool:
 class GpuConfig(TierConfig):
     """The server's own KV tensors, in device memory or, without a device, in ordinary memory."""
 
-    type: Literal["gpu"] = Field(description="The server's own KV tensors; the first tier of every chain.")
+    type: Literal["gpu"] = Field(description="The server's own KV tensors. Always the first tier.")
 
 
 class PinnedConfig(TierConfig):
     """A fixed arena in host memory, page-locked where there is a GPU."""
 
-    type: Literal["pinned"] = Field(description="A fixed arena of chunks in host memory.")
+    type: Literal["pinned"] = Field(description="An arena of fixed size in host memory.")
     capacity: Capacity = Field(
-        description="Size of the arena; a percentage is of the memory that this process may use.",
+        description="Size of the arena. A percentage is a share of the memory that this process may use.",
         examples=["64GiB"],
     )
     policy: Annotated[
         str, AfterValidator(_known_policy), WithJsonSchema({"type": "string", "enum": sorted(POLICIES)})
-    ] = Field(default="lru", description="Which chunks leave first.", examples=["lru"])
+    ] = Field(
+        default="lru",
+        description="The eviction policy: which chunks leave first when the arena is full.",
+        examples=["lru"],
+    )
     numa_node: int | None = Field(
         default=None,
         ge=0,
-        description="The memory node to take the arena from: the one that the device is attached to.",
+        description="NUMA node to allocate the arena on, as far as it has room. Use the node that the GPU is "
+        "attached to.",
         examples=[0],
     )
 
@@ -98,27 +102,28 @@ class PinnedConfig(TierConfig):
         return ""
 
     def summary(self) -> str:
-        node = "" if self.numa_node is None else f", memory node {self.numa_node}"
+        node = "" if self.numa_node is None else f", NUMA node {self.numa_node}"
         return f"{format_size(self.capacity_bytes)}, {self.policy}{node}"
 
 
 class NvmeConfig(TierConfig):
     """A directory on a local drive."""
 
-    type: Literal["nvme"] = Field(description="A directory on a local drive; survives restarts.")
+    type: Literal["nvme"] = Field(description="A directory on a local drive. Chunks survive restarts.")
     path: Annotated[
         Path, BeforeValidator(_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
     ] = Field(
-        description="The directory, created where it does not exist; several servers may share it.",
+        description="Absolute path of the directory. It is created if missing; several servers may share it.",
         examples=["/mnt/nvme0/kvtier"],
     )
     capacity: Capacity = Field(
-        description="What the directory may take at most; a percentage is of the file system's size.",
+        description="Maximum size of the directory. A percentage is a share of the file system.",
         examples=["2TiB"],
     )
     reserve: Size = Field(
         default_factory=lambda: parse_size("10%"),
-        description="Free space to leave on the file system, whoever fills it; a percentage is of its size.",
+        description="Free space to keep on the file system, no matter what else fills it. A percentage is a "
+        "share of the file system.",
         examples=["10%"],
         json_schema_extra={"default": "10%"},
     )
@@ -126,25 +131,27 @@ class NvmeConfig(TierConfig):
         default=10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which a load is abandoned and the request recomputes instead.",
+        description="Seconds until a load is given up, so that the request recomputes instead.",
         examples=[10],
     )
     write_amplification: float = Field(
         default=1.3,
         ge=1,
         allow_inf_nan=False,
-        description="Bytes written per byte stored, at most: room to keep what is read again; 1 keeps none.",
+        description="Maximum bytes written per byte stored. What exceeds 1 is spent on rewriting chunks that "
+        "are still read when their segment is reclaimed. Raise it to keep more of them, lower it to spare "
+        "the drive; 1 rewrites none.",
         examples=[1.3],
     )
 
     @property
     def capacity_bytes(self) -> int:
-        """What the directory may take at most, once resolved."""
+        """The maximum size of the directory, once resolved."""
         return _resolved(self.capacity)
 
     @property
     def reserve_bytes(self) -> int:
-        """Free space to leave on the file system, once resolved."""
+        """Free space to keep on the file system, once resolved."""
         return _resolved(self.reserve)
 
     def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
@@ -156,7 +163,7 @@ class NvmeConfig(TierConfig):
             raise ConfigError(
                 f"{json_path}.reserve",
                 f"{shown(str(self.reserve))} leaves no room for a chunk on a file system of "
-                f'{format_size(whole_bytes)}; for example "10%"',
+                f'{format_size(whole_bytes)}; lower it, for example to "10%"',
             )
         return self.model_copy(update={"capacity": capacity_bytes, "reserve": reserve_bytes})
 
@@ -180,7 +187,7 @@ class NvmeConfig(TierConfig):
 
 @contextmanager
 def _refused(json_path: str) -> Iterator[None]:
-    """What a tier says when it cannot start, as the fault of the field at `json_path`."""
+    """Report a tier's refusal as a fault of the field at `json_path`."""
     try:
         yield
     except TierUnavailable as error:
@@ -201,7 +208,7 @@ def _refuse_below_one_chunk(
         share = "" if isinstance(written, int) else f"{shown(str(written))} is "
         raise ConfigError(
             json_path,
-            f"{share}{capacity_bytes} bytes: not one chunk; the least that holds one is {chunk_bytes}",
+            f"{share}{capacity_bytes} bytes, too small for one chunk; it needs at least {chunk_bytes}",
         )
 
 
@@ -209,13 +216,15 @@ def _refuse_unknown_node(node: int, json_path: str) -> None:
     nodes = memory_nodes()
     if node not in nodes:
         there = (
-            f"it has {', '.join(map(str, nodes))}" if nodes else "it has none to choose; leave the key out"
+            f"it has {', '.join(map(str, nodes))}"
+            if nodes
+            else "it has none to choose from; leave the key out"
         )
-        raise ConfigError(json_path, f"this machine has no memory node {node}; {there}")
+        raise ConfigError(json_path, f"this machine has no NUMA node {node}; {there}")
 
 
 def _probed(path: Path, json_path: str) -> Path:
-    """Return what exists of `path`, if it is or can become a directory that this user may write in."""
+    """Return the part of `path` that exists, if this user can make or use the directory there."""
     found = _existing(path, json_path)
     if not found.is_dir():
         raise ConfigError(json_path, f"{_cannot(path, found)} is not a directory")
@@ -229,7 +238,7 @@ def _existing(path: Path, json_path: str) -> Path:
         if found.exists():
             return found
         if found.is_symlink():
-            raise ConfigError(json_path, f"{_cannot(path, found)} is a link to nothing; create what it names")
+            raise ConfigError(json_path, f"{_cannot(path, found)} is a dangling link; create its target")
     raise AssertionError("the root of an absolute path exists")
 
 

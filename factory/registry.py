@@ -1,4 +1,4 @@
-"""Names for classes that are imported when they are first asked for.
+"""Registries of names for classes, which are imported on first use.
 
 Two registries: specs, which a server asks for by `spec_name`, and tiers, which a document asks for by
 `type`. Both are open: another package registers its own class, or is named by a module path and needs

@@ -23,30 +23,34 @@ def config_schema() -> dict[str, Any]:
     return {
         "$schema": DIALECT,
         "title": "kvtier tier config",
-        "description": "A chain of tiers for the KV cache of an LLM server, from the device down.",
+        "description": "The tiers for the KV cache of an LLM server, fastest first.",
         "type": "object",
         "required": ["version", "tiers"],
         "additionalProperties": False,
         "properties": {
-            "$schema": {"type": "string", "description": "Where editors find this schema; not read."},
+            "$schema": {
+                "type": "string",
+                "description": "Where editors find this schema. kvtier does not read it.",
+            },
             "version": {"const": 1, "description": "The format of this document."},
             "weights_epoch": {
                 "type": "integer",
                 "minimum": 0,
                 "default": 0,
-                "description": "Raise it when the weights changed under the same name: nothing stored "
-                "before is served again.",
+                "description": "Raise it when the weights change under the same name. Nothing stored before "
+                "is served again.",
             },
             "on_reset": {
                 "enum": ["invalidate", "keep"],
                 "default": "invalidate",
-                "description": "When the server resets its cache, as a weight update does: forget all "
-                "that was stored before, or keep it.",
+                "description": "What happens when the server resets its cache, as a weight update does. "
+                "invalidate: nothing stored before is served again. keep: chunks stay; use it only if "
+                "the weights stay the same.",
             },
             "tiers": {
                 "type": "array",
                 "minItems": 2,
-                "description": 'The chain in order: "gpu" first, then "pinned", then what lies below.',
+                "description": 'The tiers in order: "gpu", then "pinned", then the drives.',
                 "items": {"oneOf": [*entries, _foreign(list(models))]},
             },
         },

@@ -45,7 +45,7 @@ _MEANT_UNITS = {unit.lower(): unit for unit in UNITS} | {
 
 @dataclass(frozen=True, slots=True)
 class Percent:
-    """A share of something that only the machine knows, above 0 % and up to 100 %, or 0 %."""
+    """A share of something that only the machine knows: 0% to 100%."""
 
     value: Decimal
 
@@ -57,7 +57,7 @@ def parse_size(value: object) -> int | Percent:
     """Read one size.
 
     Raises:
-        ValueError: it is none; the message says what was probably meant.
+        ValueError: it is not a size; the message suggests one.
     """
     if isinstance(value, Percent):
         return value
@@ -84,7 +84,7 @@ def _parse_text(text: str) -> int | Percent:
 
 def _bounded(size: int, written: object) -> int:
     if size > SIZE_BYTES_MAX:
-        raise ValueError(f"{shown(written)} is more than any file can hold; {HOW_TO_WRITE}")
+        raise ValueError(f"{shown(written)} is larger than any file can be; {HOW_TO_WRITE}")
     return size
 
 
@@ -100,21 +100,25 @@ def parse_chunk_bytes(text: str) -> int:
     """Read a chunk's size from the command line: whole bytes, or a number with a unit; in whole pages.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not such a size.
     """
     try:
         size = parse_size(int(text) if text.isdecimal() else text)
     except ValueError as error:
         raise ConfigError("--chunk-bytes", str(error)) from error
     if isinstance(size, Percent):
-        raise ConfigError("--chunk-bytes", f'a share of nothing; for example "64MiB", not {shown(text)}')
+        raise ConfigError(
+            "--chunk-bytes", f'should be a size like "64MiB", not a percentage like {shown(text)}'
+        )
     if size < PART_ALIGNMENT_BYTES:
-        raise ConfigError("--chunk-bytes", f"{size} bytes: no chunk takes less than {PART_ALIGNMENT_BYTES}")
+        raise ConfigError(
+            "--chunk-bytes", f"{size} bytes is too small; a chunk takes at least {PART_ALIGNMENT_BYTES}"
+        )
     return -(-size // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
 
 
 def size_bytes(size: int | Percent, whole_bytes: int) -> int:
-    """`size` in bytes, where 100 % are `whole_bytes`; rounded down."""
+    """`size` in bytes, where 100% is `whole_bytes`; rounded down."""
     return size if isinstance(size, int) else int(Fraction(size.value) * whole_bytes / 100)
 
 
@@ -127,7 +131,7 @@ def format_size(size_bytes: int) -> str:
 def _parse_capacity(value: object) -> int | Percent:
     size = parse_size(value)
     if size_bytes(size, SIZE_BYTES_MAX) == 0:
-        raise ValueError(f"{shown(value)} leaves no room at all; {HOW_TO_WRITE}")
+        raise ValueError(f"{shown(value)} is zero; {HOW_TO_WRITE}")
     return size
 
 

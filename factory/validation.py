@@ -1,4 +1,4 @@
-"""One `ConfigError` out of pydantic's list of them: the one that tells most."""
+"""Turns pydantic's list of errors into one `ConfigError`: the most useful one."""
 
 from __future__ import annotations
 

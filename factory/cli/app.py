@@ -28,7 +28,8 @@ COMMANDS = (schema, check, replay, du, ls, rm, fsck)
 
 app = typer.Typer(
     name="kvtier",
-    help="Tiers for the KV cache of LLM servers: GPU, pinned CPU, NVMe.",
+    help="Check, inspect and repair kvtier's tiers for an LLM server's KV cache.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,7 +46,8 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass

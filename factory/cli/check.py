@@ -9,23 +9,25 @@ import typer
 
 CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
 
-NOT_CHECKED = "Not checked: room for chunks of the size that the server makes them; --chunk-bytes names it."
+NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. Pass --chunk-bytes to check."
 
 
 def check(
     file: Annotated[Path, typer.Argument(help="The tier-config document.", show_default=False)],
     chunk_bytes: Annotated[
         str | None,
-        typer.Option(help="Size of one chunk: bytes, or a size with a unit.", show_default=False),
+        typer.Option(help="Size of one chunk, such as 2MiB.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the resolved document as JSON.")] = False,
 ) -> None:
-    """Check a tier-config document against its schema and against this machine, as a start would.
+    """Check a tier-config document against this machine.
 
-    Exits with 0, or with 2 and one message that names the place, what is wrong there and what was
-    probably meant. Changes nothing on the machine. Memory that is short right now is a warning: a running
-    server may hold it, or the document is for a larger machine. What can only be tried is left to a
-    start: direct I/O, page-locking, a damaged index.
+    Exit status: 0 if the document is good, 2 if not. The message then names the place in the document, the
+    problem, and a likely fix. The check changes nothing on the machine.
+
+    Too little free memory is only a warning: a running server may hold that memory now, or the document may
+    be for another machine. Some problems show only when a server starts: direct I/O, page-locking, a damaged
+    index.
     """
     from ..config import load_config, probe_config, resolve_config, shortages
     from ..sizes import parse_chunk_bytes

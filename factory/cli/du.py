@@ -1,4 +1,4 @@
-"""`kvtier du`: how the room of a directory is used."""
+"""`kvtier du`: shows how a directory uses its space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def du(path: Directory, as_json: AsJson = False) -> None:
-    """Show how the room of a directory is used, and how much of it was ever of use."""
+    """Show how a directory uses its space.
+
+    "read back" is what servers have loaded at least once since it was stored.
+    """
     from ...tiers.nvme.admin.survey import usage
 
     with opened(path) as store:
@@ -34,7 +37,7 @@ def _print(found: Usage) -> None:
         ("allocated", f"{format_size(found.allocated_bytes)} of {format_size(found.capacity_bytes)}"),
         *((f"  {part}", format_size(size)) for part, size in found.parts.items()),
         ("chunks", f"{found.live_chunks}, {format_size(found.live_bytes)}"),
-        ("read back", f"{format_size(found.useful_bytes)} ({share:.1f} %)"),
+        ("read back", f"{format_size(found.useful_bytes)} ({share:.1f}%)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
         ("quarantined", f"{found.quarantined} chunks"),
     )

@@ -1,4 +1,4 @@
-"""The exit statuses of the commands, and what Ctrl-C becomes."""
+"""Exit statuses of the commands, also after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXIT_FAILED = 1
 
 EXIT_WRONG_INPUT = 2  # as for a wrong option
 
-EXIT_INTERRUPTED = 130  # as a shell says for a command that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`kvtier fsck`: checks a directory, and repairs it when told to."""
+"""`kvtier fsck`: checks a directory for damage, and repairs it on request."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from ...tiers.nvme.admin.finding import Report
 
 EXIT_FOUND = 1  # something is wrong
-EXIT_UNCHECKED = 2  # it could not be checked
+EXIT_UNCHECKED = 2  # the check could not run
 
 
 def fsck(
     path: Directory,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every chunk and check its checksum.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every chunk and verify its checksum.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what is found.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a directory against itself. Exits with 0, with 1 if something is wrong, 2 if it cannot tell.
+    """Check a directory for damage, and repair it on request.
 
-    With --repair, 0 also means that all that was wrong is mended. A lost index is rebuilt from the segments;
-    for that no server may use the directory.
+    Exit status: 0 if all is well, 1 if something is wrong, 2 if the check could not run. With --repair, 0
+    also means that everything found was repaired. A repair rebuilds a lost index from the segments; stop the
+    servers that use the directory first.
     """
     try:
         report = _checked(path, deep, repair)
@@ -56,6 +57,6 @@ def _as_json(report: Report) -> str:
 
 
 def _as_text(report: Report, repair: bool) -> str:
-    mended = f", {report.repaired} mended" if repair else ""
-    total = f"{report.segments} segments, {report.chunks} chunks: {len(report.findings)} findings{mended}"
+    repaired = f", {report.repaired} repaired" if repair else ""
+    total = f"{report.segments} segments, {report.chunks} chunks: {len(report.findings)} findings{repaired}"
     return "\n".join([*(f"{one.kind}: {one.text}" for one in report.findings), total])

@@ -1,4 +1,4 @@
-"""`kvtier ls`: the namespaces of a directory."""
+"""`kvtier ls`: lists the namespaces of a directory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COLUMNS = ("epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest")
 
 def ls(
     path: Directory,
-    fields: Annotated[bool, typer.Option("--fields", help="Show each namespace field by field.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="Print every field of each namespace.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the namespaces of a directory: models, chunks, bytes, hits, age."""
+    """List a directory's namespaces with size, hits and age."""
     from ...tiers.nvme.admin.survey import namespaces
 
     with opened(path) as store:
@@ -39,7 +39,7 @@ def ls(
         if fields:
             _print_fields(one, one.fields, "")
         else:
-            _print_fields(one, one.differing, ", where those of its name differ:")
+            _print_fields(one, one.differing, " differs from namespaces of the same label in:")
 
 
 def _print_table(found: Sequence[NamespaceUsage]) -> None:

@@ -1,4 +1,4 @@
-"""The store that a command works on: its argument, and opening it while servers use it or not."""
+"""Opens the store that a command works on, also while servers use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier."
 
 @contextmanager
 def opened(path: Path) -> Iterator[Store]:
-    """Open the store at `path`, and close it whatever happens.
+    """Open the store at `path`, and close it in the end.
 
     Raises:
         ConfigError: there is no store.
@@ -39,7 +39,7 @@ def opened(path: Path) -> Iterator[Store]:
 
 
 def refuse_no_store(path: Path) -> None:
-    """Refuse a path that no nvme tier has ever used.
+    """Refuse a path without a store.
 
     Raises:
         ConfigError: there is no store.
@@ -47,4 +47,4 @@ def refuse_no_store(path: Path) -> None:
     from ...tiers.nvme.store.opening import is_store
 
     if not is_store(path):
-        raise ConfigError("", f"{path} is no store: it has no kvtier.json")
+        raise ConfigError("", f"{path} is not a kvtier store: it has no kvtier.json")

@@ -1,4 +1,4 @@
-"""How commands print to a terminal: pairs of names and values, short digests, progress bars."""
+"""What commands print: aligned pairs, short digests, progress bars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_pairs(*pairs: tuple[str, str]) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, nothing elsewhere; takes how much is done and how much there is."""
+    """Show a progress bar on a terminal, and nothing elsewhere; call it with the done and the total count."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -1,4 +1,4 @@
-"""`kvtier replay`: what a chain of tiers would have done for a trace of requests."""
+"""`kvtier replay`: replays a request trace through a chain of tiers, without data."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def replay(
     config: Annotated[Path, typer.Option(help="The tier-config document.", show_default=False)],
     chunk_bytes: Annotated[
         str,
-        typer.Option(
-            help="Size of one chunk, what one id of the trace stands for: bytes, or a size with a unit."
-        ),
+        typer.Option(help="Size of the chunk that one id of the trace stands for."),
     ] = CHUNK_SIZE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     plot_file: Annotated[
@@ -39,15 +37,15 @@ def replay(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Also replay at other pinned capacities, and write a PNG of the hit rates.",
+            help="Also replay at other pinned capacities, and plot the hit rates as a PNG.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Replay a trace of requests through the tiers of a document, without moving bytes.
+    """Replay a request trace through the tiers of a document.
 
-    Prints the hit rate, in total and by tier, and what it took: promotions, evictions, bytes written, chunks
-    dropped. Opens no tier and changes nothing on the machine.
+    Prints the hit rate in total and by tier, and what it takes: promotions, evictions, bytes written, chunks
+    dropped. Moves no data, opens no tier and changes nothing on the machine.
     """
     with interruptible():
         _replay(trace, config, chunk_bytes, as_json, plot_file)
@@ -68,19 +66,19 @@ def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_fil
     requests = read_trace(trace)
     unlimited_percent = unlimited_hit_percent(requests)
     counts = _curve_counts(plan.slots_count, requests) if plot_file else [plan.slots_count]
-    with _progress(len(requests) * len(counts), shown=not as_json) as told:
-        curve = [_point(plan.resized(count), requests, told) for count in counts]
+    with _progress(len(requests) * len(counts), shown=not as_json) as advance:
+        curve = [_point(plan.resized(count), requests, advance) for count in counts]
     figures = next(point.figures for point in curve if point.slots_count == plan.slots_count)
     typer.echo((to_json if as_json else as_text)(figures, plan, unlimited_percent))
     if plot_file is not None:
         plot(curve, plan, unlimited_percent, plot_file)
 
 
-def _point(plan: ReplayPlan, requests: Requests, told: Callable[[int], None]) -> CurvePoint:
+def _point(plan: ReplayPlan, requests: Requests, advance: Callable[[int], None]) -> CurvePoint:
     from ...engine.replay.replay import replay as run
     from .replay_output import CurvePoint
 
-    return CurvePoint(plan.slots_count, run(requests, plan.pinned(), plan.lower(), told))
+    return CurvePoint(plan.slots_count, run(requests, plan.pinned(), plan.lower(), advance))
 
 
 def _curve_counts(slots_count: int, requests: Requests) -> list[int]:
@@ -95,7 +93,7 @@ def _curve_counts(slots_count: int, requests: Requests) -> list[int]:
 
 @contextlib.contextmanager
 def _progress(requests_count: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on the error output, where that is a terminal."""
+    """Show a progress bar where the error output is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

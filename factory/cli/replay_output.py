@@ -1,4 +1,4 @@
-"""The figures of a replay: as a table for people, as JSON for programs, as a plot."""
+"""Prints the figures of a replay as a table or as JSON, and plots them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
     lines = [
         f"{figures.requests_count} requests, {figures.prompt_chunks} chunks of "
         f"{format_size(plan.chunk_bytes)}; pinned evicts by {plan.policy}",
-        f"hit rate {figures.hit_rate_percent:.1f} %, where a cache without a limit has "
-        f"{unlimited_percent:.1f} %",
+        f"hit rate {figures.hit_rate_percent:.1f}%; an unlimited cache would reach {unlimited_percent:.1f}%",
         "",
         *("  ".join(_padded(row, widths)).rstrip() for row in rows),
     ]
@@ -53,10 +52,10 @@ def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
 
 
 def require_plotting(file: Path) -> None:
-    """See to it before the work that its result can be plotted.
+    """Check before the replay that its result can be plotted.
 
     Raises:
-        ConfigError: there is no matplotlib, or no such folder.
+        ConfigError: matplotlib or the folder is missing.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -65,7 +64,7 @@ def require_plotting(file: Path) -> None:
             "--plot", 'needs matplotlib, which is not installed: pip install "kvtier[plot]"'
         ) from error
     if not file.absolute().parent.is_dir():
-        raise ConfigError("--plot", f"{file}: there is no such folder")
+        raise ConfigError("--plot", f"{file}: the folder does not exist")
 
 
 def plot(curve: Sequence[CurvePoint], plan: ReplayPlan, unlimited_percent: float, file: Path) -> None:
@@ -85,7 +84,7 @@ def plot(curve: Sequence[CurvePoint], plan: ReplayPlan, unlimited_percent: float
     for i, name in enumerate(names if len(names) > 1 else ()):
         rates = [point.figures.tiers[i].hit_rate_percent for point in curve]
         axes.plot(counts, rates, marker=".", linestyle="--", label=name)
-    axes.axhline(unlimited_percent, color="grey", linestyle=":", label="without a limit")
+    axes.axhline(unlimited_percent, color="grey", linestyle=":", label="unlimited")
     axes.axvline(plan.slots_count, color="grey", linewidth=0.8, label="as configured")
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{n:,}\n{format_size(n * plan.chunk_bytes)}" for n in counts], fontsize=8)
@@ -105,7 +104,7 @@ def _row(tier: TierFigures, chunk_bytes: int) -> tuple[str, ...]:
         tier.tier,
         format_size(tier.capacity_bytes),
         str(tier.capacity_bytes // chunk_bytes),
-        f"{tier.hit_rate_percent:.1f} %",
+        f"{tier.hit_rate_percent:.1f}%",
         str(tier.promoted_chunks),
         str(tier.evicted_chunks),
         format_size(tier.written_bytes),

@@ -1,7 +1,7 @@
-"""What a replay needs of a tier-config document: each tier's capacity in chunks, and its policy.
+"""Turns a tier-config document into a replay: each tier's capacity in chunks, and its policy.
 
-Nothing is opened, and no path is looked at unless a capacity is a share of what lies there: the document
-may be one for another machine.
+Opens nothing. Looks at a path only where the capacity is a percentage of its file system, because the
+document may be for another machine.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
     Raises:
-        ConfigError: a tier cannot hold such chunks, or cannot be replayed.
+        ConfigError: a tier is too small for such chunks, or of a type that cannot be replayed.
     """
     _, pinned, *lower = config.tiers
     assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
@@ -82,7 +82,7 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:
     if not isinstance(tier, NvmeConfig):
         raise ConfigError(
-            f"{json_path}.type", f'{shown(tier.type)} cannot be replayed, only "pinned" and "nvme" can'
+            f"{json_path}.type", f'{shown(tier.type)} cannot be replayed; only "pinned" and "nvme" can'
         )
     capacity_bytes = _capacity_bytes(tier, f"{json_path}.capacity")
     least_bytes = LogWithoutBytes.least_bytes(chunk_bytes)
@@ -90,7 +90,7 @@ def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPl
         raise ConfigError(
             f"{json_path}.capacity",
             f"{format_size(capacity_bytes)} is too small for chunks of {format_size(chunk_bytes)}; "
-            f"the least that works is {least_bytes} bytes",
+            f"it needs at least {least_bytes} bytes",
         )
     return LogPlan(name, capacity_bytes, tier.write_amplification)
 
@@ -107,7 +107,7 @@ def _file_system_bytes(path: Path, share: Percent, json_path: str) -> int:
     except OSError as error:
         raise ConfigError(
             json_path,
-            f"{shown(str(share))} is of the file system of {quoted(path)}, which is not on this machine; "
-            'to replay, write a size, for example "2TiB"',
+            f"{shown(str(share))} is a share of the file system of {quoted(path)}, which this machine "
+            'does not have; write a size instead, for example "2TiB"',
         ) from error
     return status.f_blocks * status.f_frsize

@@ -24,22 +24,26 @@ if TYPE_CHECKING:
 def rm(
     path: Directory,
     namespace: Annotated[
-        str | None, typer.Option(help="A label, or 8 hex digits or more of a digest.", show_default=False)
+        str | None, typer.Option(help="A label, or at least 8 hex digits of a digest.", show_default=False)
     ] = None,
     key_prefix: Annotated[
-        str | None, typer.Option(help="What the key begins with, in hex.", show_default=False)
+        str | None, typer.Option(help="The first bytes of the key, in hex.", show_default=False)
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option(help="An age: 90s, 15m, 12h, 7d.", show_default=False)
+        str | None, typer.Option(help="Minimum age: 90s, 15m, 12h or 7d.", show_default=False)
     ] = None,
-    never_read: Annotated[bool, typer.Option("--never-read", help="Only what was never read back.")] = False,
+    never_read: Annotated[
+        bool, typer.Option("--never-read", help="Only chunks that were never read back.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every chunk of every namespace.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the chunks for which all that is given holds; no rebuild brings them back.
+    """Remove the chunks that match every option given.
 
-    Their room is used again by what servers store next.
+    Removed chunks do not come back when the index is rebuilt. Servers reuse the space for new chunks.
     """
     from ...tiers.nvme.admin.prune import choose
 
@@ -62,8 +66,8 @@ def _selection(
     if not (any(value is not None for value in given.values()) or never_read or everything):
         raise ConfigError("", f"say what to remove: {', '.join(given)}, --never-read or --all")
     for option, value in given.items():
-        if value == "":  # of a script whose variable is empty: it does not mean everything
-            raise ConfigError(option, "is empty; leave it out to set no such limit")
+        if value == "":  # a script's variable is empty, which must not mean everything
+            raise ConfigError(option, "is empty; give it a value, or leave the option out")
     return Selection(
         namespace or "",
         _from_hex(key_prefix or ""),
@@ -77,7 +81,7 @@ def _from_hex(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise ConfigError(
-            "--key-prefix", f'should be whole bytes in hex, not "{text}"; for example 00ff'
+            "--key-prefix", f'should be pairs of hex digits, not "{text}"; for example 00ff'
         ) from None
 
 
@@ -93,12 +97,12 @@ def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
     total, done = sum(len(one.keys) for one in chosen), 0
     with progress("removing") as bar:
 
-        def told(count: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
             done += count
             bar(done, total)
 
-        return [asyncio.run(remove(store, one, told)) for one in chosen]
+        return [asyncio.run(remove(store, one, advance)) for one in chosen]
 
 
 def _as_json(removed: Sequence[Removed], dry_run: bool) -> str:

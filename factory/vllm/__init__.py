@@ -1,9 +1,9 @@
 """The vLLM plugin: `"spec_module_path": "kvtier.factory.vllm", "spec_name": "CompositeOffloadingSpec"`.
 
-Its NVMe tier alone, below vLLM's own CPU tier: `"type": "KvtierNvmeTier"`, with the same `module_path`.
+To use only its NVMe tier, below vLLM's own CPU tier: `"type": "KvtierNvmeTier"`, with the same `module_path`.
 
-Importing this module imports nothing of vLLM; asking it for the spec picks the adapter for the generation
-of vLLM's plugin interface that is installed.
+Importing this module imports nothing of vLLM. Accessing the spec picks the adapter for the installed
+generation of vLLM's plugin interface.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came into a tier and what left it, as vLLM's KV-cache events.
+"""vLLM's KV-cache events: which chunks entered a tier, and which left it.
 
 vLLM turns them into `BlockStored` and `BlockRemoved` on its own event channel. It has no field for a
 reason; reasons are counted in the metrics.

@@ -1,7 +1,7 @@
-"""What kvtier has to know of a server, whichever generation of vLLM's interface tells it.
+"""The facts that kvtier needs about a server, from any generation of vLLM's interface.
 
 From 0.26 on vLLM hands a plugin one `OffloadingConfig`; before, the plugin gets vLLM's own two configs and
-works the same facts out of them. No vLLM is imported: both are only looked at.
+works the same facts out of them. This module only reads them, and imports nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def of_offloading_config(config: Any, *, served: Mapping[str, str] | None = None
         ConfigError: the server asks for a layout of chunks that kvtier does not have.
     """
     if getattr(config, "canonical_layout", False):
-        raise ConfigError(f"{EXTRA}.canonical_layout", "kvtier stores blocks as they are; remove it")
+        raise ConfigError(
+            f"{EXTRA}.canonical_layout", "kvtier stores blocks in the server's own layout; remove this key"
+        )
     parallel = config.parallel
     return ServerFacts(
         engine_id=config.engine_id,
@@ -124,12 +126,14 @@ def of_vllm_config(
         tokens_per_block: of each group, as the spec's base class has worked it out.
 
     Raises:
-        ConfigError: an option of newer releases is used, which this one would not heed.
+        ConfigError: an option of newer releases is used, which this one would ignore.
     """
     transfer, parallel = vllm_config.kv_transfer_config, vllm_config.parallel_config
     extra = transfer.kv_connector_extra_config
     if "blocks_per_chunk" in extra:
-        raise ConfigError(f"{EXTRA}.blocks_per_chunk", "this vLLM takes block_size, in tokens, instead")
+        raise ConfigError(
+            f"{EXTRA}.blocks_per_chunk", "this vLLM does not know it; use block_size, in tokens"
+        )
     events = vllm_config.kv_events_config
     return ServerFacts(
         engine_id=transfer.engine_id,

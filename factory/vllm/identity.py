@@ -1,4 +1,4 @@
-"""What makes two servers' chunks interchangeable, field by field."""
+"""The fields of a server's namespace: two servers share chunks only if all fields are equal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
-    """The namespace of a server's chunks.
+    """Return the namespace of a server's chunks.
 
-    Two servers share chunks exactly if all of these are equal. vLLM's block hashes cover the tokens, the
-    adapter, multi-modal inputs and the salt; this covers everything else. Data-parallel replicas hold the
-    same bytes and share: nothing here tells them apart.
+    Two servers share chunks exactly if all fields are equal. vLLM's block hashes cover the tokens, the
+    adapter, multi-modal inputs and the salt; these fields cover everything else. Data-parallel replicas hold
+    the same bytes and share chunks: no field tells them apart.
     """
     import vllm
 
@@ -41,19 +41,19 @@ def identity_fields(facts: ServerFacts) -> Mapping[str, str]:
 
 
 def warn_of_random_hashes() -> None:
-    """Say so where block hashes differ from process to process, so that no chunk is found by another one.
+    """Warn if block hashes differ from process to process, so that no process finds another one's chunks.
 
-    vLLM up to 0.28 draws their seed anew in each process, unless `PYTHONHASHSEED` is set. Later ones have a
-    seed of their own for hashes that withstand collisions, and warn themselves of those that do not.
+    vLLM up to 0.28 draws the seed at random in each process, unless `PYTHONHASHSEED` is set. Later releases
+    have a fixed seed for collision-resistant hashes, and warn of the other hashes themselves.
     """
     from vllm.v1.core import kv_cache_utils
 
     if "PYTHONHASHSEED" in os.environ or hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED"):
         return
     logger.warning(
-        "kvtier: PYTHONHASHSEED is not set and this vLLM's block hashes are random in each process, so what "
-        "lies on disk is never found after a restart nor by another replica; set it to the same value for "
-        "all servers, at every start"
+        "kvtier: PYTHONHASHSEED is not set, and this vLLM then seeds its block hashes at random in each "
+        "process. Chunks on the drive will not be found after a restart or by another replica. Set it to the "
+        "same value for every server, at every start."
     )
 
 
@@ -64,22 +64,22 @@ def _parallel(parallel: Parallel) -> str:
     )
     if parallel.pipeline == 1:
         return sizes
-    # The groups are those of the first stage; how the others divide the rest of the layers only this says.
+    # The groups are those of the first stage; only this variable says how the other stages divide the layers.
     return f"{sizes} layers {os.environ.get('VLLM_PP_LAYER_PARTITION', 'by default')}"
 
 
 def _weights(model: str) -> dict[str, str]:
-    """A fingerprint of the weights; where it is not known which ones run, nobody shares them.
+    """Return a fingerprint of the weights. If it is unknown which weights run, no process shares chunks.
 
-    vLLM does not tell a plugin the revision, so of a model of the hub all local snapshots come into
-    question: with more than one, sharing chunks by name could serve the KV of other weights.
+    vLLM does not tell a plugin the revision of a model from the hub, so any local snapshot may be the one
+    that runs. With several, sharing chunks by the model's name could serve the KV of other weights.
     """
     snapshots = [Path(model)] if os.path.isdir(model) else _snapshots(model)
     if len(snapshots) == 1:
         return {"weights": weights_fingerprint(snapshots[0])}
     logger.warning(
-        "kvtier: %s has %d local snapshots and nothing says which one runs, so chunks are not reused "
-        "after a restart; give the model as the path of its directory",
+        "kvtier: %s has %d local snapshots, and vLLM does not say which one runs. Chunks will not be reused "
+        "after a restart. Pass the model as the path of its directory.",
         model,
         len(snapshots),
     )
@@ -90,8 +90,8 @@ def _kv_dtype(dtype: str) -> dict[str, str]:
     if dtype != "auto":
         return {"kv_dtype": dtype}
     logger.warning(
-        "kvtier: this vLLM does not say which type keys and values have, so chunks are not reused after a "
-        "restart; name it with --kv-cache-dtype, or use vLLM 0.27 or newer"
+        "kvtier: this vLLM does not say which dtype the KV cache has. Chunks will not be reused after a "
+        "restart. Set --kv-cache-dtype, or use vLLM 0.27 or newer."
     )
     return {"kv_dtype": dtype, **one_process()}
 

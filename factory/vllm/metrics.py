@@ -1,9 +1,9 @@
-"""kvtier's numbers in vLLM's own metrics channel.
+"""kvtier's metrics, in vLLM's own metrics channel.
 
-The manager, in the scheduler process, hands over what changed since the last time; the front end adds it
-up under the definitions below. Counters get Prometheus' suffix ``_total`` there. What copies between the
-device and pinned memory take, the workers measure, and vLLM reports it itself: ``vllm:kv_offload_load_time``
-and ``vllm:kv_offload_store_time``.
+The manager in the scheduler process reports what changed since its last report, and the front end adds it up
+under the definitions below. Prometheus appends ``_total`` to the names of counters. The workers measure the
+copies between the device and pinned memory, which vLLM reports itself: ``vllm:kv_offload_load_time`` and
+``vllm:kv_offload_store_time``.
 """
 
 from __future__ import annotations
@@ -19,33 +19,48 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata
 
-INTERVAL_S = 0.25  # a scheduler steps a thousand times a second; nobody scrapes that often
+INTERVAL_S = 0.25  # a scheduler takes up to a thousand steps a second; nobody scrapes that often
 
-# Counter of the chain -> (name, what it counts), each by tier.
+# The chain's counter -> (metric, help), each by tier.
 COUNTERS = {
-    "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that supplied them."),
-    "misses": ("kvtier:lookup_misses", "Lookups of chunks that no tier could supply."),
+    "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that had them."),
+    "misses": ("kvtier:lookup_misses", "Lookups of chunks that no tier had."),
     "slotless": (
         "kvtier:lookup_slotless",
-        "Lookups of chunks that a tier below has, while every slot was in use: misses for that request.",
+        "Lookups of chunks that a lower tier had while no slot was free. They count as misses.",
     ),
     "loaded_bytes": (
         "kvtier:load_bytes",
-        "Bytes read from the tier: onto the device from pinned, into pinned from below.",
+        "Bytes loaded from the tier: from pinned to the device, from a lower tier to pinned.",
     ),
-    "stored_bytes": ("kvtier:store_bytes", "Bytes written to the tier."),
-    "stored_chunks": ("kvtier:store_chunks", "Chunks written to the tier."),
-    "loaded_us": ("kvtier:load_time_us", "Microseconds that loads from the tier took, added up."),
-    "stored_us": ("kvtier:store_time_us", "Microseconds that stores to the tier took, added up."),
-    "dropped_chunks": ("kvtier:dropped_chunks", "Chunks not stored because the tier had no room or no time."),
-    "late_loads": ("kvtier:late_loads", "Chunks that a request gave up waiting for, at the load deadline."),
-    "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum, and were misses."),
-    "carried_bytes": ("kvtier:carried_bytes", "Bytes written again to keep what is read, as room is made."),
-    "breaker_openings": ("kvtier:breaker_openings", "Times that the tier was given up for a while."),
-    "breaker_missed_chunks": ("kvtier:breaker_missed", "Lookups answered as misses meanwhile."),
-    "breaker_missing_chunks": ("kvtier:breaker_refused", "Chunks found before and not loaded meanwhile."),
-    "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored meanwhile."),
-    "io_errors": ("kvtier:io_errors", "Reads and writes that the device refused."),
+    "stored_bytes": ("kvtier:store_bytes", "Bytes stored in the tier."),
+    "stored_chunks": ("kvtier:store_chunks", "Chunks stored in the tier."),
+    "loaded_us": ("kvtier:load_time_us", "Total duration of loads from the tier, in microseconds."),
+    "stored_us": ("kvtier:store_time_us", "Total duration of stores to the tier, in microseconds."),
+    "dropped_chunks": (
+        "kvtier:dropped_chunks",
+        "Chunks never stored in the tier: it had no room or could not keep up.",
+    ),
+    "late_loads": ("kvtier:late_loads", "Chunks not loaded by the deadline; the request recomputed them."),
+    "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum. They count as misses."),
+    "carried_bytes": (
+        "kvtier:carried_bytes",
+        "Bytes rewritten to keep chunks that are still read when their segment is reclaimed.",
+    ),
+    "breaker_openings": (
+        "kvtier:breaker_openings",
+        "How often the tier's breaker opened, after errors or slow answers.",
+    ),
+    "breaker_missed_chunks": (
+        "kvtier:breaker_missed",
+        "Lookups answered as misses because the breaker was open.",
+    ),
+    "breaker_missing_chunks": (
+        "kvtier:breaker_refused",
+        "Chunks found earlier but not loaded because the breaker was open.",
+    ),
+    "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
+    "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
 }
 COUNTED_BY_CHAIN = frozenset(
     (
@@ -61,22 +76,25 @@ COUNTED_BY_CHAIN = frozenset(
         "late_loads",
     )
 )
-# Reported at zero before they happen, for every tier: what is absent raises no alarm.
+# Reported as zero from the start, for every tier: an alert needs the series to exist.
 FROM_THE_START = ("dropped_chunks", "late_loads", "evicted_chunks", "invalidated_chunks")
 REMOVED = (
     "kvtier:removed_chunks",
-    "Chunks that left the tier, by reason: evicted for others, corrupt, requested, "
-    "or invalidated with the weights.",
+    "Chunks that left the tier, by reason: evicted to make room, corrupt, requested by an "
+    "operator, or invalidated because the weights changed.",
 )
 REASONS = {f"{reason}_chunks": str(reason) for reason in RemoveReason}  # counter of a tier -> reason
-USED = ("kvtier:used_bytes", "Bytes taken in the tier.")
-CAPACITY = ("kvtier:capacity_bytes", "The tier's cap.")
+USED = ("kvtier:used_bytes", "Bytes in use in the tier.")
+CAPACITY = ("kvtier:capacity_bytes", "Capacity of the tier in bytes.")
 GAUGES = {
-    "useful_bytes": ("kvtier:useful_bytes", "Bytes in the tier that were ever read back."),
-    "breaker_state": ("kvtier:breaker_state", "0: in use. 1: being tried again. 2: given up for a while."),
+    "useful_bytes": ("kvtier:useful_bytes", "Bytes in the tier that were read back at least once."),
+    "breaker_state": (
+        "kvtier:breaker_state",
+        "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",
+    ),
 }
-PENDING = ("kvtier:pending_stores", "Chunks in slots that wait for the tiers below.")
-PINNED = ("kvtier:pinned_slots", "Slots in use by transfers and waiting requests.")
+PENDING = ("kvtier:pending_stores", "Chunks in slots that are not yet stored in the tiers below.")
+PINNED = ("kvtier:pinned_slots", "Slots held by transfers and waiting requests.")
 
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
@@ -128,8 +146,8 @@ class Reporter:
         return report
 
     def _totals(self, stats: ChainStats) -> dict[tuple[str, str], int]:
-        # Where a tier counts what the chain counts too, the chain's count is meant, from the first report on:
-        # one that jumped from one to the other could fall, and vLLM's engine ends at a counter that falls.
+        # Where a tier and the chain count the same, the chain's count is used from the first report on.
+        # Switching between the two could make a counter fall, and vLLM's engine ends when one does.
         of_tiers = {
             (counter, tier): total
             for tier, numbers in stats.tiers.items()

@@ -1,4 +1,4 @@
-"""What a user writes into vLLM's `kv_connector_extra_config` for kvtier."""
+"""kvtier's options in vLLM's `kv_connector_extra_config`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
     if document is None:
         raise ConfigError(
             f"kv_connector_extra_config.{KEY}",
-            "is missing; put the tier-config document there, or the path of a JSON file that holds it",
+            "is missing; set it to the tier-config document, or to the path of a JSON file with it",
         )
     return CompositeSpec.from_config(document)

@@ -1,7 +1,7 @@
-"""What the roles of one server build from its facts, whatever the generation of vLLM's interface.
+"""Builds each role of one server from its facts, for every generation of vLLM's interface.
 
 vLLM makes a spec once in the scheduler process and once in each worker process; workers usually come first.
-The arena is what they share: whoever comes first creates it.
+They share the arena: the first process creates it.
 """
 
 from __future__ import annotations
@@ -50,22 +50,23 @@ class Plugin:
     def worker(self, gpu: GpuTier) -> CopyWorker:
         """Join the server's arena in a worker process."""
         arena = attach_arena(self._composite, self._geometry)
-        self._leave_word(arena)
+        self._report_served(arena)
         gpu.prepare(arena)
         rank = self._facts.parallel.rank
         return CopyWorker(gpu, arena, rank=rank, part=0 if self._facts.is_replicated else rank)
 
-    def _leave_word(self, arena: Arena) -> None:
+    def _report_served(self, arena: Arena) -> None:
         if self._facts.served is not None:
             arena.note = json.dumps(self._facts.served).encode()
 
     def _identity(self, arena: Arena) -> Mapping[str, str]:
-        """The namespace. From 0.26 on only workers are told how the model is served; they come first."""
+        """The namespace. From 0.26 on only workers know how the model is served; they start first."""
         if self._facts.served is not None:
             return identity_fields(self._facts)
         if not arena.note:
             logger.warning(
-                "kvtier: no worker has said how the model is served, so chunks are not reused after a restart"
+                "kvtier: no worker has reported how the model is served. Chunks will not be reused after a "
+                "restart."
             )
         served = json.loads(arena.note) if arena.note else one_process()
         return identity_fields(replace(self._facts, served=served))

@@ -1,7 +1,7 @@
-"""How a server serves its model, where that is not what the files of the model say.
+"""How a server serves its model, where that differs from the model's files.
 
-vLLM hands its config to a plugin up to 0.25. From 0.26 on it does so no more, but its workers run under a
-current config, which they note in the arena for the scheduler (`Plugin`).
+Up to 0.25 vLLM hands its config to a plugin. From 0.26 on it does not, but its workers run under a current
+config, and report it to the scheduler through the arena (`Plugin`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ...tiers.nvme.store.namespaces import one_process
 
 
 def served_fields(vllm_config: Any) -> Mapping[str, str]:
-    """The fields of the namespace that differ from server to server of one model; none if all is as usual."""
+    """The namespace fields that differ between servers of one model; none if all is at its default."""
     return dict(_changes(vllm_config))
 
 
 def served_here() -> Mapping[str, str] | None:
-    """The same for the server whose worker this is, None in a process that is no worker."""
+    """The same for this worker's server; None in a process that is not a worker."""
     from vllm.config import get_current_vllm_config_or_none
 
     current = get_current_vllm_config_or_none()

@@ -39,8 +39,8 @@ class _Transfer:
 class CopyWorker:
     """Transfers of one rank. One thread: the worker's.
 
-    A store whose copy fails is marked as such in the arena and reported as finished: the scheduler drops its
-    chunks, and the server, which ends at a failed job, goes on. A load has nowhere to fall back to.
+    A store whose copy fails is marked in the arena and reported as finished. The scheduler drops its
+    chunks, and the server, which would end at a failed job, goes on. A load that fails is reported as failed.
     """
 
     def __init__(self, gpu: GpuTier, arena: Arena, *, rank: int, part: int) -> None:
@@ -58,7 +58,7 @@ class CopyWorker:
         self._lanes[Lane.STORE].append(_Transfer(job_id, copy, indexes, is_store=True))
 
     def load(self, job_id: int, spans: Spans, slots: Indexes, *, expedited: bool = False) -> None:
-        """Copy this rank's part of the slots into device blocks; expedited, past the loads that wait."""
+        """Copy this rank's part of the slots into device blocks; an expedited load overtakes waiting ones."""
         indexes = np.asarray(slots, np.int64)
         addresses = self._arena.part_address(indexes, self._part)
         copy = self._gpu.submit_load(spans, addresses, expedited=expedited)
@@ -69,7 +69,7 @@ class CopyWorker:
         """Yield what has ended since the last call, each lane in the order of submission."""
         for queue in self._lanes.values():
             while queue and queue[0].copy.done():
-                yield self._settle(queue.popleft())
+                yield self._finish(queue.popleft())
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
@@ -87,7 +87,7 @@ class CopyWorker:
     def _under_way(self) -> Iterator[_Transfer]:
         return itertools.chain(*self._lanes.values())
 
-    def _settle(self, transfer: _Transfer) -> Finished:
+    def _finish(self, transfer: _Transfer) -> Finished:
         copy, failed = transfer.copy, transfer.copy.error is not None
         if transfer.is_store:
             self._arena.store_ended(transfer.slots, self._rank, failed=failed)

@@ -88,7 +88,7 @@ def test_a_config_file_does_what_its_document_does(tmp_path: Path) -> None:
 
 
 def test_a_bad_config_leaves_no_thread_behind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tiers\[1\].capacity: .*not one chunk"):
+    with pytest.raises(ConfigError, match=r"tiers\[1\].capacity: .*too small for one chunk"):
         EngineRig(config(tmp_path / "nvme", pinned_chunks=1) | {"tiers": _shrunk(tmp_path)})
 
 
@@ -141,7 +141,7 @@ def test_a_lookup_refuses_the_keys_that_a_job_refuses(rig: EngineRig, keys: list
 
 
 def test_a_load_into_one_block_twice_is_refused_and_a_store_from_it_is_not(rig: EngineRig) -> None:
-    with pytest.raises(ValueError, match="block 3 is named twice"):
+    with pytest.raises(ValueError, match="block 3 is listed twice"):
         rig.engine.load(KEYS[:2], [3, 3])
     assert rig.engine.store(KEYS[:2], [3, 3]).wait(10).succeeded == tuple(KEYS[:2])
 

@@ -13,7 +13,7 @@ def test_an_age_is_read_in_seconds(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5h", "7 d", "7w"])
 def test_what_is_no_age_names_the_option(text: str) -> None:
-    with pytest.raises(ConfigError, match="--older-than: should be a number and s, m, h or d"):
+    with pytest.raises(ConfigError, match="--older-than: should be a number with the unit s, m, h or d"):
         parse_age(text, "--older-than")
 
 

@@ -85,5 +85,5 @@ def test_a_servers_processes_take_theirs_from_it_too(entry: dict[str, Any], poli
 
 
 def test_a_worker_refuses_a_node_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"^tiers\[1\]\.numa_node: this machine has no memory node 1023; "):
+    with pytest.raises(ConfigError, match=r"^tiers\[1\]\.numa_node: this machine has no NUMA node 1023; "):
         attach_arena(composite(numa_node=1023), geometry())

@@ -138,12 +138,12 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "one directory twice",
         lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0/./kvtier//")),
-        'tiers[3].path: "/mnt/nvme0/kvtier" is the directory of tiers[2] already',
+        'tiers[3].path: "/mnt/nvme0/kvtier" is already the directory of tiers[2]',
     ),
     (
         "one directory twice, by a detour",
         lambda d: d["tiers"].append(dict(d["tiers"][2], path="/mnt/nvme0/other/../kvtier")),
-        'tiers[3].path: "/mnt/nvme0/other/../kvtier" is the directory of tiers[2] already',
+        'tiers[3].path: "/mnt/nvme0/other/../kvtier" is already the directory of tiers[2]',
     ),
     (
         "a directory in another one's",
@@ -232,12 +232,16 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         with_(1, numa_node="auto"),
         'tiers[1].numa_node: should be a valid integer, not "auto"; for example 0',
     ),
-    ("empty path", with_(2, path=""), 'tiers[2].path: "" names no directory'),
-    ("path with a zero byte", with_(2, path="/mnt/\0"), 'tiers[2].path: "/mnt/\\u0000" names no directory'),
+    ("empty path", with_(2, path=""), 'tiers[2].path: "" is not the path of a directory'),
+    (
+        "path with a zero byte",
+        with_(2, path="/mnt/\0"),
+        'tiers[2].path: "/mnt/\\u0000" is not the path of a directory',
+    ),
     (
         "path with half a character",
         with_(2, path="/mnt/\ud800"),
-        'tiers[2].path: "/mnt/\\ud800" names no directory',
+        'tiers[2].path: "/mnt/\\ud800" is not the path of a directory',
     ),
     ("path as number", with_(2, path=4), "tiers[2].path: should be a path, not 4"),
     (
@@ -268,7 +272,7 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     ),
     ("size as word", with_(2, capacity="lots"), f'tiers[2].capacity: "lots" is not a size; {HOW_TO_WRITE}'),
     ("size below zero", with_(1, capacity=-1), f"tiers[1].capacity: -1 is not a size; {HOW_TO_WRITE}"),
-    ("size of nothing", with_(2, capacity=0), f"tiers[2].capacity: 0 leaves no room at all; {HOW_TO_WRITE}"),
+    ("size of nothing", with_(2, capacity=0), f"tiers[2].capacity: 0 is zero; {HOW_TO_WRITE}"),
     (
         "more than the whole",
         with_(2, reserve="110%"),
@@ -404,12 +408,12 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (b"", "line 1, column 1: expecting value"),
         (b'{"version": 1} x', "line 1, column 16: extra data"),
         (b'{"version": NaN}', "NaN is not JSON"),
-        (b'{"version": 1, "version": 1}', '"version" stands twice in one object'),
+        (b'{"version": 1, "version": 1}', '"version" appears twice in one object'),
         (b'"\xff"', "not UTF-8 text at byte 1"),
         (bytes(range(256)), "not UTF-8 text at byte 128"),
         (b"\0" * 16, "line 1, column 1: expecting value"),
         (b"[" * 200_000, "nested too deeply"),
-        (b" " * (1 << 20) + b"1", "larger than 1048576 bytes, so not a tier config"),
+        (b" " * (1 << 20) + b"1", "larger than 1048576 bytes, which no tier config is"),
     ],
 )
 def test_a_file_that_is_not_json_says_where(tmp_path: Path, content: bytes, message: str) -> None:
@@ -451,7 +455,7 @@ def test_a_device_is_not_a_document() -> None:
 def test_a_document_as_text_is_not_a_path() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(json.dumps(GOOD))
-    assert str(caught.value) == "a string is the path of a file; parse a document in text form first"
+    assert str(caught.value) == "a string is taken as the path of a file; parse the JSON text first"
 
 
 # The machine
@@ -500,27 +504,27 @@ def test_an_existing_directory_is_good(document: Document, tmp_path: Path) -> No
 @pytest.mark.parametrize("i", [1, 2])
 def test_a_capacity_below_one_chunk_is_refused(document: Document, i: int) -> None:
     document["tiers"][i]["capacity"] = "1000kB"
-    expected = f"tiers[{i}].capacity: 1000000 bytes: not one chunk; the least that holds one is 1048576"
+    expected = f"tiers[{i}].capacity: 1000000 bytes, too small for one chunk; it needs at least 1048576"
     assert not_resolved(document) == expected
 
 
 def test_a_percentage_below_one_chunk_is_refused(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "memory_limit_bytes", lambda: 1_000_000)
     document["tiers"][1]["capacity"] = "10%"
-    expected = 'tiers[1].capacity: "10%" is 100000 bytes: not one chunk; the least that holds one is 1048576'
+    expected = 'tiers[1].capacity: "10%" is 100000 bytes, too small for one chunk; it needs at least 1048576'
     assert not_resolved(document) == expected
 
 
 @pytest.mark.parametrize(
     ("nodes", "there"),
-    [([0], "it has 0"), ([0, 2], "it has 0, 2"), ([], "it has none to choose; leave the key out")],
+    [([0], "it has 0"), ([0, 2], "it has 0, 2"), ([], "it has none to choose from; leave the key out")],
 )
 def test_a_memory_node_that_is_not_there_is_refused(
     document: Document, monkeypatch: pytest.MonkeyPatch, nodes: list[int], there: str
 ) -> None:
     monkeypatch.setattr(entries, "memory_nodes", lambda: nodes)
     document["tiers"][1]["numa_node"] = 1
-    assert not_resolved(document) == f"tiers[1].numa_node: this machine has no memory node 1; {there}"
+    assert not_resolved(document) == f"tiers[1].numa_node: this machine has no NUMA node 1; {there}"
 
 
 def test_a_memory_node_that_is_there_is_good_and_shown(
@@ -528,7 +532,7 @@ def test_a_memory_node_that_is_there_is_good_and_shown(
 ) -> None:
     monkeypatch.setattr(entries, "memory_nodes", lambda: [0, 1])
     document["tiers"][1]["numa_node"] = 1
-    assert resolved(document).tiers[1].summary() == "64GiB, lru, memory node 1"
+    assert resolved(document).tiers[1].summary() == "64GiB, lru, NUMA node 1"
 
 
 def test_a_reserve_of_everything_is_refused(document: Document, tmp_path: Path) -> None:
@@ -552,7 +556,7 @@ def test_a_path_that_is_a_file_is_refused(document: Document, tmp_path: Path) ->
 
 def test_a_path_that_is_a_link_to_nothing_is_refused(document: Document, tmp_path: Path) -> None:
     (tmp_path / "store").symlink_to(tmp_path / "gone")
-    expected = f'tiers[2].path: "{tmp_path}/store" is a link to nothing; create what it names'
+    expected = f'tiers[2].path: "{tmp_path}/store" is a dangling link; create its target'
     assert not_resolved(document) == expected
 
 
@@ -563,8 +567,8 @@ def test_a_path_below_a_link_to_nothing_or_to_itself_is_refused(
     (tmp_path / "link").symlink_to(tmp_path / target)
     document["tiers"][2]["path"] = f"{tmp_path}/link/store"
     expected = (
-        f'tiers[2].path: "{tmp_path}/link/store" cannot be created: "{tmp_path}/link" is a link to nothing; '
-        "create what it names"
+        f'tiers[2].path: "{tmp_path}/link/store" cannot be created: "{tmp_path}/link" is a dangling link; '
+        "create its target"
     )
     assert not_resolved(document) == expected
 
@@ -618,7 +622,7 @@ def test_one_directory_under_two_names_is_refused(document: Document, tmp_path: 
     (tmp_path / "store").mkdir()
     (tmp_path / "link").symlink_to("store")
     document["tiers"].append(dict(document["tiers"][2], path=f"{tmp_path}/link"))
-    assert not_resolved(document) == f'tiers[3].path: "{tmp_path}/link" is the directory of tiers[2] already'
+    assert not_resolved(document) == f'tiers[3].path: "{tmp_path}/link" is already the directory of tiers[2]'
 
 
 def test_a_directory_in_another_ones_behind_a_link_is_refused(document: Document, tmp_path: Path) -> None:
@@ -687,8 +691,8 @@ def test_an_arena_that_does_not_fit_now_is_told_with_what_does(
 ) -> None:
     monkeypatch.setattr(entries, scarce, lambda *_: Room("it", 4 * MIB, "make it larger"))
     expected = (
-        "tiers[1].capacity: 8200KiB do not fit: it has 4096KiB to spare; "
-        'set "capacity" of the pinned tier to at most "3072KiB", or make it larger'
+        "tiers[1].capacity: the arena needs 8200KiB, but it has only 4096KiB free; "
+        'lower "capacity" of the pinned tier to "3072KiB", or make it larger'
     )
     assert shortages(resolved(small, MIB), chunk_bytes=MIB) == [expected]
     probed(small)

@@ -1,6 +1,6 @@
-"""Carrying out copy plans: what the gpu tier asks of a kind of device, and the jobs that it gets.
+"""The interface for running copy plans on a kind of device, and the jobs that it returns.
 
-`gpu.CpuCopies` and `cuda.CudaCopies` fill it; tests fill it with delays and faults.
+`gpu.CpuCopies` and `cuda.CudaCopies` implement it; tests implement it with delays and faults.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeAlias
 from .copyplan import CopyPlan
 
 Mark: TypeAlias = Any
-"""What a stream had been told to do at one moment; only the `Copies` that made it can read it."""
+"""The work queued on a stream at one moment; only the `Copies` that made it can read it."""
 
 
 class Lane(enum.Enum):
-    """Copies that complete in order among themselves."""
+    """A queue of copies that complete in order."""
 
     STORE = "store"
     LOAD = "load"
@@ -24,13 +24,13 @@ class Lane(enum.Enum):
 
 
 class CopyJob(Protocol):
-    """One transfer under way, which its caller keeps until it is done. Any thread may ask."""
+    """A transfer in flight, which its caller keeps until it is done. Any thread may ask."""
 
     size_bytes: int
 
     @property
     def error(self) -> str | None:
-        """Why the copy failed, once it is done; None when it did not."""
+        """Why the copy failed; None while it runs, and if it succeeded."""
         ...
 
     @property
@@ -39,20 +39,20 @@ class CopyJob(Protocol):
         ...
 
     def done(self) -> bool:
-        """Say whether it has ended, well or not."""
+        """Say whether it has ended, successfully or not."""
         ...
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait at most `timeout` seconds for its end; return whether it came."""
+        """Wait at most `timeout` seconds for its end; return whether it has ended."""
         ...
 
     async def ended(self) -> None:
-        """Return when it has ended. A cancelled await leaves the copy going."""
+        """Return when it has ended. Cancelling the await does not stop the copy."""
         ...
 
 
 class RefusedJob:
-    """A transfer that never began: nothing of it runs anywhere."""
+    """A transfer that was never started."""
 
     seconds = 0.0
 
@@ -74,11 +74,11 @@ class Copies(Protocol):
     """Carries out copy plans on one kind of device."""
 
     def device(self) -> AbstractContextManager[object]:
-        """Make the device the calling thread's current one for a while."""
+        """Make the device the calling thread's current one inside the `with` block."""
         ...
 
     def mark(self) -> Mark:
-        """Note what the calling thread's stream has been told to do so far, or the fault of the device."""
+        """Capture the work queued on the calling thread's stream so far, or the device's fault."""
         ...
 
     def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
@@ -89,5 +89,5 @@ class Copies(Protocol):
         ...
 
     def close(self) -> None:
-        """Wait for what is under way, then release the device; idempotent."""
+        """Wait for the copies in flight, then release the device; idempotent."""
         ...

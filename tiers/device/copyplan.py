@@ -1,13 +1,13 @@
-"""Which bytes go where when blocks move between a device and slots: pure arithmetic on addresses.
+"""Plans copies between device blocks and slots: pure arithmetic on addresses.
 
-In a slot, one rank's chunk is laid out tensor after tensor, and within a tensor block after block:
+A slot holds one rank's chunk tensor by tensor, and each tensor block by block:
 
     | tensor 0: block 0, block 1, … | tensor 1: block 0, block 1, … | …
 
-so one tensor's blocks that are neighbours on the device stay neighbours, and go in one run. A KV-cache group
-that uses some of the tensors, or some bytes of each row, leaves the rest of its chunk as it is. This is the
-layout of vLLM's own CPU tier, so both can read each other's chunks. No run goes beyond its chunk: a device
-refuses one that crosses from one page-locked piece of memory into the next.
+so blocks of a tensor that are adjacent on the device stay adjacent, and go in one run. A KV-cache group that
+uses only some of the tensors, or some bytes of each row, leaves the rest of its chunk untouched. vLLM's own
+CPU tier has the same layout, so both can read each other's chunks. No run crosses the end of its chunk: a
+device refuses one that crosses from one page-locked piece of memory into the next.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class KVLayout:
             )
             if first_chunk > len(chunk_addresses):
                 raise ValueError(
-                    f"the blocks span {first_chunk} chunks or more, and {len(chunk_addresses)} were given"
+                    f"the blocks span at least {first_chunk} chunks, but {len(chunk_addresses)} were given"
                 )
             within = group.row * (logical % self.blocks_per_chunk)
             device.append((group.base + ids * group.stride).ravel())
@@ -144,7 +144,7 @@ class KVLayout:
         if first_block != len(spans.block_ids) or first_chunk != len(chunk_addresses):
             raise ValueError(
                 f"the groups name {first_block} blocks in {first_chunk} chunks; "
-                f"given were {len(spans.block_ids)} block ids and {len(chunk_addresses)} chunks"
+                f"{len(spans.block_ids)} block ids and {len(chunk_addresses)} chunks were given"
             )
         if not device:
             return CopyPlan(_NOTHING, _NOTHING, _NOTHING, 0)
@@ -166,7 +166,7 @@ def _check_ids(ids: Addresses, blocks: int) -> None:
 def _merged(
     device: Addresses, host: Addresses, sizes: Addresses, begins: NDArray[np.bool_]
 ) -> tuple[Addresses, Addresses, Addresses]:
-    """Join each run to the one before it where it follows on both sides and does not begin a chunk."""
+    """Join each run to the one before it if it follows on both sides and does not begin a chunk."""
     follows = (device[:-1] + sizes[:-1] == device[1:]) & (host[:-1] + sizes[:-1] == host[1:]) & ~begins[1:]
     if not follows.any():
         return device, host, sizes

@@ -1,8 +1,8 @@
-"""Copies on CUDA streams (ROCm's torch fills the same calls), all that is CUDA-specific in kvtier.
+"""Copies on CUDA streams, also for ROCm: everything in kvtier that is specific to CUDA.
 
-Each lane has a stream of its own, so that no copy queues behind one of another lane. A copy waits for the
-event that marks the caller's stream, runs, and records an event that is polled. Only `close` waits for a
-stream, and with page-locked memory nothing blocks the thread that submits.
+ROCm's torch offers the same calls. Each lane has its own stream, so no copy queues behind one of another
+lane. A copy waits for the event that marks the caller's stream, runs, and records an event that is polled.
+Only `close` waits for a stream, and with page-locked memory nothing blocks the thread that submits.
 
 A transfer is one call where the driver has `cuMemcpyBatchAsync` (CUDA 12.8), whatever the number of runs.
 It is called through ctypes, on the arrays that hold the plan: the bindings of cuda-python take a list of
@@ -27,7 +27,7 @@ import torch
 from .copies import CopyJob, Lane, Mark
 from .copyplan import Addresses, CopyPlan
 
-POLL_S = 0.0005  # between two looks at an event, where an event loop waits for it
+POLL_S = 0.0005  # between two polls of an event
 BATCH_SINCE = 12080  # the CUDA version whose signature of cuMemcpyBatchAsync we call: 13.0 has no failIdx
 
 # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: sources are read in stream order, as destinations are written anyway.
@@ -176,7 +176,7 @@ class _Events:
 
 
 class CudaJob:
-    """A copy on a stream. It is done once nothing of it runs there any more, also if it failed half way."""
+    """A copy on a stream. It is done when none of it runs there any more, also if it failed half way."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class CudaJob:
         self.size_bytes = plan.size_bytes
         self.error = error
         self.seconds = 0.0
-        self._plan: CopyPlan | None = plan  # no promise is made of when the driver has read its arrays
+        self._plan: CopyPlan | None = plan  # kept alive: nothing says when the driver has read its arrays
         self._between = between
         self._last = last  # complete once all that was submitted of the copy is
         self._events = events
@@ -252,7 +252,7 @@ class CudaCopies:
         return torch.cuda.device(self._device)
 
     def mark(self) -> Mark:
-        """An event, or the error that keeps it from being recorded: the job that comes after it will tell."""
+        """An event, or the error that kept it from being recorded, reported by the job that waits for it."""
         try:
             event = torch.cuda.Event()
             # Event Management, cuEventRecord: "captures in hEvent the contents of hStream at the time of this
@@ -292,7 +292,7 @@ class CudaCopies:
         if not self._closed:
             self._closed = True
             for stream in self._streams.values():
-                with suppress(RuntimeError):  # a lost device runs nothing; its jobs tell of it
+                with suppress(RuntimeError):  # a lost device runs nothing; its jobs report that
                     # Stream Management, cuStreamSynchronize: "waits until the device has completed all
                     # operations in the stream".
                     stream.synchronize()

@@ -1,19 +1,19 @@
 """The gpu tier: the server's own KV tensors, and copies between them and slots.
 
-The tensors may lie on a CUDA device or in plain memory; the copies go through `Copies`, which both fill.
-The rules of order, in either case:
+The tensors may be on a CUDA device or in plain memory; `Copies` hides the difference. The rules of order, in
+either case:
 
-1. A store sees every write that the caller's stream had been told to do when the store was submitted, or its
-   `DeviceBlocks` made (on the CPU: that had happened). The caller holds back later writes to its blocks until
-   the job is done.
-2. A load writes its blocks after all that the caller's stream had been told to do then, so no earlier kernel
-   writes or reads them afterwards. Kernels that use the blocks are launched once the job is done.
-3. A slot is not reused before its readers and its writer are done: a job touches its slots and blocks until
-   `done()`, also where it failed half way or nobody awaits it any more, and never after. Whoever owns a slot
-   holds it until then.
+1. A store sees every write that was queued on the caller's stream when the store was submitted or its
+   `DeviceBlocks` made (on the CPU: every write that had happened). The caller holds back later writes to its
+   blocks until the job is done.
+2. A load writes its blocks after everything that was queued on the caller's stream by then, so no earlier
+   kernel reads or writes them afterwards. The caller launches kernels that use the blocks when the job is
+   done.
+3. A job may touch its slots and blocks until `done()`, also if it failed half way or nobody awaits it any
+   more, and never after. The owner of a slot holds it until then, so no slot is reused too early.
 4. Jobs of one lane complete in the order of submission, whether they succeed or not. Stores, loads and
-   expedited loads are lanes of their own: none waits behind another. So of two jobs of different lanes that
-   share blocks or slots, the caller submits the second once the first is done.
+   expedited loads are separate lanes: none waits behind another. If two jobs of different lanes share blocks
+   or slots, the caller submits the second when the first is done.
 5. A device's fault is the job's `error`, never an exception in the server's step.
 """
 
@@ -40,9 +40,9 @@ from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
 Tensor: TypeAlias = torch.Tensor
 
 HOLD_GIL_BYTES = 128 * 1024
-"""Shorter runs are copied without giving up the GIL: taking it back can cost 5 ms, the copy 20 µs."""
+"""Shorter runs are copied with the GIL held: taking it back can cost 5 ms, the copy costs 20 µs."""
 
-_memmove = ctypes.memmove  # gives up the GIL
+_memmove = ctypes.memmove  # releases the GIL
 _memmove_address = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value
 assert _memmove_address is not None, "libc has memmove"
 _short_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
@@ -53,8 +53,8 @@ _short_memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_vo
 class GpuTier:
     """The server's KV tensors on one device.
 
-    Threads: `submit_store`, `submit_load` and `blocks` may be called from any thread, and order themselves
-    after what that thread's current stream was told to do.
+    Threads: `submit_store`, `submit_load` and `blocks` may be called from any thread, and run after
+    everything queued on that thread's current stream.
     """
 
     def __init__(self, layout: KVLayout, copies: Copies, tensors: Sequence[Tensor] = ()) -> None:
@@ -73,7 +73,7 @@ class GpuTier:
         blocks_per_chunk: int = 1,
         groups: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> GpuTier:
-        """Take the server's tensors as they are.
+        """Use the server's tensors in place.
 
         Args:
             tensors: each (num_blocks, ...), all on one device; a block is one row, contiguous in itself,
@@ -88,7 +88,7 @@ class GpuTier:
         if not tensors:
             raise ValueError("no KV tensors were given")
         if blocks_per_chunk < 1:
-            raise ValueError(f"blocks_per_chunk is at least 1, not {blocks_per_chunk}")
+            raise ValueError(f"blocks_per_chunk must be at least 1, not {blocks_per_chunk}")
         for index, tensor in enumerate(tensors):
             _check_tensor(index, tensor, tensors[0])
         if groups is None:
@@ -105,7 +105,7 @@ class GpuTier:
     def submit_store(self, spans: Spans, host_addresses: Addresses, after: Mark = None) -> CopyJob:
         """Copy device blocks to the chunks that begin at `host_addresses`; returns at once.
 
-        The job runs after `after`, by default after what the calling thread's stream was told to do so far.
+        The job runs after `after`, by default after everything queued on the calling thread's stream.
         A closed tier's jobs have failed.
 
         Raises:
@@ -122,20 +122,20 @@ class GpuTier:
     def blocks(
         self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool = False
     ) -> DeviceBlocks:
-        """View `blocks_per_chunk` device blocks under each key as a tier; made on the thread that wrote them.
+        """View device blocks as a tier, `blocks_per_chunk` a key. Call it on the thread that wrote them.
 
         Args:
-            distinct: whether no block may be named twice; two chunks cannot be written into one.
+            distinct: refuse a block that is listed twice, since it cannot take two chunks.
 
         Raises:
-            ValueError: the block ids are no whole numbers, not on the device, named twice, or do not match
-                the keys.
+            ValueError: block ids are not whole numbers, not on the device, listed twice, or do not match the
+                keys.
         """
         per_chunk = self._layout.blocks_per_chunk
         ids = _whole_numbers(block_ids)
         if len(ids) != len(keys) * per_chunk:
             raise ValueError(
-                f"{len(keys)} keys take {len(keys) * per_chunk} block ids, {per_chunk} each, not {len(ids)}"
+                f"{len(keys)} keys need {len(keys) * per_chunk} block ids, {per_chunk} each, not {len(ids)}"
             )
         spans = Spans(ids, (len(ids),), (0,))
         self._layout.plan(
@@ -153,7 +153,7 @@ class GpuTier:
             arena.pin_in_background()
 
     def close_now(self) -> None:
-        """Wait for the copies under way, then let go of the tensors; idempotent."""
+        """Wait for the copies in flight, then release the tensors; idempotent."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -179,7 +179,7 @@ class GpuTier:
 class DeviceBlocks:
     """The device blocks of one job, as a tier: a load reads the device, a store writes it.
 
-    The blocks are taken to hold every key's chunk from the start.
+    From the start, the blocks count as holding every key's chunk.
     """
 
     def __init__(self, gpu: GpuTier, blocks: dict[ChunkKey, Addresses], after: Mark) -> None:
@@ -205,7 +205,7 @@ class DeviceBlocks:
         self._held.difference_update(keys)
 
     async def flush(self) -> None:
-        """Device memory is as durable as it gets."""
+        """Nothing to do: device memory cannot be made durable."""
 
     def stats(self) -> TierStats:
         size = len(self._held) * self._gpu.part_bytes
@@ -265,7 +265,7 @@ class _ThreadJob:
     async def ended(self) -> None:
         copied = asyncio.wrap_future(self._copied)
         await asyncio.wait([copied])
-        copied.exception()  # seen, and so not logged: `error` tells of it
+        copied.exception()  # retrieved, so that asyncio does not log it; `error` reports it
 
 
 class CpuCopies:
@@ -278,7 +278,7 @@ class CpuCopies:
         return nullcontext()
 
     def mark(self) -> Mark:
-        """Nothing to note: what the caller wrote is written."""
+        """Nothing to capture: the caller's writes have happened."""
         return ()
 
     def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
@@ -304,34 +304,34 @@ def _copies_for(device: torch.device) -> Copies:
         from .cuda import CudaCopies
 
         return CudaCopies(device)
-    raise ValueError(f"KV tensors are on a CUDA or ROCm device or in plain memory, not on {device}")
+    raise ValueError(f"KV tensors must be on a CUDA or ROCm device or in plain memory, not on {device}")
 
 
 def _whole_numbers(block_ids: Sequence[int]) -> Addresses:
     kinds = {block_ids.dtype.type} if isinstance(block_ids, np.ndarray) else set(map(type, block_ids))
     for kind in kinds:
         if not issubclass(kind, (int, np.integer)) or kind is bool:
-            raise ValueError(f"block ids are whole numbers, not {kind.__name__}")
+            raise ValueError(f"block ids must be whole numbers, not {kind.__name__}")
     try:
         return np.asarray(block_ids, np.int64).reshape(-1)
     except OverflowError as error:
-        raise ValueError(f"block ids are numbers of blocks on the device: {error}") from error
+        raise ValueError(f"block ids must be blocks on the device: {error}") from error
 
 
 def _check_distinct(ids: Addresses) -> None:
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
-        raise ValueError(f"block {unique[counts > 1][0]} is named twice, and takes one chunk only")
+        raise ValueError(f"block {unique[counts > 1][0]} is listed twice, but takes only one chunk")
 
 
 def _check_tensor(index: int, tensor: Tensor, first: Tensor) -> None:
     if tensor.device != first.device:
         raise ValueError(
-            f"tensor {index} is on {tensor.device} and tensor 0 on {first.device}; one device is served"
+            f"tensor {index} is on {tensor.device} and tensor 0 on {first.device}; all must be on one device"
         )
     if tensor.dim() < 2 or not tensor.numel():
         raise ValueError(
-            f"tensor {index} has shape {tuple(tensor.shape)}; it takes (num_blocks, ...) and no empty axis"
+            f"tensor {index} has shape {tuple(tensor.shape)}; it must be (num_blocks, ...) with no empty axis"
         )
     if not tensor[0].is_contiguous():
         raise ValueError(

@@ -1,11 +1,11 @@
 """The pinned arena: slots in host memory, of one process or shared by the processes of a server.
 
-`arenafile` has the layout and the life of the file, `pinning` how its pages are made ready. Here is what
-its users see: addresses, buffers and marks.
+`arenafile` has the layout and the lifetime of the file, `pinning` makes its pages ready. This module has what
+users see: addresses, buffers and marks.
 
-A mark says how a transfer of a slot has ended. Each rank writes its own row of marks, on one thread, and the
-scheduler only reads. A rank writes that a store failed before it counts the store, so that whoever sees
-the count sees the failure.
+A mark says how a transfer of a slot ended. Each rank writes its own row of marks, on one thread, and the
+scheduler only reads. A rank marks a failed store before it counts the store, so whoever sees the count also
+sees the failure.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Arena:
         self.slot_bytes = layout.slot_bytes
         self.part_bytes = layout.part_bytes
         with suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)  # where the machine lets us: touched ten times as fast
+            mapping.madvise(mmap.MADV_HUGEPAGE)  # pages are touched ten times as fast
         self._layout = layout
         self._file = file
         self._mapping = mapping
@@ -70,7 +70,7 @@ class Arena:
     def private(
         cls, slot_count: int, part_bytes: int, parts: int = 1, *, numa_node: int | None = None
     ) -> Self:
-        """Make an arena of this process alone, from a memory node where one is named.
+        """Make an arena for this process alone, on a NUMA node if one is given.
 
         Raises:
             TierUnavailable: it does not fit into memory.
@@ -96,7 +96,7 @@ class Arena:
         ranks: int,
         numa_node: int | None = None,
     ) -> Self:
-        """Map the arena of a server, which the first of its processes makes; remove what dead servers left.
+        """Map a server's arena, which its first process creates; remove what dead servers left.
 
         Args:
             name: the server's own, and no other's on this host.
@@ -104,8 +104,8 @@ class Arena:
             part_bytes: one rank's bytes of one slot.
             parts: rank parts of a slot.
             mappers: processes that will map it.
-            ranks: those of them that leave marks in it.
-            numa_node: where its memory should come from: the device's node. The last to name one is heard.
+            ranks: those of them that write marks in it.
+            numa_node: the NUMA node to allocate on: the device's. The last process to set one wins.
 
         Raises:
             TierUnavailable: it does not fit into the machine, or the processes disagree about its layout.
@@ -124,12 +124,12 @@ class Arena:
 
     @property
     def pinning(self) -> Pinning:
-        """How far touching and page-locking have come, and which copies they rule out."""
+        """The progress of touching and page-locking, and the boundaries that copies must not cross."""
         return self._pinning
 
     @property
     def note(self) -> bytes:
-        """What the server's other processes should know; empty where nobody has left any word."""
+        """A message for the server's other processes; empty if nobody has left one."""
         self._open()
         (length,) = _NOTE_LENGTH.unpack_from(self._mapping, NOTE_OFFSET)
         start = NOTE_OFFSET + _NOTE_LENGTH.size
@@ -137,7 +137,7 @@ class Arena:
 
     @note.setter
     def note(self, note: bytes) -> None:
-        """Leave word, at most `NOTE_BYTES_MAX`; all who do leave the same."""
+        """Leave a message of at most `NOTE_BYTES_MAX`; every process that does leaves the same."""
         self._open()
         assert len(note) <= NOTE_BYTES_MAX, "a note is short"
         start = NOTE_OFFSET + _NOTE_LENGTH.size
@@ -151,19 +151,19 @@ class Arena:
         return self._open().slots[start : start + self.slot_bytes]
 
     def part_address(self, indexes: npt.NDArray[np.integer], part: int) -> npt.NDArray[np.int64]:
-        """Where one rank's part of these slots lies in this process."""
+        """The addresses of one rank's part of these slots in this process."""
         self._open()
         assert 0 <= part < self._layout.parts, "a part of this arena"
         first = self._address + part * self._layout.aligned_part_bytes
         return np.asarray(indexes, np.int64) * self.slot_bytes + first
 
     def store_ended(self, slots: npt.NDArray[np.integer], rank: int, *, failed: bool) -> None:
-        """Leave word that this rank's copies into these slots are over."""
+        """Mark that this rank's copies into these slots have ended."""
         self._open().store_failed[rank, slots] = failed
         np.add.at(self._open().stores_done[rank], slots, 1)
 
     def load_ended(self, slots: npt.NDArray[np.integer], rank: int) -> None:
-        """Leave word that this rank's copies from these slots are over."""
+        """Mark that this rank's copies from these slots have ended."""
         np.add.at(self._open().loads_done[rank], slots, 1)
 
     def stores_failed(self, indexes: Sequence[int]) -> list[bool]:
@@ -180,16 +180,16 @@ class Arena:
         return bool((stored == stores % 2**32).all() and (loaded == loads % 2**32).all())
 
     def pin_in_background(self) -> None:
-        """Touch all pages, and page-lock them where this process uses a CUDA device; the arena stays in use.
+        """Touch all pages, and page-lock them if this process uses a CUDA device; the arena stays usable.
 
-        Call it on a thread whose current device is the right one. What fails is one warning: the arena works
-        on, unpinned. A copy must not cross the end of a piece, see `Pinning`.
+        Call it on a thread whose current device is the right one. A failure is one warning, and the arena
+        keeps working unpinned. A copy must not cross the end of a piece, see `Pinning`.
         """
         self._open()
         self._pinning.begin(_registrar())
 
     def close(self) -> None:
-        """Undo the page-locking and unmap, or leave that to the last buffer; idempotent."""
+        """Undo the page-locking and unmap, when the last buffer is gone; idempotent."""
         if self._views is None:
             return
         self._pinning.end()
@@ -205,7 +205,7 @@ class Arena:
         try:
             prefer_node(self._address, self.slot_count * self.slot_bytes, numa_node)
         except OSError as error:
-            logger.warning("pinned: memory comes from any node, transfers may be slower: %s", error)
+            logger.warning("pinned: memory comes from any NUMA node; transfers may be slower: %s", error)
 
     def _open(self) -> _Views:
         assert self._views is not None, "the arena is open"
@@ -234,7 +234,7 @@ class _CudaRegistrar:
 
 
 def _registrar() -> _CudaRegistrar | None:
-    import torch  # here alone: who only maps the arena needs none of it
+    import torch  # imported here: a process that only maps the arena does not need it
 
     cuda: Any = torch.cuda  # its functions have no types
     return _CudaRegistrar(cuda) if cuda.is_initialized() else None

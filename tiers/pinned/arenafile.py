@@ -1,4 +1,4 @@
-"""The file of a shared arena: made by whoever comes first, gone once all have come.
+"""The file behind a shared arena: the first process creates it, the last one to attach removes its name.
 
 Layout; every section starts on a page, and the parts of a slot start on multiples of 4 KiB:
 
@@ -11,17 +11,17 @@ Layout; every section starts on a page, and the parts of a slot start on multipl
 The marks between the header and the slots are one section. The scheduler and the workers of a server map
 the file, in whichever order they start:
 
-1. Open it, creating it with O_EXCL where it is not there, and take flock(LOCK_SH), held until `leave`. Then
-   look whether the path still names the file: between the open and the lock it may have been removed as
-   nobody's. If it was, start over.
-2. In a critical section (lockf): where the header is blank, make sure that the arena fits into the machine
-   and write it, else compare it; then count oneself as attached. A creator that dies on the way leaves a
-   blank header, and the next one writes it.
-3. Whoever counts the last of `mappers` removes the path. From then on the memory lives as long as a process
-   maps it: killing all of them leaves nothing behind.
+1. Open it, or create it with O_EXCL, and take flock(LOCK_SH), held until `leave`. Then check that the path
+   still names the file: between the open and the lock, another process may have removed it as stale. If so,
+   start over.
+2. In a critical section (lockf): if the header is blank, make sure that the arena fits into the machine and
+   write the header; otherwise compare it. Then count this process as attached. A creator that dies before
+   that leaves a blank header, and the next process writes it.
+3. The process that attaches last (`mappers`) removes the path. From then on the memory lives as long as a
+   process maps it: killing all of them leaves nothing behind.
 
-A file on which LOCK_EX is to be had at once belongs to nobody: its server was killed before all had
-attached. Every start removes such files.
+If LOCK_EX can be had at once, nobody uses the file: its server was killed before all processes had attached.
+Every start removes such files.
 
 flock belongs to the open file, so that one process can attach twice. lockf belongs to the process and ends
 when it closes any descriptor of the file: threads take a lock of their own around it.
@@ -52,13 +52,13 @@ logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 
-PART_ALIGNMENT_BYTES = 4096  # what direct reads and writes ask of memory
+PART_ALIGNMENT_BYTES = 4096  # direct I/O requires it of memory
 
 FORMAT = 1
 
-OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that removed the file at that very moment
+OPEN_ATTEMPTS_MAX = 100  # each fails only if another process removed the file at that moment
 
-LOCK_WAIT_S = 10.0  # a critical section takes milliseconds; only a stopped process makes anyone wait
+LOCK_WAIT_S = 10.0  # a critical section takes milliseconds, unless a process in it is stopped
 
 LOCK_POLL_S = 0.001
 
@@ -115,22 +115,24 @@ class ArenaLayout:
         return _HEADER.pack(_MAGIC, FORMAT, attached, *fields)
 
     def refuse_beyond(self, *rooms: Room) -> None:
-        """Make sure that this fits; pages come when touched, and then it is too late to refuse.
+        """Refuse an arena that does not fit. Pages are allocated on first touch, which is too late to refuse.
 
         Raises:
-            TierUnavailable: it does not; says what would.
+            TierUnavailable: it does not fit; the message says what would.
         """
         room = min(rooms, key=lambda room: room.left_bytes)
         if self.size_bytes > room.left_bytes:
-            raise TierUnavailable("pinned", f"{shown(self.size_bytes)} do not fit: {self._advice(room)}")
+            raise TierUnavailable(
+                "pinned", f"the arena needs {shown(self.size_bytes)}, but {self._advice(room)}"
+            )
 
     def _advice(self, room: Room) -> str:
-        left = f"{room.place} has {shown(room.left_bytes)} to spare"
+        left = f"{room.place} has only {shown(room.left_bytes)} free"
         fit_count = max(0, room.left_bytes - self.slots_offset) // self.slot_bytes
         if fit_count == 0:
-            return f"{left}, less than one chunk of {self.slot_bytes} bytes takes; {room.remedy}"
+            return f"{left}, too little for one chunk of {self.slot_bytes} bytes; {room.remedy}"
         fit = shown(fit_count * self.slot_bytes)
-        return f'{left}; set "capacity" of the pinned tier to at most "{fit}", or {room.remedy}'
+        return f'{left}; lower "capacity" of the pinned tier to "{fit}", or {room.remedy}'
 
     def __str__(self) -> str:
         parts = f"{self.parts} x {self.part_bytes} bytes"
@@ -138,7 +140,7 @@ class ArenaLayout:
 
 
 class ArenaFile:
-    """One hold on the file of a shared arena.
+    """One attachment to the file of a shared arena.
 
     Attributes:
         fd: the file, locked with LOCK_SH.
@@ -172,19 +174,19 @@ class ArenaFile:
                     _let_go(fd, path)
                     raise
                 os.close(fd)
-        raise TierUnavailable("pinned", f"{path} is removed as often as it is made")
+        raise TierUnavailable("pinned", f"{path} keeps being removed by other processes")
 
     def leave(self) -> None:
-        """Give the hold up; before all have attached it counts no more, and the last one removes the file."""
+        """Detach, and uncount this process if others still attach; the last one to leave removes the file."""
         with _process_gate:
-            with suppress(OSError), _critical_section(self.fd):  # what is left behind, a start sweeps
+            with suppress(OSError), _critical_section(self.fd):  # the next start removes what is left
                 if _names(self._path, self.fd):
                     os.pwrite(self.fd, _ATTACHED.pack(_attached(self.fd) - 1), _ATTACHED_OFFSET)
             _let_go(self.fd, self._path)
 
 
 def arena_path(name: str) -> Path:
-    """Where the arena of a server lies; names that differ have files that differ."""
+    """The path of a server's arena; different names have different files."""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:NAME_LENGTH_MAX]
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -206,7 +208,7 @@ def sweep_stale() -> None:
 
 
 def shown(size_bytes: int) -> str:
-    """A size, rounded down, in the way that the config takes it."""
+    """A size, rounded down, as the config accepts it."""
     if size_bytes >= 10 << 30:
         return f"{size_bytes * 10 // (1 << 30) / 10:.1f}GiB"
     return f"{size_bytes >> 20}MiB" if size_bytes >= 10 << 20 else f"{size_bytes >> 10}KiB"
@@ -221,10 +223,10 @@ def _open_or_create(path: Path) -> int | None:
 
 
 def _count_in(fd: int, path: Path, layout: ArenaLayout) -> int:
-    """Attach to the file; return how many had before."""
+    """Attach to the file; return how many processes had attached before."""
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-        raise TierUnavailable("pinned", f"{path} was made by user {status.st_uid}, not by this server")
+        raise TierUnavailable("pinned", f"{path} belongs to user {status.st_uid}, not to this server's user")
     with _critical_section(fd):
         if not any(os.pread(fd, _HEADER.size, 0)):
             layout.refuse_beyond(memory_room(), shared_memory_room(SHARED_MEMORY))
@@ -252,7 +254,7 @@ def _described(header: bytes) -> str:
 
 
 def _let_go(fd: int, path: Path) -> None:
-    """Close the file, and remove it where nobody else has it."""
+    """Close the file, and remove it if nobody else has it open."""
     try:
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

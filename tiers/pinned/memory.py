@@ -14,11 +14,11 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
-HEADROOM_BYTES = 512 << 20  # left to the server's own processes, which have yet to fill their heaps
+HEADROOM_BYTES = 512 << 20  # for the server's own processes, whose heaps still grow
 
 
 class Room(NamedTuple):
-    """What is left of something that memory is taken from, and what else to do when it is too little."""
+    """How much is left of a source of memory, and the remedy if it is too little."""
 
     place: str
     left_bytes: int
@@ -44,7 +44,7 @@ def memory_limit_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int
 
 
 def memory_left_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
-    """What can still be taken without swapping, here and in each of this process's control groups."""
+    """What can still be allocated without swapping, on this machine and in each of this process's cgroups."""
     left = [_physical_bytes("MemAvailable")]
     for folder, version in _cgroup_folders(root, own):
         limit, used = _number(folder / version.limit), _number(folder / version.used)
@@ -54,13 +54,13 @@ def memory_left_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
 
 
 def memory_room() -> Room:
-    """What an arena may take of the memory."""
+    """How much memory an arena may take."""
     left_bytes = memory_left_bytes() - untouched_bytes("/dev/shm/kvtier-") - HEADROOM_BYTES
-    return Room("the memory", max(0, left_bytes), "give this process more")
+    return Room("memory", max(0, left_bytes), "give this process more memory")
 
 
 def shared_memory_room(folder: Path) -> Room:
-    """What an arena may take of the file system that shared memory is in."""
+    """How much an arena may take of the file system that holds shared memory."""
     status = os.statvfs(folder)
     left_bytes = status.f_bavail * status.f_frsize - untouched_bytes(f"{folder}/kvtier-")
     remedy = f"enlarge {folder} (mount -o remount,size=..., docker run --shm-size=...)"
@@ -68,7 +68,7 @@ def shared_memory_room(folder: Path) -> Room:
 
 
 def untouched_bytes(path_prefix: str) -> int:
-    """What live processes have been granted in files of shared memory, and not yet taken.
+    """Bytes that files in shared memory have reserved and not yet allocated.
 
     Counts files whose path starts with the prefix, also those that have lost their name, in all processes
     whose open files this user may see.

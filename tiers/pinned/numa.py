@@ -1,4 +1,4 @@
-"""Which memory node pages come from, on machines with several."""
+"""Allocates memory on a chosen NUMA node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 
 def memory_nodes() -> list[int]:
-    """The nodes of this machine that have memory, in order; none where the kernel knows of none."""
+    """The nodes of this machine that have memory, in order; empty if the kernel lists none."""
     try:
         text = NODES_WITH_MEMORY.read_text().strip()
     except OSError:
@@ -30,20 +30,20 @@ def memory_nodes() -> list[int]:
 
 
 def prefer_node(address: int, size_bytes: int, node: int) -> None:
-    """Take the pages of this range from a node, as far as they are not there yet.
+    """Allocate the pages of this range on a node, except those that exist already.
 
-    In a shared mapping this goes for all who share it; who speaks last is heard.
+    In a shared mapping this applies to all processes that share it; the last call wins.
 
     Raises:
-        OSError: there is no such node, or the kernel cannot.
+        OSError: there is no such node, or the kernel does not support it.
     """
     number = _SYSCALL_MBIND.get(platform.machine())
     if number is None or node < 0:
-        raise OSError(errno.EINVAL, f"memory node {node} cannot be chosen on {platform.machine()}")
+        raise OSError(errno.EINVAL, f"NUMA node {node} cannot be chosen on {platform.machine()}")
     mask = (ctypes.c_ulong * (node // _WORD_BITS + 1))()
     mask[node // _WORD_BITS] = 1 << node % _WORD_BITS
     bits = len(mask) * _WORD_BITS + 1  # the kernel reads one bit less than it is told
     words = map(ctypes.c_ulong, (address, size_bytes, _PREFERRED, ctypes.addressof(mask), bits, 0))
     if _syscall(ctypes.c_long(number), *words) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"memory node {node}: {os.strerror(code)}")
+        raise OSError(code, f"NUMA node {node}: {os.strerror(code)}")

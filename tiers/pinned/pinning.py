@@ -1,12 +1,12 @@
-"""Pages of an arena, touched and page-locked in the background, piece by piece, while it is in use.
+"""Touches and page-locks an arena's pages in the background, piece by piece, while it is in use.
 
 Each thread takes a piece, touches its pages and registers it with the device, until none is left. Touching
-does not change what is there, so that others may write at the same time. The processes of a server share
-the pages: each starts at another piece, finds ready what others have touched and maps it.
+does not change a byte, so others may write at the same time. The processes of a server share the pages: each
+starts at another piece, and maps the pages that others have touched already.
 
-A piece is some whole slots. A device takes each registered piece for an allocation of its own, and refuses
-a copy that begins in one and ends outside of it (CUDA driver API, "API synchronization behavior"). So no
-copy may cross a multiple of `piece_bytes`, counted from the first slot.
+A piece is some whole slots. A device treats each registered piece as a separate allocation, and refuses a
+copy that begins in one and ends outside of it (CUDA driver API, "API synchronization behavior"). So no copy
+may cross a multiple of `piece_bytes`, counted from the first slot.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 
 
 class Registrar(Protocol):
-    """Page-locks memory for a device, on whichever thread."""
+    """Page-locks memory for a device, on any thread."""
 
     def register(self, piece: Piece) -> None:
         """Page-lock a piece.
@@ -55,18 +55,18 @@ class Registrar(Protocol):
         ...
 
     def unregister(self, piece: Piece) -> None:
-        """Undo that; a refusal is no longer of interest."""
+        """Undo that; errors are ignored."""
         ...
 
 
 class Pinning:
-    """The work of making an arena's pages ready.
+    """Makes an arena's pages ready.
 
     Threads: `begin` and `end` belong to the owner; the figures may be read anywhere.
     """
 
     def __init__(self, address: int, slot_bytes: int, slot_count: int, *, start: float) -> None:
-        """Lay the pieces out; `start` is the share of them to begin behind."""
+        """Lay out the pieces; `start` is the fraction of them to skip at first."""
         self.piece_bytes = _piece_slots(slot_bytes) * slot_bytes
         end = address + slot_bytes * slot_count
         starts = range(address, end, self.piece_bytes)
@@ -84,13 +84,13 @@ class Pinning:
 
     @property
     def touched_bytes(self) -> int:
-        """What this process has touched or found touched."""
+        """Bytes that this process has touched, or found touched."""
         with self._lock:
             return self._touched_bytes
 
     @property
     def pinned_bytes(self) -> int:
-        """What is page-locked for this process's device."""
+        """Bytes that are page-locked for this process's device."""
         with self._lock:
             return sum(piece.size_bytes for piece in self._pinned)
 
@@ -107,7 +107,7 @@ class Pinning:
             thread.start()
 
     def wait(self) -> None:
-        """Return once every page is ready, or never will be."""
+        """Return when every page is ready or has failed."""
         for thread in self._threads:
             thread.join()
 
@@ -162,7 +162,7 @@ class Pinning:
             if what in self._failures:
                 return
             self._failures.add(what)
-        logger.warning("pinned: memory cannot be %s in advance, transfers may be slower: %s", what, error)
+        logger.warning("pinned: memory cannot be %s in advance; transfers may be slower: %s", what, error)
 
 
 def populate(address: int, size_bytes: int) -> None:

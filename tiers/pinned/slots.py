@@ -7,7 +7,7 @@ A slot's life is short enough to be a table of legal steps:
 
 FILLING: a transfer writes the slot; nobody may read it. READY: it can be read, and evicted while nobody
 pins it. GONE: no lookup finds it any more, but transfers that still touch it hold pins; the slot is free
-again when the last pin goes. So a slot is never handed out while anything reads or writes it.
+again when the last pin is returned. So a slot is never handed out while anything reads or writes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..base import Buffer, ChunkKey
 from .eviction import EvictionPolicy
 
 
-class SlotState(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
+class SlotState(enum.IntEnum):  # integers: their hash is not a call into Python
     FILLING = enum.auto()
     READY = enum.auto()
     GONE = enum.auto()
@@ -59,7 +59,9 @@ class SlotTable:
         self._by_key: dict[ChunkKey, Slot] = {}
         self._policy = policy
         self._leaving: set[Slot] = set()
-        self._pinned_count = 0  # kept, not counted: a server's step asks for it, and slots can be a million
+        self._pinned_count = (
+            0  # kept up to date: a server's step asks for it, and there can be a million slots
+        )
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -133,7 +135,7 @@ class SlotTable:
         self._policy.touch(keys)
 
     def drop(self, slots: Iterable[Slot]) -> None:
-        """No lookup finds them from now on; each slot is free when its last pin goes."""
+        """Hide the slots from lookups; each is free when its last pin is returned."""
         for slot in slots:
             if slot.state is SlotState.GONE:
                 continue
@@ -163,7 +165,7 @@ class SlotTable:
     def _make_room(self, count: int) -> list[ChunkKey]:
         idle_count = self.slots_count - self._pinned_count - len(self._free)
         missing = min(count - len(self._free), idle_count)
-        if missing <= 0:  # nobody is asked for victims where there are none
+        if missing <= 0:  # no victims can be found
             return []
         victims = self._policy.evict(missing, self._is_idle)
         for key in victims:
@@ -187,7 +189,7 @@ class SlotTable:
 
 
 class SlotTier(Protocol):
-    """What a tier offers besides `Tier` when other tiers may read and write its memory in place."""
+    """A tier whose memory other tiers may read and write in place."""
 
     @property
     def name(self) -> str: ...

@@ -63,7 +63,7 @@ class PinnedTier:
         self.table.drop([slot for slot in map(self.table.get, keys) if slot is not None])
 
     async def flush(self) -> None:
-        """Memory is as durable as it gets."""
+        """Nothing to do: memory cannot be made durable."""
 
     def stats(self) -> TierStats:
         table = self.table

@@ -1,12 +1,12 @@
-"""The plugin for vLLM 0.14 to 0.18, whose managers are asked about prompts rather than chunks.
+"""The plugin for vLLM 0.14 to 0.18, whose managers look up whole prompts instead of chunks.
 
-What the interface does not tell, this adapter finds out:
+This adapter finds out what the interface does not say:
 
-- Whose chunks they are: a prompt is known by its last block hash, which stands for all of it, and what it
-  holds is leased. A load follows the lookup that found it within the same step of the scheduler.
-- When a store has ended: vLLM says so only at the end of the request, and after a preemption before it has
-  been carried out. The workers' own marks in the arena say it in time, and truly; each step looks at them.
-- When weights change: there is no reset; raise `weights_epoch`.
+- Which request chunks belong to. Its last block hash stands for a whole prompt, so it names the request, and
+  what the request holds is leased. A load follows its lookup within the same step of the scheduler.
+- When a store has ended. vLLM reports it at the end of the request only, and after a preemption too early.
+  The workers' marks in the arena are timely and right; each step reads them.
+- When weights change. There is no reset; raise `weights_epoch`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 _WHERE = "spec_module_path"
-_LATER = "on this vLLM kvtier supports full attention only, from 0.21 on more"
+_LATER = "kvtier supports only full attention on this vLLM; use vLLM 0.21 or newer"
 
-# 0.14 knows no "ask again later".
+# 0.14 has no "ask again later".
 _CAN_WAIT = "None" in str(signature(OffloadingManager.lookup).return_annotation)
 
 
@@ -64,7 +64,7 @@ class SlotsSpec(LoadStoreSpec):
 
 
 class Manager(OffloadingManager):
-    """Runs in the scheduler; no call waits for a disk or a device, and none raises for the world's faults."""
+    """Runs in the scheduler. No call waits for a drive or a device, and none raises for their faults."""
 
     def __init__(self, side: SchedulerSide, block_tokens: int) -> None:
         self._side = side
@@ -95,7 +95,7 @@ class Manager(OffloadingManager):
     def prepare_load(self, block_hashes: Iterable[BlockHash]) -> LoadStoreSpec:
         keys = list(block_hashes)
         load = f"load {next(self._load_numbers)}"
-        self._leases.settle(self._asked)
+        self._leases.release(self._asked)
         self._loads[frozenset(keys)].append(load)
         return SlotsSpec(self._placement.prepare_load(self._asked, keys, load=load))
 
@@ -129,7 +129,7 @@ class Manager(OffloadingManager):
 
 
 class BlockHandler(Handler):
-    """Device blocks without groups; a load may begin amid a chunk, a store never does."""
+    """Device blocks without groups. A load may start in the middle of a chunk; a store never does."""
 
     def __init__(self, copies: CopyWorker, blocks_per_chunk: int) -> None:
         super().__init__(copies, GPULoadStoreSpec)
@@ -141,7 +141,7 @@ class BlockHandler(Handler):
 
 
 class PromptSpec(OffloadingSpec):
-    """The spec but for its tensors.
+    """The spec, except for its tensors.
 
     Raises:
         ConfigError: the document under ``kvtier`` is missing or wrong, or the model or its parallel sizes
@@ -190,9 +190,9 @@ class CompositeOffloadingSpec(PromptSpec):
 
 
 def _only_group(vllm_config: Any, kv_cache_config: Any) -> Any:
-    """The spec of the only group of layers; what this interface says too little about is refused."""
+    """Return the spec of the only group of layers; refuse models that this interface is too small for."""
     if kv_cache_config is None:
-        raise ConfigError(_WHERE, "the connector was built without a KV-cache config, which kvtier needs")
+        raise ConfigError(_WHERE, "kvtier needs a KV-cache config, and the connector was built without one")
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     if len(specs) != 1:
         raise ConfigError(_WHERE, f"{_LATER}; this model has {len(specs)} groups of layers")

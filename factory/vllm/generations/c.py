@@ -1,4 +1,4 @@
-"""The plugin for vLLM 0.19: the managers of before, but tensors whose rows are blocks."""
+"""The plugin for vLLM 0.19: the managers of 0.18, with tensors whose rows are blocks."""
 
 from __future__ import annotations
 

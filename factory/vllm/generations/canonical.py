@@ -1,4 +1,4 @@
-"""What vLLM 0.21 and newer give a worker: tensors whose rows are blocks, and specs that address blocks."""
+"""Reads what vLLM 0.21 and newer give a worker: tensors whose rows are blocks, and specs of blocks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The plugin for vLLM 0.21 to 0.24, whose workers route transfers to handlers.
 
-0.21 and 0.22 do not say when a request has ended, and 0.21 gives it no name: there a request is known by its
-context, which lives as long as it does, and what it holds is leased.
+0.21 and 0.22 do not report the end of a request, so what it holds is leased. In 0.21 a request has no name
+either; its context names it, which lives as long as the request.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Manager(KeyedManager):
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         if self._leases is not None:
             request = self._request(req_context)
-            self._leases.settle(request)
+            self._leases.release(request)
             self._waiting.pop(request, None)
         return super().prepare_load(keys, req_context)
 

@@ -1,4 +1,4 @@
-"""The plugin for vLLM 0.25. Its manager and its worker serve the later releases too; its spec does not."""
+"""The plugin for vLLM 0.25. Later releases use its manager and its worker, but not its spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's role where vLLM routes transfers to handlers by their media: up to 0.24."""
+"""The worker's role up to vLLM 0.24, which routes transfers to handlers by their media."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES_FIELDS = is_dataclass(TransferResult)  # up to 0.15 a result is a pair
 
 
 class Handler(OffloadingHandler):
-    """Both directions of one worker; vLLM is told of it twice, once for each."""
+    """Both directions of one worker. It is registered with vLLM once for each direction."""
 
     def __init__(self, copies: CopyWorker, device: type[Any]) -> None:
         """Make the handler; `device` is vLLM's class of specs that name device blocks, others name slots."""

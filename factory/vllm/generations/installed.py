@@ -1,4 +1,4 @@
-"""Which generation of vLLM's plugin interface is installed: by what is there, never by a version string."""
+"""Detects the installed generation of vLLM's plugin interface by its features, never by a version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def _adapter() -> str:
         has_worker = hasattr(import_module("vllm.v1.kv_offload.base"), "OffloadingWorker")
         return ".f" if has_worker else ".e"
     if not _has("vllm.v1.kv_offload.spec"):
-        raise _unsupported("this vLLM has no offloading interface" if _has("vllm") else "there is no vLLM")
+        raise _unsupported(
+            "this vLLM has no offloading interface" if _has("vllm") else "vLLM is not installed"
+        )
     if hasattr(import_module("vllm.v1.kv_offload.abstract"), "OffloadKey"):
         raise _unsupported("this vLLM has the offloading interface of 0.20")
     spec = import_module("vllm.v1.kv_offload.spec")

@@ -1,8 +1,8 @@
-"""Ends what requests hold where the server does not say that a request has ended: before vLLM 0.23.
+"""Releases what requests hold where vLLM does not report their end: before 0.23.
 
-A request that waits for a chunk is asked about again in each of the scheduler's steps, or once it is its
-turn; one that was aborted is never asked about again. Ending a lease too early costs nothing but time: the
-request's next lookup takes its holds anew, and a load takes what its lookup has just found.
+While a request waits for a chunk, each step of the scheduler asks about it again, or its turn comes. Nobody
+asks about an aborted request again. Ending a lease too early costs only time: the request's next lookup takes
+its holds again, and a load takes what its lookup has just found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LEASE_S = 30.0  # longer than any load may take, and short beside a server's lif
 
 
 class Leases:
-    """Requests that hold something, the least recently heard of first. One thread: the scheduler's."""
+    """Requests that hold something, the one to expire next first. One thread: the scheduler's."""
 
     def __init__(self, end: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._end = end
@@ -22,7 +22,7 @@ class Leases:
         self._heard_s: dict[str, float] = {}
 
     def renew(self, request: str) -> None:
-        """Note that a request was asked about; ends those that were not for a while."""
+        """Record that a request was asked about, and end the leases that have expired."""
         now_s = self._clock()
         self._heard_s.pop(request, None)
         self._heard_s[request] = now_s
@@ -30,6 +30,6 @@ class Leases:
             del self._heard_s[oldest]
             self._end(oldest)
 
-    def settle(self, request: str) -> None:
+    def release(self, request: str) -> None:
         """The request holds nothing more."""
         self._heard_s.pop(request, None)

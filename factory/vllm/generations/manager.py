@@ -1,4 +1,4 @@
-"""The scheduler's role where vLLM names chunks by keys and requests by contexts: 0.21 and newer."""
+"""The scheduler's role in vLLM 0.21 and newer, where keys name chunks and contexts name requests."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class SlotsSpec(base.LoadStoreSpec):
 
 
 class KeyedManager(base.OffloadingManager):
-    """All that generations agree on; none of the calls waits for a disk or a device, and none raises for
-    the world's faults."""
+    """What all these generations share. No call waits for a drive or a device, and none raises for their
+    faults."""
 
     def __init__(self, side: SchedulerSide) -> None:
         self._side = side
@@ -55,7 +55,9 @@ class KeyedManager(base.OffloadingManager):
         self._placement.complete_load(self._request(req_context), keys)
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
-        self._placement.finish(self._request(req_context))  # who stores has begun, and loads no more
+        self._placement.finish(
+            self._request(req_context)
+        )  # a request that stores has started, and loads no more
         plan = self._placement.prepare_store(list(keys))
         return base.PrepareStoreOutput(
             [base.OffloadKey(key) for key in plan.keys],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.factory.cli import app as cli
 from kvtier.tiers import TierUnavailable
 
 Run = Callable[..., tuple[int, str, str]]
@@ -51,3 +52,21 @@ def test_what_takes_long_to_import_is_left_alone(file: Path, command: str, absen
 def test_the_module_runs_as_the_command_line() -> None:
     command = [sys.executable, "-m", "kvtier.factory", "--version"]
     assert subprocess.check_output(command, text=True) == f"kvtier {version('kvtier')}\n"
+
+
+SUMMARY_CHARS_MAX = 60  # longer ones are cut on a terminal of 80 columns
+
+
+def test_the_help_shows_every_command_with_its_whole_summary(run: Run) -> None:
+    status, output, errors = run("--help")
+    assert (status, errors) == (0, "")
+    lines = [line.split(maxsplit=1) for line in output.partition("Commands:\n")[2].splitlines()]
+    assert [name for name, _ in lines] == [command.__name__ for command in cli.COMMANDS]
+    for name, summary in lines:
+        assert len(summary) <= SUMMARY_CHARS_MAX, name
+        assert summary.endswith("."), f"the summary of {name} is cut"
+
+
+@pytest.mark.parametrize("command", [[], *([command.__name__] for command in cli.COMMANDS)])
+def test_the_short_option_for_help_works_everywhere(run: Run, command: list[str]) -> None:
+    assert run(*command, "-h") == run(*command, "--help")

@@ -18,4 +18,4 @@ def test_du_tells_what_was_ever_of_use(path: Path) -> None:
     assert sum(found["parts"].values()) <= found["allocated_bytes"]
     code, text = run("du", str(path))
     assert code == 0
-    assert "160KiB (25.0 %)" in text
+    assert "160KiB (25.0%)" in text

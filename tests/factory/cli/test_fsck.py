@@ -25,7 +25,7 @@ def test_fsck_exits_with_1_until_what_it_found_is_mended(path: Path) -> None:
     assert (finding["kind"], finding["place"]) == ("content", key.hex())
     code, text = run("fsck", str(path), "--deep", "--repair")
     assert code == 0
-    assert "1 findings, 1 mended" in text
+    assert "1 findings, 1 repaired" in text
     assert run("fsck", str(path), "--deep")[0] == 0
 
 

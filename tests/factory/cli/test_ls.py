@@ -30,7 +30,7 @@ def test_ls_says_in_which_fields_two_namespaces_of_one_model_differ(path: Path) 
     with_tier(path, lambda tier: stored(tier, keys_of(0, 3)), identity=other)
     code, text = run("ls", str(path))
     assert code == 0
-    after = text[text.index("where those of its name differ") :]
+    after = text[text.index("differs from namespaces of the same label") :]
     assert "bfloat16" in after
     assert "float16" in after
     assert "model" not in after

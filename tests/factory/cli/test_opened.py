@@ -21,7 +21,7 @@ def test_a_path_without_a_store_is_one_message_and_wrong_input(
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert capsys.readouterr().err == f"{tmp_path} is no store: it has no kvtier.json\n"
+    assert capsys.readouterr().err == f"{tmp_path} is not a kvtier store: it has no kvtier.json\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,11 +54,11 @@ def test_the_figures_are_printed_as_a_table(run: Run, trace: Path, document: Doc
     assert (status, errors) == (0, "")
     assert output.splitlines() == [
         "3 requests, 6 chunks of 64MiB; pinned evicts by lru",
-        "hit rate 33.3 %, where a cache without a limit has 33.3 %",
+        "hit rate 33.3%; an unlimited cache would reach 33.3%",
         "",
         "tier    capacity  chunks  hit rate  promoted  evicted  written  dropped",
-        "pinned    128MiB       2     0.0 %         0        4   384MiB        0",
-        "nvme        1TiB   16384    33.3 %         2        0   256MiB        0",
+        "pinned    128MiB       2      0.0%         0        4   384MiB        0",
+        "nvme        1TiB   16384     33.3%         2        0   256MiB        0",
     ]
 
 
@@ -135,13 +135,13 @@ def test_no_path_is_made_and_a_share_of_one_that_is_there_is_known(
         (
             [pinned("1GiB"), nvme("80%")],
             [],
-            'tiers[2].capacity: "80%" is of the file system of "/nowhere/kvtier", which is not on this '
-            'machine; to replay, write a size, for example "2TiB"',
+            'tiers[2].capacity: "80%" is a share of the file system of "/nowhere/kvtier", which this '
+            'machine does not have; write a size instead, for example "2TiB"',
         ),
         (
             [pinned("1MiB")],
             [],
-            "tiers[1].capacity: 1048576 bytes: not one chunk; the least that holds one is 67108864",
+            "tiers[1].capacity: 1048576 bytes, too small for one chunk; it needs at least 67108864",
         ),
         (
             [pinned("1GiB")],
@@ -151,12 +151,12 @@ def test_no_path_is_made_and_a_share_of_one_that_is_there_is_known(
         (
             [pinned("1GiB")],
             ["--chunk-bytes", "100"],
-            "--chunk-bytes: 100 bytes: no chunk takes less than 4096",
+            "--chunk-bytes: 100 bytes is too small; a chunk takes at least 4096",
         ),
         (
             [pinned("1GiB")],
             ["--chunk-bytes", "5%"],
-            '--chunk-bytes: a share of nothing; for example "64MiB", not "5%"',
+            '--chunk-bytes: should be a size like "64MiB", not a percentage like "5%"',
         ),
     ],
 )
@@ -175,8 +175,7 @@ def test_a_drive_too_small_for_two_segments_is_refused(run: Run, trace: Path, do
     least_bytes = LogWithoutBytes.least_bytes(64 << 20)
     status, _, errors = run("replay", trace, "--config", document(pinned("1GiB"), nvme("64MiB")))
     expected = (
-        "tiers[2].capacity: 64MiB is too small for chunks of 64MiB; "
-        f"the least that works is {least_bytes} bytes\n"
+        f"tiers[2].capacity: 64MiB is too small for chunks of 64MiB; it needs at least {least_bytes} bytes\n"
     )
     assert (status, errors) == (2, expected)
     assert run("replay", trace, "--config", document(pinned("1GiB"), nvme(least_bytes)))[0] == 0
@@ -194,7 +193,7 @@ def test_a_tier_of_another_package_cannot_be_replayed(
     monkeypatch.syspath_prepend(tmp_path)
     config = document(pinned("1GiB"), {"type": "Other", "module_path": "replayed_elsewhere"})
     status, _, errors = run("replay", trace, "--config", config)
-    expected = 'tiers[2].type: "Other" cannot be replayed, only "pinned" and "nvme" can\n'
+    expected = 'tiers[2].type: "Other" cannot be replayed; only "pinned" and "nvme" can\n'
     assert (status, errors) == (2, expected)
 
 
@@ -245,7 +244,7 @@ def test_a_plot_into_a_missing_folder_is_refused_before_the_replay(
 ) -> None:
     pytest.importorskip("matplotlib", reason='needs the extra "plot"')
     file = tmp_path / "missing" / "hits.png"
-    expected = (2, "", f"--plot: {file}: there is no such folder\n")
+    expected = (2, "", f"--plot: {file}: the folder does not exist\n")
     assert run("replay", trace, "--config", document(pinned("1GiB")), "--plot", file) == expected
 
 

@@ -38,8 +38,8 @@ def test_what_rm_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
     ("options", "message"),
     [
         ([], "say what to remove"),
-        (["--key-prefix", "xyz"], "--key-prefix: should be whole bytes in hex"),
-        (["--older-than", "soon"], "--older-than: should be a number and s, m, h or d"),
+        (["--key-prefix", "xyz"], "--key-prefix: should be pairs of hex digits"),
+        (["--older-than", "soon"], "--older-than: should be a number with the unit s, m, h or d"),
         (["--namespace", "", "--never-read"], "--namespace: is empty"),
         (["--older-than", "", "--all"], "--older-than: is empty"),
     ],

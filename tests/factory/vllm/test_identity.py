@@ -168,13 +168,13 @@ def test_the_scheduler_learns_from_the_workers_how_the_model_is_served(
     arena = Arena.private(1, 4096)
     try:
         if is_told:
-            worker._leave_word(arena)
+            worker._report_served(arena)
         fields = Plugin(of_offloading_config(config))._identity(arena)
     finally:
         arena.close()
     assert fields.get("quantization") == ("fp8" if is_told else None)
     assert Identity(fields).is_of_one_process is not is_told
-    assert ("no worker has said" in caplog.text) is not is_told
+    assert ("no worker has reported" in caplog.text) is not is_told
 
 
 @pytest.mark.parametrize(

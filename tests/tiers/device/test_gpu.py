@@ -208,17 +208,17 @@ def test_a_closed_tier_closes_twice_and_its_blocks_fail_every_key(gpu):
     [
         ([b"a"], [32], "block 32 is not on the device"),
         ([b"a"], [-1], "block -1 is not on the device"),
-        ([b"a"], [0, 1], "1 keys take 1 block ids"),
-        ([b"a", b"b"], [0], "2 keys take 2 block ids"),
-        ([b"a"], [1.0], "block ids are whole numbers, not float"),
-        ([b"a", b"b"], [1, 2.5], "block ids are whole numbers, not float"),
-        ([b"a"], [True], "block ids are whole numbers, not bool"),
-        ([b"a", b"b"], [0, False], "block ids are whole numbers, not bool"),
-        ([b"a"], np.array([1.0]), "block ids are whole numbers, not float64"),
-        ([b"a"], np.array([True]), "block ids are whole numbers, not bool"),
-        ([b"a"], ["1"], "block ids are whole numbers, not str"),
-        ([b"a"], [None], "block ids are whole numbers, not NoneType"),
-        ([b"a"], [1 << 70], "block ids are numbers of blocks on the device"),
+        ([b"a"], [0, 1], "1 keys need 1 block ids"),
+        ([b"a", b"b"], [0], "2 keys need 2 block ids"),
+        ([b"a"], [1.0], "block ids must be whole numbers, not float"),
+        ([b"a", b"b"], [1, 2.5], "block ids must be whole numbers, not float"),
+        ([b"a"], [True], "block ids must be whole numbers, not bool"),
+        ([b"a", b"b"], [0, False], "block ids must be whole numbers, not bool"),
+        ([b"a"], np.array([1.0]), "block ids must be whole numbers, not float64"),
+        ([b"a"], np.array([True]), "block ids must be whole numbers, not bool"),
+        ([b"a"], ["1"], "block ids must be whole numbers, not str"),
+        ([b"a"], [None], "block ids must be whole numbers, not NoneType"),
+        ([b"a"], [1 << 70], "block ids must be blocks on the device"),
     ],
 )
 def test_wrong_blocks_are_refused_on_the_callers_thread(gpu, keys, ids, message):
@@ -237,7 +237,7 @@ async def test_block_ids_are_any_whole_numbers(gpu, ids):
 
 
 def test_a_block_that_is_to_be_written_is_named_once(gpu):
-    with pytest.raises(ValueError, match="block 7 is named twice"):
+    with pytest.raises(ValueError, match="block 7 is listed twice"):
         gpu.blocks([b"a", b"b", b"c"], [7, 2, 7], distinct=True)
     gpu.blocks([b"a", b"b", b"c"], [7, 2, 7])  # read as often as one likes
 

@@ -171,8 +171,8 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(monkeypatch: p
     with pytest.raises(TierUnavailable) as caught:
         Arena.private(200, 1 << 20)
     assert str(caught.value) == (
-        "pinned: 200MiB do not fit: the memory has 100MiB to spare; "
-        'set "capacity" of the pinned tier to at most "99MiB", or give this process more'
+        "pinned: the arena needs 200MiB, but memory has only 100MiB free; "
+        'lower "capacity" of the pinned tier to "99MiB", or give this process more memory'
     )
 
 
@@ -181,16 +181,18 @@ def test_what_does_not_fit_into_shared_memory_is_refused_and_leaves_nothing(
 ) -> None:
     status = os.statvfs("/dev/shm")
     too_many = status.f_blocks * status.f_frsize // (2 * 8192) + 1
-    monkeypatch.setattr("kvtier.tiers.pinned.arenafile.memory_room", lambda: Room("the memory", 2**60, ""))
-    with pytest.raises(TierUnavailable, match=r"/dev/shm has .*iB to spare; set .capacity. .*, or enlarge"):
+    monkeypatch.setattr("kvtier.tiers.pinned.arenafile.memory_room", lambda: Room("memory", 2**60, ""))
+    with pytest.raises(
+        TierUnavailable, match=r"/dev/shm has only .*iB free; lower .capacity. .*, or enlarge"
+    ):
         share(name, mappers=2, slot_count=too_many)
     assert not arena_path(name).exists()
 
 
 def test_a_chunk_larger_than_what_is_left_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = Room("the memory", 50 << 20, "give this process more")
+    room = Room("memory", 50 << 20, "give this process more memory")
     monkeypatch.setattr("kvtier.tiers.pinned.arena.memory_room", lambda: room)
-    with pytest.raises(TierUnavailable, match="less than one chunk of 67108864 bytes takes"):
+    with pytest.raises(TierUnavailable, match="too little for one chunk of 67108864 bytes"):
         Arena.private(1, 64 << 20)
 
 

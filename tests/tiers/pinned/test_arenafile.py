@@ -159,7 +159,7 @@ def test_a_file_of_another_user_is_refused(name: str, monkeypatch: pytest.Monkey
     arena = share(name, mappers=2)
     maker = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: maker + 1)
-    with pytest.raises(TierUnavailable, match=f"was made by user {maker}, not"):
+    with pytest.raises(TierUnavailable, match=f"belongs to user {maker}, not"):
         share(name, mappers=2)
     arena.close()
 
@@ -200,7 +200,7 @@ def test_a_file_removed_between_open_and_lock_is_made_again(
 
 def test_a_file_that_vanishes_again_and_again_is_given_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda fd, operation: arena_path(name).unlink(missing_ok=True))
-    with pytest.raises(TierUnavailable, match="removed as often as it is made"):
+    with pytest.raises(TierUnavailable, match="keeps being removed by other processes"):
         ArenaFile.attach(name, ArenaLayout(1, 1, 1, 1, 1))
 
 

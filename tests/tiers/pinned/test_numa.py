@@ -38,7 +38,7 @@ def test_a_range_prefers_the_node_that_it_is_told(address: int) -> None:
 
 @pytest.mark.parametrize("node", [-1, NO_NODE, 10**6])
 def test_a_node_that_is_not_there_is_an_error(address: int, node: int) -> None:
-    with pytest.raises(OSError, match=f"memory node {node}"):
+    with pytest.raises(OSError, match=f"NUMA node {node}"):
         prefer_node(address, 1 << 20, node)
 
 
@@ -57,7 +57,7 @@ def test_an_arena_asks_for_its_slots() -> None:
 def test_an_arena_works_without_the_node(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         arena = Arena.private(4, 4096, numa_node=NO_NODE)
-    assert "comes from any node" in caplog.text
+    assert "comes from any NUMA node" in caplog.text
     arena.buffer(3)[0] = 1
     arena.close()
 

@@ -158,7 +158,7 @@ def test_a_refusal_is_warned_of_once_and_the_rest_is_still_touched(
     assert memory.pinning.pinned_bytes == 70 * SLOT_BYTES
     assert memory.pinning.touched_bytes == SIZE_BYTES
     assert [record.message for record in caplog.records] == [
-        "pinned: memory cannot be page-locked in advance, transfers may be slower: no more"
+        "pinned: memory cannot be page-locked in advance; transfers may be slower: no more"
     ]
 
 

@@ -229,7 +229,7 @@ def test_what_the_oldest_interface_says_too_little_about_is_refused_by_name(
     spec = getattr(install(standins.generation_b()), SPEC_NAME)
     with pytest.raises(ConfigError, match=what):
         spec(servers.vllm_config({}, tmp_path), servers.kv_cache_config(*specs))
-    with pytest.raises(ConfigError, match="without a KV-cache config"):
+    with pytest.raises(ConfigError, match="needs a KV-cache config"):
         spec(servers.vllm_config({}, tmp_path), None)
     with pytest.raises(ConfigError, match="decode_context"):
         spec(servers.vllm_config({}, tmp_path, decode_context=2), servers.kv_cache_config())

@@ -28,8 +28,8 @@ def test_a_settled_request_is_not_ended_again() -> None:
     ended: list[str] = []
     leases = Leases(ended.append, clock)
     leases.renew("loads")
-    leases.settle("loads")
-    leases.settle("unknown")
+    leases.release("loads")
+    leases.release("unknown")
     clock.now_s = LEASE_S + 1
     leases.renew("new")
     assert ended == []
