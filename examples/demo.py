@@ -1,9 +1,9 @@
 """A real vLLM server with and without kvtier, side by side: `make demo`.
 
-A tiny model with random weights answers the same prompts four times: without kvtier, with it and nothing
-stored, from the pinned tier, and from NVMe in a server that was started anew. Each prompt meets a device that
-remembers nothing. The table says what each tier supplied and whether the generated tokens are the same; the
-exit status is 0 only if they all are and each tier supplied something.
+A tiny model with random weights answers the same prompts four times: without kvtier; with kvtier and
+nothing stored; from the pinned tier; and from NVMe after a restart. The device's own cache is empty before
+each prompt. The table shows what each tier supplied and whether the generated tokens are the same. The exit
+status is 0 only if all tokens are the same and each tier supplied something.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ class Stage:
         return Server(settings, log=CACHE / "vllm.log")
 
     def run(self, server: Server, name: str, *, supplier: str | None = None) -> Phase:
-        self._show(f"{name}: making ready")
+        self._show(f"{name}: preparing")
         before = server.drain()
         answers: list[Answer] = []
         for answer in server.stream(PROMPTS, forget=True):
             answers.append(answer)
             self._progress.update(self._task, description=f"{name}: {len(answers)} of {len(PROMPTS)} prompts")
-        self._show(f"{name}: waiting for stores to end")
+        self._show(f"{name}: waiting for the stores")
         return Phase(name, supplier, answers, before, server.drain())
 
     def stop(self, server: Server) -> None:
@@ -117,7 +117,7 @@ class Stage:
 
 
 def run_phases(stage: Stage) -> list[Phase]:
-    """The four phases, in three lives of a server."""
+    """The four phases, in three runs of a server."""
     model = CACHE / "model"
     plain = Settings(model=model)
     offloading = Settings(model=model, tiers=tier_document(pinned="256MiB", nvme=CACHE / "nvme"))
@@ -129,14 +129,14 @@ def run_phases(stage: Stage) -> list[Phase]:
         phases.append(stage.run(server, "cold"))
         phases.append(stage.run(server, "warm from pinned", supplier=PINNED))
         stage.stop(server)
-    with stage.start(offloading, "the server anew") as server:
+    with stage.start(offloading, "the server again") as server:
         phases.append(stage.run(server, "NVMe after restart", supplier=NVME))
         stage.stop(server)
     return phases
 
 
 def failures(phases: Sequence[Phase]) -> list[str]:
-    """What did not turn out as it should, a sentence each."""
+    """What went wrong, one sentence each."""
     wrong = [f"{phase.name}: tokens differ" for phase in phases if phase.tokens != phases[0].tokens]
     cold = phases[1]
     unstored = [
@@ -197,18 +197,18 @@ def report(phases: Sequence[Phase]) -> dict[str, Any]:
 
 
 class Busy(Exception):
-    """Another demo is at work in the same directory."""
+    """Another demo runs in the same directory."""
 
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """Forget what earlier demos stored, and keep others away: they would share each other's chunks."""
+    """Delete what earlier demos stored, and keep other demos away: they would share each other's chunks."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Busy(f"another demo is at work in {CACHE}") from error
+            raise Busy(f"another demo runs in {CACHE}") from error
         if (CACHE / "nvme").exists():
             shutil.rmtree(CACHE / "nvme")
         (CACHE / "vllm.log").unlink(missing_ok=True)
