@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-MAKEFILE = Path(__file__).parents[1] / "Makefile"
+ROOT = Path(__file__).parents[1]
+MAKEFILE = ROOT / "Makefile"
+
+CALLERS = (".ci/run", ".github/workflows/ci.yml", ".pre-commit-config.yaml")
 
 HELP_CHARS_MAX = 80  # a terminal's width
 
@@ -50,6 +53,15 @@ def test_bare_make_lists_every_target_in_one_line_each(checkout: Path) -> None:
     assert [line.split()[1] for line in lines] == phony.split()
     assert max(map(len, lines)) <= HELP_CHARS_MAX
     assert make(checkout, "help").splitlines() == lines
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_what_calls_make_names_targets_that_there_are(checkout: Path, caller: str) -> None:
+    calls = re.findall(
+        r"^[ \t]*(?:- run: |entry: )?make (?:--silent )?([a-z-]+)", (ROOT / caller).read_text(), re.M
+    )
+    assert calls
+    assert set(calls) <= {line.split()[1] for line in make(checkout).splitlines()}
 
 
 @pytest.mark.parametrize("target", ["lint", "test-fast", "format"])
