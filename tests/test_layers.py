@@ -30,7 +30,7 @@ HOMES = {
 # Each list from the ground up. A file, or a folder of files, may import from itself and from what stands
 # before it in one of its lists. Two that share no list know nothing of each other.
 FLOORS = [
-    ["tiers", "tiers/pinned", "tiers/device"],
+    ["tiers", "tiers/pinned/eviction", "tiers/pinned", "tiers/device"],
     [
         "tiers",
         "tiers/nvme/io",
