@@ -1,4 +1,7 @@
-"""What copies between a device and slots cost: bandwidth, compute slowed down, time to submit."""
+"""What copies between a device and slots cost: bandwidth, compute slowed down, time to submit.
+
+One long file: the three measurements share the competitors, and each competitor is a few lines.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every way to write a document wrong, and the one message that answers it."""
+"""Every way to write a document wrong, and the one message that answers it.
+
+One long file: every case is a change of the same good document.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Lives of a real vLLM server, one at a time, that can be asked, killed and begun again."""
+"""Lives of a real vLLM server, one at a time, that can be asked, killed and started again.
+
+One long file: the parent and the child that it starts speak one protocol over pipes, and change together.
+"""
 
 from __future__ import annotations
 
