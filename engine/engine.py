@@ -36,7 +36,7 @@ def spec_from_config(config: str | Path | Mapping[str, Any]) -> ChainSpec:
 class OffloadEngine:
     """Keeps chunks of a server's KV cache in the tiers of a config.
 
-    Call it from any thread. `lookup`, `store` and `load` return at once and never wait for a disk; only
+    Call it from any thread. `lookup`, `store` and `load` return at once and never wait for a drive; only
     `Job.wait`, `flush` and `close` wait. The blocks that a job names belong to it until it is done: do not
     write to the blocks of a store, and do not read those of a load, before that.
 
@@ -119,8 +119,9 @@ class OffloadEngine:
     def remove(self, keys: Sequence[ChunkKey]) -> Job[None]:
         """Remove chunks from every tier; when the job is done, no tier has what was stored before the call.
 
-        A chunk that is stored under one of the keys while the job runs may be removed too. The job raises
-        TierError where a tier failed; the other tiers have removed theirs all the same.
+        A store of one of the keys that is still in flight may win or lose: wait for it first. The job raises
+        TierError where a tier failed; the other tiers have removed theirs all the same. `close` does not wait
+        for the job.
         """
         _check_keys(keys)
         return self._lifetime.run(lambda chain: chain.remove(keys))
@@ -153,7 +154,7 @@ class OffloadEngine:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
         Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
-        not be brought down in time is dropped, and logged, as is a tier that fails. A disk or device that
+        not be brought down in time is dropped, and logged, as is a tier that fails. A drive or device that
         hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
         """
         self._lifetime.end(timeout)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
+from .mover import Run
 from .placement import BATCH_CHUNKS_MAX, Presence
 
 Failures = dict[ChunkKey, Failure]
@@ -54,7 +55,7 @@ class LibraryChain(Chain):
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
         """Remove chunks from every tier; those that were stored before the call are gone when it returns.
 
-        A chunk that is stored under one of the keys meanwhile may be removed too.
+        A chunk that is being stored under one of the keys may be removed or may stay.
 
         Raises:
             TierError: a tier failed to remove some; the others have removed theirs.
@@ -192,6 +193,10 @@ class LibraryChain(Chain):
     def _remove_slots(self, keys: Sequence[ChunkKey]) -> None:
         with self._lock:
             self._placement.remove(keys)
+            wakeup = self.mover.request(
+                Run.NOW
+            )  # somebody may wait for these slots, or for room in the queue
+        self.mover.send(wakeup)
 
     def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
         batch_chunks = max(1, min(BATCH_CHUNKS_MAX, self.slots_count // 4))

@@ -17,7 +17,7 @@ from .events import EventLog
 
 BATCH_CHUNKS_MAX = 64  # one tier call; enough to fill a drive's queue, small enough to show progress
 CASCADES_IN_FLIGHT_MAX = 4  # tier calls at once; each already spreads over the tier's own threads
-DIRTY_FRACTION_MAX = 0.5  # of all slots; what waits for the disk may not crowd out what could hit
+DIRTY_FRACTION_MAX = 0.5  # of all slots; what waits for a drive may not crowd out what could hit
 
 
 class Presence(enum.IntEnum):  # whole numbers, whose hash is not a call into Python

@@ -88,7 +88,7 @@ def read_document(path: Path) -> Any:
     except (OSError, ValueError) as error:
         _refuse_file(path, error)
     if content is None:
-        raise ConfigError("", f"{path}: is not a regular file")
+        raise ConfigError("", f"{path}: not a regular file")
     if len(content) > DOCUMENT_BYTES_MAX:
         raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, which no tier config is")
     return parse_json(content, str(path))

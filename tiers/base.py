@@ -82,7 +82,7 @@ class TierStats:
 class Tier(Protocol):
     """One level of the chain.
 
-    Threads: `lookup` and `stats` may be called from any thread and never wait for a disk; the
+    Threads: `lookup` and `stats` may be called from any thread and never wait for a drive; the
     coroutines run on one event loop. Buffers belong to the caller, who keeps them valid and untouched
     until the coroutine returns. A cancelled call leaves the tier consistent; it returns only once no
     thread or device touches its buffers any more. After `close` every key fails with `Failure.CLOSED`.

@@ -23,7 +23,7 @@ class ConfigError(KvtierError, ValueError):
 
 
 class TierError(KvtierError):
-    """The world failed a tier as a whole: a disk, a mapping, a device.
+    """The world failed a tier as a whole: a drive, a mapping, a device.
 
     Attributes:
         tier: name of the tier that failed.
@@ -39,7 +39,7 @@ class TierUnavailable(TierError):
 
 
 class IdentityMismatch(TierError):
-    """A namespace on disk was written with other identity fields than the ones given now."""
+    """A namespace on the drive was written with other identity fields than the ones given now."""
 
 
 class ClosedError(KvtierError, RuntimeError):

@@ -1,7 +1,7 @@
 """A trace replayed through the placement code: what each tier would have done for it, without moving a byte.
 
 The chain is the real one, and the tiers below it decide without keeping anything (`tiers`). Requests
-come one after the other, each when all movement of the one before has ended: neither a device nor a disk
+come one after the other, each when all movement of the one before has ended: neither a device nor a drive
 takes time here, so nothing is late and nothing is shed for being slow. What is reported is the policy's
 work, the best that placement can do at these sizes.
 
@@ -9,7 +9,7 @@ One request, in the order in which a server acts:
 
     find      one chunk after the other, up to the first that cannot be had; those below are promoted
     store     every chunk without a slot gets one, made free by eviction, and goes down from there
-    touch     what was in a slot before was used, after the new ones came (`tiers.eviction` says why)
+    touch     what was in a slot before was used, after the new ones came (`EvictionPolicy.insert` says why)
 """
 
 from __future__ import annotations

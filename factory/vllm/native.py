@@ -66,7 +66,7 @@ _Call = Callable[[Sequence[ChunkKey], Sequence[Buffer]], Coroutine[Any, Any, Out
 
 
 class KvtierNvmeTier(SecondaryTierManager):
-    """Runs in the scheduler; no call but `drain_jobs` and `shutdown` waits for a disk.
+    """Runs in the scheduler; no call but `drain_jobs` and `shutdown` waits for a drive.
 
     Raises:
         ConfigError: the entry is wrong; the message names the key and the fix.
@@ -143,7 +143,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         return RequestOffloadingContext()
 
     def drain_jobs(self) -> None:
-        # vLLM uses the rows of these jobs again: they have to end, or the disk is stuck for good.
+        # vLLM uses the rows of these jobs again: they have to end, or the drive is stuck for good.
         wait(self._under_way.values())
 
     def take_events(self) -> Iterable[Any]:
@@ -176,7 +176,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         try:
             outcome = await call(keys, buffers)
         except Exception:  # the server asserts that each job is reported
-            logger.exception("a transfer between memory and disk failed; its chunks are misses")
+            logger.exception("a transfer between memory and the drive failed; its chunks are misses")
         succeeded = [OffloadKey(key) for key in outcome.succeeded]
         if job.is_promotion:
             self._remember_failed(set(keys).difference(succeeded))
@@ -207,7 +207,7 @@ class KvtierNvmeTier(SecondaryTierManager):
             logger.warning("kvtier: shut down with %d transfers under way", len(self._under_way))
         await ended("the last flush", self._tier.flush(), STEP_S)
         if not await ended("the tier", self._tier.close(), STEP_S):
-            raise TierError(self._tier.name, "the disk hangs; something may still use the rows")
+            raise TierError(self._tier.name, "the drive hangs; something may still use the rows")
 
     async def _drained(self) -> None:
         await asyncio.gather(*map(asyncio.wrap_future, self._under_way.values()), return_exceptions=True)

@@ -22,8 +22,8 @@ SHORT_S = 0.05  # a deadline that a test waits for
 class Rig:
     """A chain over few slots, between a device and a tier below that are dicts."""
 
-    def __init__(self, *, load_deadline_s: float = SETTLE_S, below: bool = True) -> None:
-        self.loop, self.pinned = LoopThread(), Slots(SLOTS)
+    def __init__(self, *, load_deadline_s: float = SETTLE_S, below: bool = True, slots: int = SLOTS) -> None:
+        self.loop, self.pinned = LoopThread(), Slots(slots)
         self.device, self.lower = MemoryTier("gpu"), MemoryTier()
         lower = [self.lower] if below else []
         self.chain = LibraryChain(self.pinned, lower, self.loop, load_deadline_s=load_deadline_s)
@@ -172,6 +172,26 @@ def test_a_chunk_promoted_while_it_is_removed_is_removed_too(rig: Rig) -> None:
     rig.lower.remove = removed_after_a_promotion  # type: ignore[method-assign]
     rig.loop.submit(rig.chain.remove([b"x"])).result(SETTLE_S)
     assert rig.chain.lookup([b"x"]) == [False]
+
+
+def test_a_store_that_waits_for_the_queue_goes_on_when_queued_chunks_are_removed() -> None:
+    rig = Rig(slots=16)
+    rig.loop.submit(_call(rig.lower.gate.clear)).result(SETTLE_S)
+    keys = [b"queued-%d" % i for i in range(8)]
+    for key in keys:  # half the slots: four cascades hang in the tier, the others wait behind them
+        rig.stores([[key]])
+        rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
+    rig.device.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    store = rig.loop.submit(rig.chain.store(rig.device, [b"x"]))
+    rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
+    assert not store.done()
+    removal = rig.loop.submit(rig.chain.remove(keys))
+    assert store.result(SETTLE_S / 2).succeeded == (b"x",)
+    rig.loop.submit(_call(rig.lower.gate.set)).result(SETTLE_S)
+    removal.result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.flush()).result(SETTLE_S)
+    assert set(rig.lower.chunks) == {b"x"}
+    rig.close()
 
 
 async def _call(function: Callable[[], object]) -> None:

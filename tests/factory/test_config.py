@@ -446,13 +446,13 @@ def test_a_pipe_is_refused_though_nobody_writes_into_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "pipe")
-    assert str(caught.value) == f"{tmp_path}/pipe: is not a regular file"
+    assert str(caught.value) == f"{tmp_path}/pipe: not a regular file"
 
 
 def test_a_device_is_not_a_document() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("/dev/zero")
-    assert str(caught.value) == "/dev/zero: is not a regular file"
+    assert str(caught.value) == "/dev/zero: not a regular file"
 
 
 def test_a_document_as_text_is_not_a_path() -> None:

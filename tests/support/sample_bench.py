@@ -17,7 +17,7 @@ What a language and a marker mean:
     any, slow                   tested with the slow tests
     any, file NAME              written to a package's directory, and then, if the marker says so:
         then pytest FILE            the tests in FILE pass there
-        policy NAME CLASS           the class works as the pinned tier's eviction policy
+        policy NAME CLASS           the class is an eviction policy: it passes the tests of every policy
         command NAME                `kvtier NAME` is a command from here on
     any, not run: REASON        not run; the JSON of its --kv-transfer-config is checked all the same
 
@@ -53,6 +53,15 @@ from kvtier.factory.vllm import options
 from kvtier.tiers.pinned import tier as pinned_tier
 from kvtier.tiers.pinned.arena import Arena
 from kvtier.tiers.testing import aligned_buffers, pattern
+
+POLICY_TESTS = """
+import importlib, sys, pytest
+from kvtier.tiers.pinned import eviction
+module, class_name = sys.argv[1:]
+eviction.POLICIES = {"sample": getattr(importlib.import_module(module), class_name)}
+arguments = ["-q", "-p", "no:cacheprovider", "-k", "not scan"]  # which is of policies by name
+sys.exit(pytest.main([*arguments, "tests/tiers/pinned/eviction/test_base.py"]))
+"""
 
 PLACES = {
     "/etc/kvtier": "etc",
@@ -158,6 +167,9 @@ class SampleBench:
             patch.setattr(pinned_tier, "POLICIES", {name: policy})
             tier = pinned_tier.PinnedTier(Arena.private(4, 4096, 1), name)
         asyncio.run(_overfilled(tier))
+        module = path.relative_to(self._package).with_suffix("").as_posix().replace("/", ".")
+        tests = [sys.executable, "-c", POLICY_TESTS, module, class_name]
+        _succeed(tests, PYTHONPATH=str(self._package), PYTEST_ADDOPTS="")
 
     # JSON.
 
