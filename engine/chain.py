@@ -73,6 +73,7 @@ class Chain:
             events=events,
             clock=clock,
         )
+        self._room_waiters = 0  # tasks that wait for a slot, and are woken when a pin is returned
         self.mover = Mover(self._placement, self._lock, pinned, self._lower, loop)
         if events is not None:
             events.watch(lower)
@@ -113,7 +114,7 @@ class Chain:
         """Return the caller's pin on each slot."""
         with self._lock:
             self._placement.table.unpin(slots)
-            wakeup = self._room_is_awaited() and self.mover.request(Run.NOW)
+            wakeup = self._room_waiters > 0 and self.mover.request(Run.NOW)
         self.mover.send(wakeup)
 
     def touch(self, keys: Sequence[ChunkKey]) -> None:
@@ -168,14 +169,10 @@ class Chain:
             counters = dict(self._placement.counters)
             dirty, pinned = self._placement.dirty_count, self._placement.table.pinned_count
             pinned_stats = self._placement.stats()
-        tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.tiers}}
+        tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
         return ChainStats(tiers, dirty, pinned, counters)
 
     def check(self) -> None:
         """Assert the chain's integrity; for tests."""
         with self._lock:
             self._placement.check()
-
-    def _room_is_awaited(self) -> bool:
-        """Whether somebody waits for a slot, and has to be woken when a pin is returned."""
-        return False

@@ -1,4 +1,4 @@
-"""A job: one store or load, as its caller sees it."""
+"""A job: work in flight, as its caller sees it: a store, a load, a flush or a removal."""
 
 from __future__ import annotations
 

@@ -24,8 +24,6 @@ class LibraryChain(Chain):
     nothing copies for it any more, and then holds no slot.
     """
 
-    _room_waiters = 0  # tasks that wait for a slot; changed under the lock
-
     def lookup(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Say for each key whether a tier has it, or is about to; moves nothing."""
         with self._lock:
@@ -62,7 +60,8 @@ class LibraryChain(Chain):
         """
         try:
             self._remove_slots(keys)
-            await self.mover.remove(keys)
+            for start in range(0, len(keys), BATCH_CHUNKS_MAX):
+                await self.mover.remove(keys[start : start + BATCH_CHUNKS_MAX])
         finally:
             self._remove_slots(keys)  # what was promoted before the tiers below had removed it
 
@@ -212,6 +211,3 @@ class LibraryChain(Chain):
     def _has_room(self) -> bool:
         with self._lock:
             return self._placement.has_room
-
-    def _room_is_awaited(self) -> bool:
-        return self._room_waiters > 0

@@ -182,7 +182,11 @@ class Lifetime(Generic[C]):
             self._closed = True
         if not self._ended.is_set():
             # Each call has a thread, and the first one does it: so no interrupt, wherever it hits, loses it.
-            threading.Thread(target=self._end, args=(timeout_s,), name="kvtier-close", daemon=True).start()
+            end = threading.Thread(target=self._end, args=(timeout_s,), name="kvtier-close", daemon=True)
+            try:
+                end.start()
+            except RuntimeError:  # from Python 3.12 on, no thread starts once the interpreter ends
+                self._end(timeout_s)
         self._ended.wait()
 
     def has_ended(self) -> bool:

@@ -11,14 +11,24 @@ class LowerTiers:
     """Lookups over the tiers below the pinned one. Any thread; never waits for a drive.
 
     Attributes:
-        tiers: nearest first.
+        all: every tier, nearest first.
+        tiers: those that are used: all but the ones that could not be told that the weights changed.
         invalidations: how many are in progress. While there is one, every lookup misses, so no chunk of the
             old weights is served. Changed under the chain's lock.
     """
 
     def __init__(self, tiers: Sequence[Tier]) -> None:
-        self.tiers = tuple(tiers)
+        self.all = tuple(tiers)
+        self.tiers = self.all
         self.invalidations = 0
+
+    def stop_using(self, tier: Tier) -> None:
+        """Ask this tier for nothing and give it nothing from now on."""
+        self.tiers = tuple(one for one in self.tiers if one is not tier)
+
+    @property
+    def unused(self) -> tuple[Tier, ...]:
+        return tuple(tier for tier in self.all if tier not in self.tiers)
 
     def find(self, key: ChunkKey) -> Tier | None:
         """Return the nearest tier that has the chunk."""

@@ -31,7 +31,7 @@ from .placement import Placement
 
 logger = logging.getLogger(__name__)
 
-STEP_S = 0.01  # a scheduler's step that has committed stores has done its own work by then
+AFTER_STEP_S = 0.01  # a scheduler's step that has committed stores has done its own work by then
 
 
 class Run(enum.IntEnum):
@@ -67,7 +67,6 @@ class Mover:
         self._progress = asyncio.Event()  # set and replaced whenever something moved, or a pin was returned
         self._lost: Counter[Failure] = Counter()  # chunks the last tier failed to take since the last flush
         self._stopped = False
-        self._disused = False  # the tiers below could not be told that the weights changed
         self._wakeup = loop.wakeup(self._woken)
 
     # --- any thread ---------------------------------------------------------------------------------
@@ -118,20 +117,23 @@ class Mover:
             await self.progress()
 
     async def invalidate(self) -> None:
-        """Tell the tiers below that the weights changed, then let lookups reach them again."""
-        try:
-            for tier in self._lower.tiers:
+        """Tell the tiers below that the weights changed, then let lookups reach them again.
+
+        A tier that cannot be told is not used any more: it would serve chunks of the old weights.
+        """
+        for tier in self._lower.tiers:
+            try:
                 await self._invalidate(tier)
-        except BaseException:
-            # `invalidations` stays raised: a tier that could not be told is never asked again.
-            logger.exception("a tier could not be told that the weights changed; it is no longer used")
-            with self._lock:
-                self._placement.stop_cascading()
-            self._disused = True
-            self._signal()
-            raise
+            except Exception:
+                logger.exception(
+                    "%s could not be told that the weights changed; it is no longer used", tier.name
+                )
+                self._lower.stop_using(tier)
         with self._lock:
             self._lower.invalidations -= 1
+            if not self._lower.tiers:
+                self._placement.stop_cascading()
+        self._signal()
 
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
         """Remove chunks from every tier below, once no cascade copies one of them any more.
@@ -162,7 +164,7 @@ class Mover:
         if self._requested is Run.NOW:
             self._pump()
         elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(STEP_S, self._pump)
+            self._later = asyncio.get_running_loop().call_later(AFTER_STEP_S, self._pump)
 
     def _pump(self) -> None:
         if self._later is not None:
@@ -194,6 +196,8 @@ class Mover:
             self._placement.promoted(tier, slots, outcome)
 
     async def _cascade(self, slots: Sequence[Slot]) -> None:
+        valid: list[Slot] = []
+        outcome, invalidating = Outcome(), False
         try:
             for tier in self._lower.tiers:
                 # Asked again for each tier, right before the call: a chunk that was invalidated while it
@@ -237,16 +241,13 @@ class Mover:
                 self._lost[reason] += 1
 
     def _raise_lost(self) -> None:
-        if self._disused:
-            raise TierError(
-                self._lower.tiers[-1].name,
-                "it could not be told that the weights changed, and is no longer used",
-            )
+        for tier in self._lower.unused:
+            raise TierError(tier.name, "it could not be told that the weights changed, and is no longer used")
         lost, self._lost = self._lost, Counter()
         if lost:
             reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
             raise TierError(
-                self._lower.tiers[-1].name,
+                self._lower.all[-1].name,
                 f"{lost.total()} chunks that were stored since the last flush are not in it ({reasons})",
             )
 
@@ -276,10 +277,10 @@ class Mover:
         return [self._pinned.buffer(slot) for slot in slots]
 
 
-async def _error_of(work: Awaitable[None]) -> TierError | None:
+async def _error_of(work: Awaitable[None]) -> Exception | None:
     try:
         await work
-    except TierError as error:
+    except Exception as error:  # of a tier of another package, perhaps: the tiers below it come all the same
         return error
     return None
 

@@ -194,14 +194,14 @@ class Placement:
         """Drop the slots of these keys; their queued cascades never begin."""
         slots = [slot for key in keys if (slot := self.table.get(key)) is not None]
         ready = [slot.key for slot in slots if slot.state is SlotState.READY]
-        self.counters["removed_chunks", self.name] += len(ready)
+        self.counters["requested_chunks", self.name] += len(ready)
         self._emit_removed(self.name, ready, RemoveReason.REQUESTED)
         self.table.drop(slots)
         self._unqueue(set(slots).intersection(self._to_cascade))
 
     def removed_below(self, tier: str, keys: Sequence[ChunkKey]) -> None:
         """A tier below has removed chunks on request."""
-        self.counters["removed_chunks", tier] += len(keys)
+        self.counters["requested_chunks", tier] += len(keys)
         self._emit_removed(tier, keys, RemoveReason.REQUESTED)
 
     # Moving.

@@ -15,7 +15,7 @@ class ServerChain(Chain):
     """A chain whose user asks chunk by chunk within a step and never waits.
 
     `pin` and `promote` answer at once. What a step queued begins to move with `start_queued`, when the step
-    asks for nothing more, or `mover.STEP_S` later: a move that starts in the middle of a step delays it.
+    asks for nothing more, or `mover.AFTER_STEP_S` later: a move that starts within a step delays it.
     """
 
     def lookup_below(self, key: ChunkKey) -> bool:

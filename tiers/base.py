@@ -24,7 +24,7 @@ class Failure(StrEnum):
     """Why one key of a batch did not succeed."""
 
     MISSING = "missing"  # the tier does not have it, or not any more
-    CORRUPT = "corrupt"  # its checksum did not match; it was dropped
+    CORRUPT = "corrupt"  # its checksum did not match; the tier has deleted it
     NO_SPACE = "no_space"  # no room could be made within the tier's cap
     DROPPED = "dropped"  # shed under load, rather than queued without bound
     IO_ERROR = "io_error"  # the device or file system refused

@@ -1,4 +1,4 @@
-"""The kinds of wrong that reach a caller; corruption and misses are values, see `base.Failure`."""
+"""Errors that reach a caller; corruption and misses are values instead, see `base.Failure`."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_a_removed_chunk_is_in_no_tier(rig: Rig) -> None:
     assert rig.chain.lookup([b"a", b"b", b"c"]) == [False, True, False]
     assert set(rig.lower.chunks) == {b"b"}
     counters = rig.chain.stats().counters
-    assert (counters["removed_chunks", "pinned"], counters["removed_chunks", "memory"]) == (2, 2)
+    assert (counters["requested_chunks", "pinned"], counters["requested_chunks", "memory"]) == (2, 2)
 
 
 def test_a_chunk_removed_on_its_way_down_does_not_come_back(rig: Rig) -> None:

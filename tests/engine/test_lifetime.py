@@ -263,3 +263,23 @@ def _rests(thread: int) -> bool:
         seen.add((id(frame), frame.f_lasti))
         time.sleep(0.001)
     return len(seen) == 1
+
+
+def test_an_end_comes_though_no_thread_starts_any_more(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends, from Python 3.12 on."""
+    engine = opened(spec)
+    engine.store([b"a"], [0]).wait(WAIT_S)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr("asyncio.to_thread", lambda function, *rest: _at_once(function, *rest))
+        engine.close()
+    assert spec.disk.closed.is_set()
+    assert set(spec.disk.chunks) == {b"a"}
+
+
+async def _at_once(function: Callable[..., Any], *rest: Any) -> Any:
+    return function(*rest)

@@ -9,7 +9,7 @@ from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
-from kvtier.tiers.base import Buffer, Failure, Outcome, Tier
+from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.testing import Bare, MemoryTier, pattern
@@ -244,4 +244,31 @@ def test_a_tier_without_invalidate_is_no_longer_used_after_new_weights() -> None
     assert rig.chain.lookup([b"old"]) == [False]
     with pytest.raises(TierError, match="no longer used"):
         rig.flush()
+    rig.close()
+
+
+def test_a_tier_that_could_not_be_told_takes_no_other_with_it() -> None:
+    deaf, other = DeafTier("deaf"), MemoryTier("other")
+    rig = Above(deaf, other)
+    rig.chain.invalidate()
+    rig.loop.submit(_call(lambda: None)).result(5)
+    rig.store(b"new")
+    with pytest.raises(TierError, match="deaf: it could not be told"):
+        rig.flush()
+    assert deaf.chunks == {}
+    assert set(other.chunks) == {b"new"}
+    rig.close()
+
+
+def test_a_removal_reaches_the_tiers_below_one_that_raises() -> None:
+    class Broken(MemoryTier):
+        async def remove(self, keys: Sequence[bytes], reason: RemoveReason) -> None:
+            raise LookupError("an error of its own kind")
+
+    broken, other = Broken("broken"), MemoryTier("other")
+    other.chunks[b"x"] = bytes(SLOT_BYTES)
+    rig = Above(broken, other)
+    with pytest.raises(LookupError):
+        rig.loop.submit(rig.chain.remove([b"x"])).result(5)
+    assert other.chunks == {}
     rig.close()

@@ -17,7 +17,7 @@ def rig() -> Iterator[Rig]:
 
 
 def test_what_a_step_queued_moves_when_the_step_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mover_module, "STEP_S", 3600.0)
+    monkeypatch.setattr(mover_module, "AFTER_STEP_S", 3600.0)
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
     rig.chain.commit_in_step(rig.chain.reserve([b"a"]).slots)
     assert rig.chain.pin(b"x").presence is Presence.MISS
