@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
+from .mover import Run
 from .placement import BATCH_CHUNKS_MAX, Presence
 
 Failures = dict[ChunkKey, Failure]
@@ -192,6 +193,8 @@ class LibraryChain(Chain):
     def _remove_slots(self, keys: Sequence[ChunkKey]) -> None:
         with self._lock:
             self._placement.remove(keys)
+            wakeup = self.mover.request(Run.NOW)  # jobs may wait for what this set free
+        self.mover.send(wakeup)
 
     def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
         batch_chunks = max(1, min(BATCH_CHUNKS_MAX, self.slots_count // 4))

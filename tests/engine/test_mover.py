@@ -9,7 +9,7 @@ from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
-from kvtier.tiers.base import Buffer, Failure, Outcome, Tier
+from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.testing import Bare, MemoryTier, pattern
@@ -200,6 +200,52 @@ def test_every_tier_is_flushed_also_after_one_that_fails() -> None:
     with pytest.raises(TierError, match="not durable"):
         rig.flush()
     assert ("flush", ()) in last.log
+    rig.close()
+
+
+class RaisingTier(MemoryTier):
+    """A tier of another package whose mistakes show as any exception."""
+
+    raises: frozenset[str] = frozenset()
+
+    def _check(self, method: str) -> None:
+        if method in self.raises:
+            raise ValueError("a mistake")
+
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
+        self._check("lookup")
+        return super().lookup(keys)
+
+    async def remove(self, keys: Sequence[bytes], reason: RemoveReason) -> None:
+        self._check("remove")
+        await super().remove(keys, reason)
+
+    async def flush(self) -> None:
+        self._check("flush")
+        await super().flush()
+
+
+def test_every_tier_is_flushed_also_after_one_that_raises_anything() -> None:
+    first, last = RaisingTier(), MemoryTier()
+    first.raises = frozenset({"flush"})
+    rig = Above(first, last)
+    with pytest.raises(TierError, match="a mistake"):
+        rig.flush()
+    assert ("flush", ()) in last.log
+    rig.close()
+
+
+@pytest.mark.parametrize("method", ["lookup", "remove"])
+def test_a_tier_that_raises_anything_does_not_keep_a_removal_from_the_others(method: str) -> None:
+    first, last = RaisingTier(), MemoryTier()
+    rig = Above(first, last)
+    rig.store(b"a")
+    rig.flush()
+    first.raises = frozenset({method})
+    with pytest.raises(TierError, match="a mistake"):
+        rig.loop.submit(rig.chain.remove([b"a"])).result(5)
+    assert last.chunks == {}
+    assert set(first.chunks) == ({b"a"} if method == "remove" else set())
     rig.close()
 
 
