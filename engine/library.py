@@ -192,9 +192,7 @@ class LibraryChain(Chain):
     def _remove_slots(self, keys: Sequence[ChunkKey]) -> None:
         with self._lock:
             self._placement.remove(keys)
-            wakeup = self.mover.request(
-                Run.NOW
-            )  # somebody may wait for these slots, or for room in the queue
+            wakeup = self.mover.request(Run.NOW)  # jobs may wait for what this set free
         self.mover.send(wakeup)
 
     def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 JOBS_IN_FLIGHT_MAX = 1024  # beyond it a job is shed at once: its caller is faster than the machine
 STEP_S = 5.0  # for each step of the end beside the last flush; only a hang takes longer
-STEPS_MAX = 5  # of these: the start, the jobs, the movement between tiers, the device, the tiers
+STEPS_MAX = 4  # of these: the start, the jobs, the movement between tiers, the device
+TIERS_S = 20.0  # for closing the tiers: the spec bounds each one, and the others come after one that hangs
 
 C = TypeVar("C", bound=Chain)
 
@@ -227,7 +228,7 @@ class Lifetime(Generic[C]):
                 return
             try:
                 # Bounded as a whole, too: a caller's callback may block the loop itself.
-                self.loop.submit(self._stop(timeout_s)).result(timeout_s + STEPS_MAX * STEP_S)
+                self.loop.submit(self._stop(timeout_s)).result(timeout_s + STEPS_MAX * STEP_S + TIERS_S)
             except Exception:
                 logger.exception("the engine did not close cleanly")
             finally:
@@ -256,7 +257,7 @@ class Lifetime(Generic[C]):
             starting.job.cancel()
             await ended("the start", _wait_all([starting.job]), STEP_S)
         if self._ready is None or await self._stop_moving(self._ready, jobs, timeout_s):
-            await ended("closing the tiers", self._spec.close(), STEP_S)
+            await ended("closing the tiers", self._spec.close(), TIERS_S)
         else:
             logger.error("something still uses the slots: the tiers are left as they are")
 

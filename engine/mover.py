@@ -104,7 +104,7 @@ class Mover:
                 since the last flush. Every tier was flushed all the same.
         """
         await self.drain()
-        flushed = [await _error_of(tier.flush()) for tier in self._lower.tiers]
+        flushed = [await _error_of(tier, tier.flush()) for tier in self._lower.tiers]
         for error in flushed:
             if error is not None:
                 raise error
@@ -112,9 +112,7 @@ class Mover:
 
     async def drain(self) -> None:
         """Return when everything committed so far has been offered to every tier below."""
-        waiting = self._dirty()
-        while not waiting.isdisjoint(self._dirty()):
-            await self.progress()
+        await self._offered(self._dirty())
 
     async def invalidate(self) -> None:
         """Tell the tiers below that the weights changed, then let lookups reach them again.
@@ -136,15 +134,14 @@ class Mover:
         self._signal()
 
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
-        """Remove chunks from every tier below, once no cascade copies one of them any more.
+        """Remove chunks from every tier below, once no cascade that began before copies one of them.
 
         Raises:
             TierError: a tier failed; the tiers below it were asked all the same.
         """
         named = frozenset(keys)
-        while any(slot.key in named for slot in self._dirty()):
-            await self.progress()
-        removed = [await _error_of(self._remove(tier, keys)) for tier in self._lower.tiers]
+        await self._offered(frozenset(slot for slot in self._dirty() if slot.key in named))
+        removed = [await _error_of(tier, self._remove(tier, keys)) for tier in self._lower.tiers]
         for error in removed:
             if error is not None:
                 raise error
@@ -226,9 +223,17 @@ class Mover:
         await invalidates.invalidate()
         self._count("invalidated_chunks", tier.name, chunks)
 
+    async def _offered(self, slots: frozenset[Slot]) -> None:
+        """Return when each of these was offered to every tier below, or dropped."""
+        while not slots.isdisjoint(self._dirty()):
+            await self.progress()
+
     async def _remove(self, tier: Tier, keys: Sequence[ChunkKey]) -> None:
-        there = [key for key, hit in zip(keys, tier.lookup(keys), strict=True) if hit]
-        await tier.remove(keys, RemoveReason.REQUESTED)
+        there: list[ChunkKey] = []
+        try:
+            there += [key for key, hit in zip(keys, tier.lookup(keys), strict=True) if hit]
+        finally:  # a lookup only says what to count
+            await tier.remove(keys, RemoveReason.REQUESTED)
         with self._lock:
             self._placement.removed_below(tier.name, there)
 
@@ -277,11 +282,15 @@ class Mover:
         return [self._pinned.buffer(slot) for slot in slots]
 
 
-async def _error_of(work: Awaitable[None]) -> Exception | None:
+async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
     try:
         await work
-    except Exception as error:  # of a tier of another package, perhaps: the tiers below it come all the same
+    except TierError as error:
         return error
+    except Exception as error:  # a tier of another package may raise anything
+        failed = TierError(tier.name, f"it raised {error!r}")
+        failed.__cause__ = error
+        return failed
     return None
 
 

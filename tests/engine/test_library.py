@@ -10,7 +10,8 @@ from chain_rig import SLOT_BYTES, Slots
 
 from kvtier.engine.library import LibraryChain
 from kvtier.engine.loop import LoopThread
-from kvtier.tiers.base import Failure, Outcome, RemoveReason
+from kvtier.engine.placement import CASCADES_IN_FLIGHT_MAX
+from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason
 from kvtier.tiers.testing import MemoryTier, pattern
 
 SLOTS = 4
@@ -196,3 +197,54 @@ def test_a_store_that_waits_for_the_queue_goes_on_when_queued_chunks_are_removed
 
 async def _call(function: Callable[[], object]) -> None:
     function()
+
+
+def test_a_removal_does_not_wait_for_what_is_stored_after_it(rig: Rig) -> None:
+    rig.loop.submit(_call(rig.lower.gate.clear)).result(SETTLE_S)
+    rig.stores([[b"a"]])
+    store = rig.lower.store
+    later = asyncio.Event()
+
+    async def held(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        await later.wait()
+        return await store(keys, buffers)
+
+    async def remove() -> None:
+        while not rig.lower.log:  # the first one is on its way down
+            await rig.chain.mover.progress()
+        rig.lower.store = held  # type: ignore[method-assign]
+        removal = asyncio.ensure_future(rig.chain.remove([b"a"]))
+        await asyncio.sleep(0)
+        await rig.chain.store(rig.device, [b"a"])
+        rig.lower.gate.set()
+        await removal
+        later.set()
+
+    rig.loop.submit(remove()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+
+
+def test_a_removal_makes_room_in_the_queue_also_while_the_drive_hangs() -> None:
+    loop, lower = LoopThread(), MemoryTier()
+    chain = LibraryChain(Slots(12), [lower], loop, load_deadline_s=SETTLE_S)
+    loop.submit(_call(lower.gate.clear)).result(SETTLE_S)
+
+    async def run() -> int:
+        for key in [b"%d" % i for i in range(CASCADES_IN_FLIGHT_MAX)]:
+            chain.commit(chain.reserve([key]).slots)
+            while ("store", (key,)) not in lower.log:  # noqa: ASYNC110 - the mover calls it
+                await asyncio.sleep(0)
+        chain.commit(chain.reserve([b"queued", b"queued too"]).slots)
+        admitted = asyncio.ensure_future(chain.admit(1))
+        await chain.mover.progress()  # the run that the commit asked for
+        assert not admitted.done(), "half of the slots wait for the drive"
+        removal = asyncio.ensure_future(chain.remove([b"queued", b"queued too"]))
+        count = await admitted
+        await removal
+        chain.commit([], admitted=count)
+        lower.gate.set()
+        return count
+
+    assert loop.submit(run()).result(SETTLE_S) == 1
+    loop.submit(chain.mover.stop()).result(SETTLE_S)
+    loop.close()

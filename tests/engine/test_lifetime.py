@@ -30,6 +30,7 @@ def spec() -> Iterator[Spec]:
 @pytest.fixture
 def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifetime, "STEP_S", SHORT_S)
+    monkeypatch.setattr(lifetime, "TIERS_S", SHORT_S)
     monkeypatch.setattr(loop, "JOIN_S", SHORT_S)
 
 

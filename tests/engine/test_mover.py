@@ -203,6 +203,52 @@ def test_every_tier_is_flushed_also_after_one_that_fails() -> None:
     rig.close()
 
 
+class RaisingTier(MemoryTier):
+    """A tier of another package whose mistakes show as any exception."""
+
+    raises: frozenset[str] = frozenset()
+
+    def _check(self, method: str) -> None:
+        if method in self.raises:
+            raise ValueError("a mistake")
+
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
+        self._check("lookup")
+        return super().lookup(keys)
+
+    async def remove(self, keys: Sequence[bytes], reason: RemoveReason) -> None:
+        self._check("remove")
+        await super().remove(keys, reason)
+
+    async def flush(self) -> None:
+        self._check("flush")
+        await super().flush()
+
+
+def test_every_tier_is_flushed_also_after_one_that_raises_anything() -> None:
+    first, last = RaisingTier(), MemoryTier()
+    first.raises = frozenset({"flush"})
+    rig = Above(first, last)
+    with pytest.raises(TierError, match="a mistake"):
+        rig.flush()
+    assert ("flush", ()) in last.log
+    rig.close()
+
+
+@pytest.mark.parametrize("method", ["lookup", "remove"])
+def test_a_tier_that_raises_anything_does_not_keep_a_removal_from_the_others(method: str) -> None:
+    first, last = RaisingTier(), MemoryTier()
+    rig = Above(first, last)
+    rig.store(b"a")
+    rig.flush()
+    first.raises = frozenset({method})
+    with pytest.raises(TierError, match="a mistake"):
+        rig.loop.submit(rig.chain.remove([b"a"])).result(5)
+    assert last.chunks == {}
+    assert set(first.chunks) == ({b"a"} if method == "remove" else set())
+    rig.close()
+
+
 def test_a_chunk_that_was_invalidated_on_its_way_down_is_not_missed() -> None:
     lower = FailingTier(Failure.DROPPED)
     rig = Above(lower)
@@ -257,18 +303,4 @@ def test_a_tier_that_could_not_be_told_takes_no_other_with_it() -> None:
         rig.flush()
     assert deaf.chunks == {}
     assert set(other.chunks) == {b"new"}
-    rig.close()
-
-
-def test_a_removal_reaches_the_tiers_below_one_that_raises() -> None:
-    class Broken(MemoryTier):
-        async def remove(self, keys: Sequence[bytes], reason: RemoveReason) -> None:
-            raise LookupError("an error of its own kind")
-
-    broken, other = Broken("broken"), MemoryTier("other")
-    other.chunks[b"x"] = bytes(SLOT_BYTES)
-    rig = Above(broken, other)
-    with pytest.raises(LookupError):
-        rig.loop.submit(rig.chain.remove([b"x"])).result(5)
-    assert other.chunks == {}
     rig.close()

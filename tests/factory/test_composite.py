@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from engine_rig import CHUNK_BYTES, EngineRig, config
 from nvme_rig import made, names, opened
 
+from kvtier.engine import lifetime
 from kvtier.factory import composite, registry
 from kvtier.factory.base import TierConfig, TierContext, unique_name
 from kvtier.factory.composite import CompositeSpec
@@ -19,6 +20,7 @@ from kvtier.factory.config import parse_config, probe_config, resolve_config, sh
 from kvtier.tiers import ConfigError, TierUnavailable
 from kvtier.tiers.base import Tier
 from kvtier.tiers.breaker import Breaker, BreakerState
+from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.testing import MemoryTier
 
 KEYS = [b"one", b"two"]
@@ -76,6 +78,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.TIERS, "places", dict(registry.TIERS.places))
     registry.register_tier("stuck", __name__, "StuckFactory")
     registry.register_tier("failing", __name__, "FailingFactory")
+    registry.register_tier("endless", __name__, "EndlessFactory")
 
 
 def two_drives(path: Path) -> dict[str, Any]:
@@ -122,6 +125,47 @@ async def test_each_tier_is_given_up_at_its_own_deadline(monkeypatch: pytest.Mon
     await spec.close()
     assert given_up == [[], ["memory"], ["memory", "memory1"]]
     assert spec.load_deadline_s == 9
+
+
+class EndlessTier(MemoryTier):
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+class EndlessFactory:
+    """Makes tiers that hang as they are closed."""
+
+    Config = TierConfig
+
+    @staticmethod
+    async def open(config: TierConfig, context: TierContext) -> Tier:
+        return EndlessTier()
+
+
+@pytest.mark.usefixtures("_registered")
+def test_tiers_that_hang_as_they_are_closed_do_not_keep_the_arena_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 2 * composite.CLOSE_S < lifetime.TIERS_S, "two may hang, and the arena's turn comes"
+    monkeypatch.setattr(composite, "CLOSE_S", lifetime.STEP_S / 100)
+    monkeypatch.setattr(lifetime, "STEP_S", lifetime.STEP_S / 100)
+    pinned = {"type": "pinned", "capacity": 4 * CHUNK_BYTES}
+    endless = [{"type": "endless"}] * 2
+    rig = EngineRig({"version": 1, "tiers": [{"type": "gpu"}, pinned, *endless]})
+    closed = []
+    monkeypatch.setattr(PinnedTier, "close", _also(PinnedTier.close, closed.append))
+    rig.engine.close()
+    assert [tier.name for tier in closed] == ["pinned"]
+
+
+def _also(
+    close: Callable[[PinnedTier], Coroutine[Any, Any, None]], call: Callable[[PinnedTier], None]
+) -> Callable[[PinnedTier], Coroutine[Any, Any, None]]:
+    async def both(tier: PinnedTier) -> None:
+        await close(tier)
+        call(tier)
+
+    return both
 
 
 async def started(spec: CompositeSpec) -> None:
