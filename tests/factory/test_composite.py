@@ -152,7 +152,7 @@ def test_tiers_that_hang_as_they_are_closed_do_not_keep_the_arena_open(
     pinned = {"type": "pinned", "capacity": 4 * CHUNK_BYTES}
     endless = [{"type": "endless"}] * 2
     rig = EngineRig({"version": 1, "tiers": [{"type": "gpu"}, pinned, *endless]})
-    closed = []
+    closed: list[PinnedTier] = []
     monkeypatch.setattr(PinnedTier, "close", _also(PinnedTier.close, closed.append))
     rig.engine.close()
     assert [tier.name for tier in closed] == ["pinned"]
