@@ -8,6 +8,7 @@ A command imports what it needs inside its functions, so that `kvtier --help` st
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated
@@ -64,3 +65,8 @@ def main() -> None:
     except KvtierError as error:
         typer.echo(str(error), err=True)
         sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_FAILED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(error.strerror, err=True)  # status 1 would mean damage to who runs `fsck`
+        sys.exit(EXIT_WRONG_INPUT)

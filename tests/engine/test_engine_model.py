@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from engine_rig import EngineRig, config
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -75,5 +76,5 @@ class EngineModel(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
 
-TestEngineModel = EngineModel.TestCase
+TestEngineModel = pytest.mark.slow(EngineModel.TestCase)
 TestEngineModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -51,6 +51,7 @@ def test_an_engine_that_was_closed_is_not_warned_of() -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_open_when_the_interpreter_ends_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "nvme"
     script = FORGETFUL.format(support=str(SUPPORT), path=str(path), keys=KEYS)

@@ -24,7 +24,7 @@ from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.log.budget import SEGMENT_SLACK_BYTES, Budget, facts_for
 from kvtier.tiers.nvme.tier import NvmeTier
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 SUPPORT = ROOT / "tests" / "support"

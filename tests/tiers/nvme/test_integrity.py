@@ -93,6 +93,7 @@ async def test_a_flipped_byte_of_a_chunk_is_a_miss(path: Path, place: str) -> No
     await checked(path, bad)
 
 
+@pytest.mark.slow
 async def test_a_flipped_byte_anywhere_is_never_wrong_bytes(path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -155,6 +156,7 @@ async def test_the_chunks_of_a_deleted_segment_are_misses(path: Path) -> None:
     await checked(path, {key for key in KEYS if extents[key].segment == extents[KEYS[0]].segment})
 
 
+@pytest.mark.slow
 async def test_a_deleted_segment_is_found_while_the_store_is_open(path: Path) -> None:
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
     try:
@@ -243,6 +245,7 @@ async def test_another_stores_segment_in_place_of_ours_is_no_source_of_chunks(pa
         await tier.close()
 
 
+@pytest.mark.slow
 async def test_an_index_older_than_the_log_gives_right_bytes_or_misses(path: Path) -> None:
     await written(path)
     shutil.copy(path / "index" / "data.mdb", path.with_name("old.mdb"))

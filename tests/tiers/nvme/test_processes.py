@@ -53,6 +53,7 @@ def processes(path: Path, rounds: list[int], seed: int) -> Iterator[list[subproc
             child.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_two_of_four_are_killed_and_the_others_go_on_within_the_cap(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4), "big")

@@ -48,6 +48,7 @@ async def test_chunks_are_there_after_a_restart(path: Path) -> None:
         await tier.close()
 
 
+@pytest.mark.slow
 async def test_the_cap_holds_over_ten_times_its_bytes(path: Path) -> None:
     capacity_bytes, keys = 8 * MIB, keys_of(0, 5 * 1024)
     tier = await opened(path, capacity_bytes=capacity_bytes)
@@ -71,6 +72,7 @@ async def test_the_cap_holds_over_ten_times_its_bytes(path: Path) -> None:
     assert evicted_chunks == len(keys) - len(kept)
 
 
+@pytest.mark.slow
 async def test_a_chunk_that_is_read_again_and_again_outlives_the_others(path: Path) -> None:
     tier = await opened(path, capacity_bytes=8 * MIB)
     try:

@@ -110,6 +110,7 @@ async def test_whether_a_chunk_was_read_is_not_known_before_a_rebuild(path: Path
     assert chosen_of(path, Selection(namespace="m")) == {"m": CHUNKS}
 
 
+@pytest.mark.slow
 async def test_a_removal_evicts_nothing_also_where_the_rebuilt_cap_just_holds_the_store(path: Path) -> None:
     tier = await opened(path)
     many = keys_of(1000, 2000)

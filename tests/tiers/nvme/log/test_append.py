@@ -209,6 +209,7 @@ class RefusingData(RefusingFiles):
         Files.allocate(self, fd, size_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 async def test_a_drive_that_refuses_chunks_keeps_those_it_has(tmp_path: Path, code: int) -> None:
     files = RefusingData()
