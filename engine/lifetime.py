@@ -71,9 +71,9 @@ class ChainSpec(Protocol):
 
 
 class Start(NamedTuple):
-    """A start under way, or done: the device that it is for, and its job."""
+    """A start under way, or done: whose it is, and its job."""
 
-    gpu: GpuTier | None
+    caller: object
     job: Job[None]
 
 
@@ -119,10 +119,11 @@ class Lifetime(Generic[C]):
             ValueError: they were started before, or are being started.
             ClosedError: the end has begun.
         """
+        caller = object()  # made first: an interrupt may hit before the job is returned
         try:
-            self._begin(open_tiers, gpu).wait()
+            self._begin(caller, open_tiers, gpu).wait()
         except BaseException as error:
-            self._give_up(gpu)
+            self._give_up(caller, gpu)
             if isinstance(error, CancelledError):
                 raise ClosedError("the engine was closed while its tiers started") from None
             raise
@@ -194,18 +195,21 @@ class Lifetime(Generic[C]):
         """Say whether the end has come, and not only begun."""
         return self._ended.is_set()
 
-    def _begin(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None) -> Job[None]:
+    def _begin(
+        self, caller: object, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None
+    ) -> Job[None]:
         with self._lock:
             self.check_open()
             if self._starting is not None:
                 raise ValueError("KV caches are registered already; an engine serves one set of tensors")
-            self._starting = Start(gpu, Job(self._start(open_tiers, gpu), self.loop))
+            self._starting = Start(caller, Job(self._start(open_tiers, gpu), self.loop))
             return self._starting.job
 
-    def _give_up(self, gpu: GpuTier | None) -> None:
+    def _give_up(self, caller: object, gpu: GpuTier | None) -> None:
         """Undo a start that failed, or that nobody waits for any more; another may follow."""
         with self._lock:
-            mine = self._starting if self._starting is not None and self._starting.gpu is gpu else None
+            starting = self._starting
+            mine = starting if starting is not None and starting.caller is caller else None
         if mine is not None:
             mine.job.cancel()
             mine.job.wait_ended()

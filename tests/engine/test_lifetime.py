@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from lifetime_rig import WAIT_S, Spec, opened, tensors
+from lifetime_rig import BLOCK_BYTES, WAIT_S, Spec, opened, tensors
 
 from kvtier.engine import OffloadEngine, lifetime, loop
+from kvtier.engine.chain import Chain
 from kvtier.engine.lifetime import Lifetime
 from kvtier.tiers.device.gpu import GpuTier
 from kvtier.tiers.errors import ClosedError, TierUnavailable
@@ -284,3 +286,21 @@ def test_an_end_comes_though_no_thread_starts_any_more(spec: Spec, monkeypatch: 
 
 async def _at_once(function: Callable[..., Any], *rest: Any) -> Any:
     return function(*rest)
+
+
+def test_a_second_start_that_is_refused_leaves_the_first_alone(spec: Spec) -> None:
+    """Also where the device is in other processes, as a server's is."""
+    life: Lifetime[Chain] = Lifetime(
+        spec, lambda loop: Chain(spec.pinned, spec.lower, loop, load_deadline_s=WAIT_S)
+    )
+    spec.may_start.clear()
+    open_tiers = partial(spec.start, part_bytes=BLOCK_BYTES, parts=1, identity={})
+    first = Call(life.start, open_tiers)
+    assert spec.starting.wait(WAIT_S)
+    with pytest.raises(ValueError, match="registered already"):
+        life.start(open_tiers)
+    spec.may_start.set()
+    assert first.end() is None
+    assert life.ready().gpu is None
+    life.end(WAIT_S)
+    assert spec.starts == 1
