@@ -227,3 +227,22 @@ def test_every_chunk_is_planned_exactly_once() -> None:
     for piece in pieces:
         first, last = piece.chunks[0].place, piece.chunks[-1].place
         assert (last.block + blocks_of(last.length_bytes) - first.block) * BLOCK_BYTES <= 2 * PIECE_BYTES
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
+def test_memory_that_is_lacking_costs_the_keys_that_need_it(
+    source: OneFile, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    entries = written(source, chunks_of([BLOCK_BYTES, 5000, BLOCK_BYTES]))
+
+    def lacking(size_bytes: int) -> Buffer:
+        raise error
+
+    monkeypatch.setattr("kvtier.tiers.nvme.io.pieces.scratch", lacking)
+    failed = ran(plan_reads(Files(), source, CHECKSUM, wanted(entries)))
+    assert failed.keys() == {b"1"}, "the others need no memory of ours"
+    assert source.fd is not None
+    piece = WritePiece(Files(), source.fd, CHECKSUM, 1, chunks_of([5000]))
+    assert piece() == 0
+    assert piece.error is not None
+    assert piece.error.errno == errno.ENOMEM
