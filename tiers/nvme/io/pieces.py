@@ -17,6 +17,7 @@ from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from .blocks import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, blocks_of, read_all, scratch, write_all
 from .files import Files
+from .refusal import BAD_PLACE, failure_of
 
 GAP_BLOCKS_MAX = 4  # read over up to 16 KiB between neighbours: cheaper than a call of its own
 PIECE_CHUNKS_MAX = IOV_MAX // 3  # each chunk is at most three parts of a call: gap, whole blocks, tail
@@ -150,6 +151,7 @@ class ReadPiece(Generic[P]):
         # The result: what went wrong, by position in `chunks`; only meaningful once it ran.
         self.failed: dict[int, Failure] = {}
         self.errors: list[OSError | TierError] = []
+        self.unreadable: set[int] = set()  # positions in `failed` whose read itself the drive refused
 
     def __call__(self) -> int:
         """Read and check; returns the bytes that were read."""
@@ -157,11 +159,11 @@ class ReadPiece(Generic[P]):
         try:
             fd = self._source.acquire(first.segment, first.generation)
         except FileNotFoundError:
-            self._fail_all(Failure.CORRUPT)  # the log has lost what the index still has
+            self._fail_all(Failure.GONE)  # the log has lost what the index still has
             return 0
         except (OSError, TierError) as error:
             self.errors.append(error)
-            self._fail_all(Failure.IO_ERROR)
+            self._fail_all(failure_of(error))
             return 0
         if fd is None:
             self._fail_all(Failure.MISSING)
@@ -183,7 +185,9 @@ class ReadPiece(Generic[P]):
             if len(positions) > 1:  # one bad place must not cost its neighbours
                 return sum(self._read(fd, range(position, position + 1)) for position in positions)
             self.errors.append(as_os_error(error))
-            self.failed[positions.start] = Failure.IO_ERROR
+            self.failed[positions.start] = failure_of(error)
+            if isinstance(error, OSError) and error.errno in BAD_PLACE:
+                self.unreadable.add(positions.start)
             return 0
         plan.finish()
         for position, wanted, end in zip(positions, chunks, plan.ends, strict=True):
