@@ -25,7 +25,7 @@ HOMES = {
         "tiers/pinned/pinning.py",
     },
     "lmdb": {"tiers/nvme/index/environment.py"},
-    "aiofiles": {"tiers/nvme/io/lanes.py"},
+    "aiofiles": {"tiers/nvme/io/threads.py"},
 }
 # Each list from the ground up. A file, or a folder of files, may import from itself and from what stands
 # before it in one of its lists. Two that share no list know nothing of each other.

@@ -21,15 +21,28 @@ Buffer: TypeAlias = memoryview
 
 
 class Failure(StrEnum):
-    """Why one key of a batch did not succeed."""
+    """Why one key of a batch did not succeed.
+
+    `NO_SPACE` and `DROPPED` are nobody's fault: the tier has chosen. `DEVICE_FAILURES` say that it cannot.
+    """
 
     MISSING = "missing"  # the tier does not have it, or not any more
     CORRUPT = "corrupt"  # its checksum did not match; the tier has deleted it
-    NO_SPACE = "no_space"  # no room could be made within the tier's cap
+    NO_SPACE = "no_space"  # no room could be made within the tier's cap, or the file system is full
     DROPPED = "dropped"  # shed under load, rather than queued without bound
+    INDEX_FULL = "index_full"  # there is room for its bytes, but none to note where they are
     IO_ERROR = "io_error"  # the device or file system refused
+    GONE = "gone"  # the tier's directory or file was removed under it
+    NOT_ALLOWED = "not_allowed"  # read-only file system, rights, a limit on the size of files
+    NO_RESOURCES = "no_resources"  # no descriptor, memory or lock was left for it
     TIMEOUT = "timeout"  # it did not arrive within the deadline
     CLOSED = "closed"  # the tier was closed first
+
+
+DEVICE_FAILURES = frozenset(
+    {Failure.IO_ERROR, Failure.GONE, Failure.NOT_ALLOWED, Failure.NO_RESOURCES},
+)
+"""Where no key of a call succeeds and one fails like this, the tier does not work at the moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,16 @@ class ReportsRemovals(Protocol):
 
     def watch(self, report: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
         """Call `report`, on any thread and quickly, whenever chunks have left the tier."""
+        ...
+
+
+@runtime_checkable
+class ReportsProgress(Protocol):
+    """A tier that says how much its device has moved, so that a queue is not taken for a hang."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the device has moved so far, for whatever call; any thread, never waits."""
         ...
 
 

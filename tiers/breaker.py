@@ -1,9 +1,14 @@
 """A circuit breaker around a tier that may fail or hang: while it is open, nothing waits for that tier.
 
-Theory of operation. Every call that reaches the tier is a sample. It is bad if it took longer than `slow_s`,
-has not returned after that time, or failed altogether at the device. After `BAD_CALLS_MAX` bad samples in a
-row the breaker opens: every lookup misses and every store is dropped, at once. After a pause it lets one
-call through as a trial; success closes the breaker, failure doubles the pause.
+Theory of operation. Every call that reaches the tier is a sample. It is bad if it stood still for longer than
+`slow_s`, raised, or failed altogether at the device. After `BAD_CALLS_MAX` bad samples in a row the breaker
+opens, and at once where a call still stands: every lookup misses and every store is dropped. After a pause it
+lets one call through as a trial; success closes the breaker, failure doubles the pause.
+
+A call stands still when nothing has moved since it began. Where the tier says what its device moves, a call
+in a queue behind others does not stand still. One that stood when the breaker opened is left behind: only
+what comes after it is looked at, so that a call which never returns does not keep a tier closed that answers
+others. A drive that answers none would get one more such call with each trial; so there is a bound to them.
 
     CLOSED --bad calls in a row, or one that hangs--> OPEN --pause over--> TRYING --good--> CLOSED
                                                        ^------------bad------'
@@ -23,11 +28,24 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from .base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
+from .base import (
+    DEVICE_FAILURES,
+    Buffer,
+    ChunkKey,
+    Failure,
+    Outcome,
+    RemoveReason,
+    ReportsProgress,
+    Tier,
+    TierStats,
+    ability,
+)
 
 logger = logging.getLogger(__name__)
 
 BAD_CALLS_MAX = 5  # in a row; one bad sector is not a bad drive
+PROGRESS_BYTES = 1024 * 1024  # moved at least, in `slow_s`, by a device that is not stuck: one piece
+LEFT_BEHIND_MAX = 8  # calls that hang, beyond which nothing is tried: each may hold a thread and buffers
 PAUSE_S = 2.0  # after the first opening; a drive that resets itself takes about a second
 PAUSE_MAX_S = 60.0  # a drive that came back is noticed within a minute
 
@@ -44,9 +62,12 @@ class BreakerState(enum.IntEnum):
 class _Switch:
     """The state, without a tier. Thread-safe."""
 
-    def __init__(self, name: str, slow_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, slow_s: float, clock: Callable[[], float], moved: Callable[[], int]
+    ) -> None:
         self._name = name  # of the tier, for messages
         self._slow_s = slow_s
+        self._moved = moved
         self._clock = clock
         self._lock = threading.Lock()
         # Changed under the lock; `answers` looks at the state and at `_sound_until_s` without it:
@@ -56,7 +77,9 @@ class _Switch:
         self._try_at_s = 0.0
         self._tickets = itertools.count()
         self._under_way: dict[int, float] = {}  # ticket -> when the call began, oldest first
-        self._sound_until_s = math.inf  # until then no call under way has taken too long
+        self._moved_bytes, self._moved_s = 0, -math.inf  # what was moved when we saw progress last
+        self._sound_until_s = math.inf  # until then no call under way has stood still for too long
+        self._left_behind: set[int] = set()  # tickets of calls that were under way when it opened
         self._trial: int | None = None
         self.openings = 0
 
@@ -89,38 +112,63 @@ class _Switch:
     def leave(self, ticket: int, *, good: bool | None) -> None:
         """A call ended: well, badly, or (None) in a way that says nothing about the tier."""
         with self._lock:
-            began_s = self._under_way.pop(ticket)
+            began_s = self._under_way.pop(ticket, None)
+            if began_s is not None and self._stood_s(began_s) > self._slow_s:
+                good = False
             self._look_out()
+            if began_s is None:  # the breaker has opened meanwhile, and has counted it
+                self._left_behind.discard(ticket)
+                return
             is_trial = ticket == self._trial
             if is_trial:
                 self._trial = None
-            if self._clock() - began_s > self._slow_s:
-                good = False
             if good is None or (self._state is not BreakerState.CLOSED and not is_trial):
                 return
             if not good:
-                self._bad_calls += 1
-                if is_trial or self._bad_calls >= BAD_CALLS_MAX:
-                    self._open()
+                self._count_bad(is_trial=is_trial)
             else:
                 self._bad_calls = 0
                 if is_trial:
                     self._state, self._pause_s = BreakerState.CLOSED, PAUSE_S
                     logger.warning("%s answers again; it is used again", self._name)
 
+    def failed(self) -> None:
+        """A call without a ticket, a lookup, has failed."""
+        with self._lock:
+            if self._state is BreakerState.CLOSED:
+                self._count_bad(is_trial=False)
+
+    def _count_bad(self, *, is_trial: bool) -> None:
+        self._bad_calls += 1
+        if is_trial or self._bad_calls >= BAD_CALLS_MAX:
+            self._open()
+
+    def _may_try(self) -> bool:
+        return len(self._left_behind) < LEFT_BEHIND_MAX
+
+    def _stood_s(self, began_s: float) -> float:
+        """How long a call that began then has seen nothing move."""
+        now_s, moved_bytes = self._clock(), self._moved()
+        if moved_bytes - self._moved_bytes >= PROGRESS_BYTES:
+            self._moved_bytes, self._moved_s = moved_bytes, now_s
+        return now_s - max(began_s, self._moved_s)
+
     def _goes_through(self) -> bool:
         trying = self._state is BreakerState.TRYING and self._trial is None
         return self._state is BreakerState.CLOSED or trying
 
     def _look_out(self) -> None:
-        self._sound_until_s = next(iter(self._under_way.values()), math.inf) + self._slow_s
+        began_s = next(iter(self._under_way.values()), math.inf)
+        self._sound_until_s = max(began_s, self._moved_s) + self._slow_s
 
     def _look(self) -> None:
-        now_s = self._clock()
-        hangs = now_s > self._sound_until_s
+        now_s, hangs = self._clock(), False
+        if now_s > self._sound_until_s:
+            hangs = self._stood_s(next(iter(self._under_way.values()))) > self._slow_s
+            self._look_out()
         if self._state is BreakerState.CLOSED and hangs:
             self._open()
-        elif self._state is BreakerState.OPEN and now_s >= self._try_at_s and not hangs:
+        elif self._state is BreakerState.OPEN and now_s >= self._try_at_s and self._may_try():
             self._state = BreakerState.TRYING
         elif self._state is BreakerState.TRYING and hangs:
             self._open()
@@ -131,6 +179,10 @@ class _Switch:
         else:
             self.openings += 1
         self._state, self._bad_calls = BreakerState.OPEN, 0
+        self._left_behind.update(self._under_way)
+        self._under_way.clear()
+        self._trial = None
+        self._look_out()
         self._try_at_s = self._clock() + self._pause_s
         logger.warning("%s fails or hangs; it is not used for %.0f s", self._name, self._pause_s)
 
@@ -152,7 +204,11 @@ class Breaker:
     ) -> None:
         self.name = name or tier.name
         self._tier = tier
-        self._switch = _Switch(self.name, slow_s, clock)
+        reports = ability(tier, ReportsProgress)  # type: ignore[type-abstract]
+        moved = (lambda: reports.moved_bytes) if reports is not None else (lambda: 0)
+        self._switch = _Switch(self.name, slow_s, clock, moved)
+        self._stats = TierStats(0, 0, 0)  # the last ones that the tier could give
+        self._has_raised = False
         # Lookups come from any thread; a lost count is no harm.
         self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
 
@@ -169,7 +225,13 @@ class Breaker:
         if not self._switch.answers():
             self._counters["breaker_missed_chunks"] += len(keys)
             return [False] * len(keys)
-        return self._tier.lookup(keys)
+        try:
+            return self._tier.lookup(keys)
+        except Exception as error:
+            self._switch.failed()
+            self._log(error)
+            self._counters["breaker_missed_chunks"] += len(keys)
+            return [False] * len(keys)
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         return await self._guarded(lambda: self._tier.store(keys, buffers), keys, Failure.DROPPED)
@@ -184,13 +246,23 @@ class Breaker:
         await self._tier.flush()
 
     def stats(self) -> TierStats:
-        stats = self._tier.stats()
+        try:
+            stats = self._stats = self._tier.stats()
+        except Exception as error:
+            self._log(error)
+            stats = self._stats
         own = {"breaker_openings": self._switch.openings, **self._counters}
         gauges = {**stats.gauges, "breaker_state": int(self.state)}
         return replace(stats, counters={**stats.counters, **own}, gauges=gauges)
 
     async def close(self) -> None:
         await self._tier.close()
+
+    def _log(self, error: Exception) -> None:
+        """Say that the tier has raised where it must not; the first time, for it may do so at every step."""
+        if not self._has_raised:
+            self._has_raised = True
+            logger.error("%s raises, and counts as having nothing meanwhile", self.name, exc_info=error)
 
     async def _guarded(
         self, call: Callable[[], Awaitable[Outcome]], keys: Sequence[ChunkKey], refusal: Failure
@@ -203,8 +275,8 @@ class Breaker:
         try:
             outcome = await call()
             # Some came: then it is a bad place on the drive, and not the drive.
-            good = bool(outcome.succeeded) or Failure.IO_ERROR not in outcome.failed.values()
-        except OSError:
+            good = bool(outcome.succeeded) or DEVICE_FAILURES.isdisjoint(outcome.failed.values())
+        except Exception:
             good = False
             raise
         finally:

@@ -1,9 +1,26 @@
 import asyncio
+import struct
 
 import pytest
 
-from kvtier.tiers.base import Failure, Invalidates, Outcome, ReportsRemovals, Wrapper, ability
-from kvtier.tiers.breaker import BAD_CALLS_MAX, PAUSE_MAX_S, PAUSE_S, Breaker, BreakerState
+from kvtier.tiers.base import (
+    DEVICE_FAILURES,
+    Failure,
+    Invalidates,
+    Outcome,
+    ReportsRemovals,
+    Wrapper,
+    ability,
+)
+from kvtier.tiers.breaker import (
+    BAD_CALLS_MAX,
+    LEFT_BEHIND_MAX,
+    PAUSE_MAX_S,
+    PAUSE_S,
+    PROGRESS_BYTES,
+    Breaker,
+    BreakerState,
+)
 from kvtier.tiers.testing import Bare, MemoryTier, TierContract
 
 SLOW_S = 1.0
@@ -21,13 +38,14 @@ class FaultyTier(MemoryTier):
     """A memory tier whose device refuses while `refuses` is set."""
 
     refuses = False
+    why = Failure.IO_ERROR
     bad_places: frozenset[bytes] = frozenset()
 
     async def load(self, keys, buffers):
         bad = keys if self.refuses else self.bad_places.intersection(keys)
         good = [(key, buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in bad]
         outcome = await super().load([key for key, _ in good], [buffer for _, buffer in good])
-        return Outcome.of(keys, {**outcome.failed, **dict.fromkeys(bad, Failure.IO_ERROR)})
+        return Outcome.of(keys, {**outcome.failed, **dict.fromkeys(bad, self.why)})
 
 
 class Rig:
@@ -105,18 +123,128 @@ async def test_a_miss_or_a_corrupt_chunk_is_no_fault_of_the_drive(rig: Rig) -> N
     assert rig.state() is BreakerState.CLOSED
 
 
-async def test_a_call_that_hangs_opens_it_while_it_still_hangs(rig: Rig) -> None:
+async def test_a_call_that_hangs_opens_it_and_is_not_held_against_a_tier_that_answers_others(
+    rig: Rig,
+) -> None:
     rig.tier.gate.clear()
     hung = asyncio.ensure_future(rig.load())
     await asyncio.sleep(0)
     assert list(rig.breaker.lookup([b"a"])) == [True]
     rig.clock.now_s += SLOW_S + 0.1
     assert list(rig.breaker.lookup([b"a"])) == [False]
-    rig.clock.now_s += 10 * PAUSE_MAX_S
-    assert rig.state() is BreakerState.OPEN, "no trial while a call still hangs"
-    rig.tier.gate.set()
-    assert await hung is None
+    rig.clock.now_s += PAUSE_S
     assert rig.state() is BreakerState.TRYING
+    stuck, rig.tier.gate = rig.tier.gate, asyncio.Event()
+    rig.tier.gate.set()  # for what comes from here on
+    stored = await rig.breaker.store([b"b"], BUFFER)
+    assert stored.succeeded == (b"b",)
+    assert rig.state() is BreakerState.CLOSED
+    rig.clock.now_s += 100 * SLOW_S
+    assert list(rig.breaker.lookup([b"a"])) == [True], "the old call is left behind"
+    stuck.set()
+    assert await hung is None
+    assert rig.state() is BreakerState.CLOSED
+
+
+async def test_no_trial_adds_a_call_without_bound_to_those_that_hang(rig: Rig) -> None:
+    rig.tier.gate.clear()
+    hung = []
+    for _ in range(5 * LEFT_BEHIND_MAX):
+        hung.append(asyncio.ensure_future(rig.load()))
+        await asyncio.sleep(0)
+        rig.clock.now_s += SLOW_S + PAUSE_MAX_S + 0.1
+        rig.breaker.lookup([b"a"])
+        rig.clock.now_s += PAUSE_MAX_S
+    assert sum(not one.done() for one in hung) == LEFT_BEHIND_MAX
+    assert rig.state() is BreakerState.OPEN
+    rig.tier.gate.set()
+    await asyncio.gather(*hung)
+    assert rig.state() is BreakerState.TRYING
+
+
+class MovingTier(FaultyTier):
+    """A tier that says what its device moves."""
+
+    moved_bytes = 0
+
+
+async def test_a_call_in_a_queue_that_moves_does_not_hang_and_one_that_stands_does() -> None:
+    rig = Rig()
+    rig.tier = tier = MovingTier()
+    tier.chunks[b"a"] = bytes(8)
+    rig.breaker = Breaker(tier, slow_s=SLOW_S, clock=rig.clock)
+    tier.gate.clear()
+    call = asyncio.ensure_future(rig.load())
+    await asyncio.sleep(0)
+    for _ in range(20):
+        rig.clock.now_s += SLOW_S * 0.9
+        tier.moved_bytes += PROGRESS_BYTES
+        assert list(rig.breaker.lookup([b"a"])) == [True]
+    rig.clock.now_s += SLOW_S * 5
+    tier.moved_bytes += PROGRESS_BYTES  # nobody looked meanwhile, but it has moved
+    assert list(rig.breaker.lookup([b"a"])) == [True]
+    rig.clock.now_s += SLOW_S + 0.1
+    tier.moved_bytes += PROGRESS_BYTES - 1
+    assert list(rig.breaker.lookup([b"a"])) == [False]
+    tier.gate.set()
+    await call
+
+
+class RaisingTier(MemoryTier):
+    """A tier that raises where it must not."""
+
+    error: Exception | None = None
+
+    def lookup(self, keys):
+        if self.error is not None:
+            raise self.error
+        return super().lookup(keys)
+
+    def stats(self):
+        if self.error is not None:
+            raise self.error
+        return super().stats()
+
+    async def load(self, keys, buffers):
+        if self.error is not None:
+            raise self.error
+        return await super().load(keys, buffers)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(5, "EIO"), KeyError("x"), struct.error("y")])
+async def test_whatever_a_tier_raises_is_a_bad_sample_and_lookup_and_stats_raise_nothing(
+    error: Exception,
+) -> None:
+    tier = RaisingTier()
+    tier.chunks[b"a"] = bytes(8)
+    breaker = Breaker(tier, slow_s=SLOW_S)
+    chunks = breaker.stats().chunks
+    tier.error = error
+    assert breaker.stats().chunks == chunks
+    for _ in range(BAD_CALLS_MAX - 1):
+        assert list(breaker.lookup([b"a"])) == [False]
+    assert breaker.stats().counters["breaker_openings"] == 0
+    with pytest.raises(type(error)):
+        await breaker.load([b"a"], BUFFER)
+    assert breaker.state is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("why", sorted(DEVICE_FAILURES))
+async def test_a_tier_that_names_why_it_cannot_opens_it(rig: Rig, why: Failure) -> None:
+    rig.tier.why = why
+    rig.tier.refuses = True
+    for _ in range(BAD_CALLS_MAX):
+        assert await rig.load() is why
+    assert rig.state() is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("why", [Failure.NO_SPACE, Failure.DROPPED, Failure.INDEX_FULL])
+async def test_a_tier_that_has_chosen_leaves_it_closed(rig: Rig, why: Failure) -> None:
+    rig.tier.why = why
+    rig.tier.refuses = True
+    for _ in range(2 * BAD_CALLS_MAX):
+        assert await rig.load() is why
+    assert rig.state() is BreakerState.CLOSED
 
 
 async def test_of_several_calls_the_one_that_hangs_opens_it(rig: Rig) -> None:

@@ -17,10 +17,13 @@ from .io.lanes import Lanes
 from .io.pieces import ReadPiece, Wanted, plan_reads
 from .log.readers import Readers
 from .log.room import Room
+from .presence import Presence
 from .store.opening import Store
 from .store.quarantine import Quarantine
 from .upkeep import Read, Upkeep
 from .view import View
+
+_WHAT = {Failure.CORRUPT: "failed its checksum", Failure.GONE: "has lost its file"}
 
 LOOKS_MAX = 3  # of one load: a chunk that moves faster than that is evicted in truth
 
@@ -33,11 +36,19 @@ class Loader:
     """
 
     def __init__(
-        self, lanes: Lanes, store: Store, view: View, room: Room, upkeep: Upkeep, failures: FailureLog
+        self,
+        lanes: Lanes,
+        store: Store,
+        view: View,
+        room: Room,
+        upkeep: Upkeep,
+        failures: FailureLog,
+        presence: Presence,
     ) -> None:
         directory = store.directory
         self._lanes, self._files, self._index = lanes, directory.files, store.index
         self._view, self._room, self._upkeep, self._failures = view, room, upkeep, failures
+        self._presence = presence
         self._readers = Readers(directory.segments, store.index, view.digest)
         self._quarantine = Quarantine(directory.files, directory.quarantine_path)
         # Mutable state, changed on the loop only.
@@ -79,7 +90,9 @@ class Loader:
         pieces = plan_reads(self._files, self._readers, self._view.checksum, wanted)
         await self._lanes.load(pieces)
         condemned = self._collect(pieces, scope, failed)
-        if condemned:
+        if Failure.GONE in failed.values():
+            await self._lanes.upkeep(self._presence.look)
+        if condemned and not self._presence.is_gone:
             await self._condemn(scope, condemned)
         # Reclaimed between the question and the read; it may have been carried to another place.
         return [(chunk.key, chunk.buffer) for chunk in wanted if failed.get(chunk.key) is Failure.MISSING]
@@ -102,8 +115,9 @@ class Loader:
     ) -> list[tuple[Wanted[Extent], Failure]]:
         """Sort out what the pieces found; returns the chunks that are to be dropped, and why.
 
-        Where others of the same load were read, one that cannot be read lies on a bad place of the drive:
-        kept, it would fail every load and could not be stored anew. Where none was, the drive is what fails.
+        Where others of the same load were read, one whose read the drive refuses lies on a bad place: kept,
+        it would fail every load and could not be stored anew. Where none was, the drive is what fails. A
+        limit that was reached, or an open that was refused, says nothing about what is stored.
         """
         bad, read_count = [], 0
         for piece in pieces:
@@ -115,9 +129,11 @@ class Loader:
                     read_count += 1
                     continue
                 failed[wanted.key] = failure
-                if failure in (Failure.CORRUPT, Failure.IO_ERROR):
+                if failure in (Failure.CORRUPT, Failure.GONE) or position in piece.unreadable:
                     bad.append((wanted, failure))
-        return [(wanted, why) for wanted, why in bad if read_count or why is Failure.CORRUPT]
+            if piece.errors:
+                self._failures.add(f"a chunk could not be read: {piece.errors[0]}")
+        return [(wanted, why) for wanted, why in bad if read_count or why is not Failure.IO_ERROR]
 
     def _loaded(
         self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer], failed: dict[ChunkKey, Failure]
@@ -136,9 +152,10 @@ class Loader:
     async def _condemn(self, scope: int, condemned: Sequence[tuple[Wanted[Extent], Failure]]) -> None:
         """Remove bad chunks. The buffers hold the evidence of those that failed their checksum."""
         corrupt = [wanted for wanted, why in condemned if why is Failure.CORRUPT]
-        self.counters["corrupt_chunks"] += len(corrupt)
+        # A segment's file that is gone, in a directory that is there, is damage like any other.
+        self.counters["corrupt_chunks"] += sum(why is not Failure.IO_ERROR for _, why in condemned)
         first, why = condemned[0]
-        what = "failed its checksum" if why is Failure.CORRUPT else "cannot be read"
+        what = _WHAT.get(why, "cannot be read")
         self._failures.add(
             f"chunk {first.key.hex()[:16]} in segment {first.place.segment} {what}; it is dropped"
         )

@@ -38,6 +38,7 @@ from .log.events import Events
 from .log.lifecycle import Log
 from .log.reclaim import Allowance, Carrier
 from .log.tail import Tail
+from .presence import Presence
 from .store.namespaces import Identity
 from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
@@ -74,19 +75,30 @@ class NvmeTier:
         self._capacity_bytes, self._chunk_bytes = capacity_bytes, chunk_bytes
         segments, index = store.directory.segments, store.index
         self._failures = FailureLog(self.name)
+        self._presence = Presence(store.directory)
         self._events = Events()
+        self._events.on_failed(self._failures.add)
         self._view = View(index, identity)
         self._allowance = Allowance(write_amplification)
         self._log = Log(segments, index, self._events)
         self._tail = Tail(lanes, self._log, self._events)
-        self._appender = Appender(lanes, segments, index, self._tail)
+        self._appender = Appender(lanes, segments, index, self._tail, self._events)
         self._carrier = Carrier(
             lanes, segments, index, self._log.victims, self._tail, self._appender, self._allowance
         )
         self._upkeep = Upkeep(
-            lanes, store, self._log.room, self._tail, self._carrier, self._events, self._failures
+            lanes,
+            store,
+            self._log.room,
+            self._tail,
+            self._carrier,
+            self._events,
+            self._failures,
+            self._presence,
         )
-        self._loader = Loader(lanes, store, self._view, self._log.room, self._upkeep, self._failures)
+        self._loader = Loader(
+            lanes, store, self._view, self._log.room, self._upkeep, self._failures, self._presence
+        )
         # Mutable state, changed on the loop only.
         self._counters = dict.fromkeys(("stored_chunks", "stored_bytes", "dropped_chunks"), 0)
         self._calls = 0  # stores, loads and the like under way
@@ -142,7 +154,7 @@ class NvmeTier:
 
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
         """Say for each key whether a load would find it now."""
-        if self._closed:
+        if self._closed or self._presence.is_gone:
             return [False] * len(keys)
         try:
             return self._view.has(keys)
@@ -159,12 +171,14 @@ class NvmeTier:
         with self._call() as allowed:
             if not allowed:
                 return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+            if self._presence.is_gone:
+                return Outcome(failed=dict.fromkeys(keys, Failure.GONE))
             return await self._loader.load(keys, buffers)
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
         """Remove the keys' chunks; what is removed on request stays removed after a power loss too."""
         with self._call() as allowed:
-            if not allowed or not keys:
+            if not allowed or not keys or self._presence.is_gone:
                 return
             digest, checksum = self._view.digest, self._view.checksum
             forget = partial(_forget, digest, keys)
@@ -181,6 +195,9 @@ class NvmeTier:
         with self._call() as allowed:
             if not allowed:
                 return
+            await self._lanes.upkeep(self._presence.look)
+            if self._presence.is_gone:
+                raise self._presence.error()
             try:
                 await self._tail.flush()
             except (OSError, TierError) as error:
@@ -216,6 +233,11 @@ class NvmeTier:
         used_bytes = self._upkeep.used_bytes
         return TierStats(namespace.chunks, used_bytes, self._capacity_bytes, counters, gauges)
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the drive has moved so far."""
+        return self._lanes.moved_bytes
+
     def watch(self, report: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
         """Report which of this namespace's chunks this process evicts, on threads of the tier."""
         self._events.on_freed(partial(self._report_evicted, report))
@@ -233,6 +255,9 @@ class NvmeTier:
         with self._call() as allowed:
             if not allowed:
                 return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
+            if self._presence.is_gone:
+                self._counters["dropped_chunks"] += len(keys)
+                return Outcome(failed=dict.fromkeys(keys, Failure.GONE))
             now, extents = self._loader.find(keys)
             if now != scope or not scope:
                 failed = dict.fromkeys(keys, Failure.DROPPED)
@@ -256,8 +281,10 @@ class NvmeTier:
         self._counters["stored_chunks"] += len(new) - len(failed)
         self._counters["stored_bytes"] += size_bytes
         self._allowance.stored(size_bytes)
-        if Failure.NO_SPACE in failed.values():
+        if not {Failure.NO_SPACE, Failure.INDEX_FULL}.isdisjoint(failed.values()):
             self._upkeep.room_changed()
+        if Failure.GONE in failed.values():
+            await self._lanes.upkeep(self._presence.look)
         return failed
 
     # Calls and their end.
@@ -275,15 +302,28 @@ class NvmeTier:
                 self._idle.set()
 
     async def _close(self) -> None:
+        """Whatever fails on the way, the store is left and the threads end."""
         await self._idle.wait()
-        await self._upkeep.stop()
-        self._loader.close()
-        self._last_record = self._view.record()
+        async with contextlib.AsyncExitStack() as at_last:
+            at_last.callback(self._lanes.close)
+            at_last.push_async_callback(self._closing_step, self._leave_store)
+            at_last.push_async_callback(self._closing_step, self._stop_reading)
+            await self._closing_step(self._upkeep.stop)
+
+    async def _closing_step(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await self._lanes.upkeep(partial(close_store, self._store, self._view.identity))
+            await step()
         except (OSError, TierError) as error:
             self._failures.add(f"close: {error}")
-        self._lanes.close()
+        except Exception as error:
+            self._failures.add_bug("close", error)
+
+    async def _stop_reading(self) -> None:
+        self._last_record = self._view.record()
+        self._loader.close()
+
+    async def _leave_store(self) -> None:
+        await self._lanes.upkeep(partial(close_store, self._store, self._view.identity))
 
     def _report_evicted(
         self, report: Callable[[Sequence[ChunkKey], RemoveReason], None], live: Sequence[Live]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 from ..base import ChunkKey
 from ..errors import TierError
 from .failures import FailureLog
+from .index.environment import IndexFull
 from .index.ledger import Ledger
 from .index.records import Extent
 from .index.transaction import Transaction
@@ -23,10 +26,14 @@ from .log.events import Events
 from .log.reclaim import Carrier
 from .log.room import Room
 from .log.tail import Tail
+from .presence import Presence
 from .store.opening import Store
 
 PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
 READS_MAX = 65536  # reads remembered until they are counted; more within a period are not
+
+
+COUNT_STEP_MAX = 512  # reads counted in one transaction: some 8 ms in which nobody else writes
 
 
 class Read(NamedTuple):
@@ -54,9 +61,11 @@ class Upkeep:
         carrier: Carrier,
         events: Events,
         failures: FailureLog,
+        presence: Presence,
     ) -> None:
         self._lanes, self._store, self._room = lanes, store, room
         self._tail, self._carrier, self._failures = tail, carrier, failures
+        self._presence = presence
         events.on_rolled(self.room_changed)
         # Mutable state, changed on the loop only.
         self.used_bytes = 0
@@ -81,24 +90,36 @@ class Upkeep:
     async def once(self) -> None:
         """Run one round, after the one under way. Errors are counted and logged; the next round retries."""
         async with self._round:
-            try:
-                await self._tail.sync()
-                await self._count_reads()
-                await self._keep_room()
-            except (OSError, TierError) as error:
-                self.io_errors += 1
-                self._failures.add(f"upkeep: {error}")
+            # Each for itself: what stops one of them must not stop another, which may be its cure.
+            for step in (self._look_around, self._tail.sync, self._keep_room, self._count_reads):
+                if not self._presence.is_gone:
+                    await self._guarded(step)
+
+    async def _guarded(self, step: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run one step. An error of whatever kind is counted and logged, and the next round tries again."""
+        try:
+            await step()
+        except (OSError, TierError) as error:
+            self.io_errors += 1
+            self._failures.add(f"upkeep: {error}")
+        except Exception as error:
+            self.io_errors += 1
+            self._failures.add_bug("upkeep", error)
+
+    async def _look_around(self) -> None:
+        await self._lanes.upkeep(self._presence.look)
 
     async def stop(self) -> None:
         """End the task, leave the open segment, count the last reads."""
         self._stopping = True
         self._wake.set()
+        await self._guarded(self._ended)
+        await self._guarded(self._tail.close)
+        if not self._presence.is_gone:
+            await self._guarded(self._count_reads)
+
+    async def _ended(self) -> None:
         await self._task
-        try:
-            await self._tail.close()
-            await self._count_reads()
-        except (OSError, TierError) as error:
-            self._failures.add(f"close: {error}")
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -111,9 +132,13 @@ class Upkeep:
                     await self._wake.wait()
 
     async def _count_reads(self) -> None:
-        if self._reads:
-            reads, self._reads = self._reads, {}
-            await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
+        """Count what was read, in steps, between which others write; as many as there are now."""
+        for _ in range(-(-len(self._reads) // COUNT_STEP_MAX)):
+            reads = dict(islice(self._reads.items(), COUNT_STEP_MAX))
+            for read in reads:
+                del self._reads[read]
+            with contextlib.suppress(IndexFull):  # a record may need a page; what was read matters less
+                await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
 
     async def _keep_room(self) -> None:
         """Give back what is above the cap, evict what the index cannot hold, free segments ahead."""

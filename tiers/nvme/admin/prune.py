@@ -105,7 +105,7 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
     """
     segments, index, lanes, events = store.directory.segments, store.index, Lanes(), Events()
     tail = Tail(lanes, Log(segments, index, events), events)
-    appender = Appender(lanes, segments, index, tail)
+    appender = Appender(lanes, segments, index, tail, events)
     target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
     chunks = size_bytes = 0
     try:

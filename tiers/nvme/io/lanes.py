@@ -14,18 +14,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from typing import TypeVar, cast
 
-import aiofiles.os
-
-from ...settled import settled
+from .threads import Threads, ended, through
 
 T = TypeVar("T")
 
+Piece = Callable[[], int | None]
+"""Does one step of a job on a lane; returns the bytes that the drive has moved for it."""
+
 STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/performance.md
 LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
-UPKEEP_LANES = 2  # one may be in a long reclaim while the other syncs
+UPKEEP_LANES = 2  # one may be in a long reclaim while the other counts
 STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
 
 
@@ -37,16 +39,29 @@ class Lanes:
     """
 
     def __init__(self) -> None:
-        self._load_pool = ThreadPoolExecutor(LOAD_LANES, "kvtier-load")
-        self._store_pool = ThreadPoolExecutor(STORE_LANES, "kvtier-store")
-        # One thread: there is one write transaction at a time in any case.
-        self._index_pool = ThreadPoolExecutor(1, "kvtier-index")
-        self._upkeep_pool = ThreadPoolExecutor(UPKEEP_LANES, "kvtier-upkeep")
+        """Start all threads.
+
+        Raises:
+            TierUnavailable: a limit of the system forbids it; no thread is left.
+        """
+        with ExitStack() as undo:
+            self._load_pool = _started(undo, LOAD_LANES, "kvtier-load")
+            self._store_pool = _started(undo, STORE_LANES, "kvtier-store")
+            # One thread: there is one write transaction at a time in any case.
+            self._index_pool = _started(undo, 1, "kvtier-index")
+            self._upkeep_pool = _started(undo, UPKEEP_LANES, "kvtier-upkeep")
+            self._stop = undo.pop_all()
         self._loads = 0
         self._quiet = threading.Event()
         self._quiet.set()
+        self._moved = _Count()
 
-    async def load(self, pieces: Sequence[Callable[[], None]]) -> None:
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the drive has moved so far; any thread."""
+        return self._moved.value
+
+    async def load(self, pieces: Sequence[Piece]) -> None:
         """Run the pieces of one load."""
         if not pieces:
             return
@@ -59,7 +74,7 @@ class Lanes:
             if not self._loads:
                 self._quiet.set()
 
-    async def store(self, pieces: Sequence[Callable[[], None]], then: Callable[[], T]) -> T:
+    async def store(self, pieces: Sequence[Piece], then: Callable[[], T]) -> T:
         """Run the pieces of one store, after loads, and when all are through `then`, on one of its lanes.
 
         Where it is cancelled before that, `then` does not run.
@@ -68,22 +83,21 @@ class Lanes:
 
     async def index(self, call: Callable[[], T]) -> T:
         """Run one call on the index thread."""
-        return await settled(aiofiles.os.wrap(call)(executor=self._index_pool))
+        return await through(self._index_pool, call)
 
     async def upkeep(self, call: Callable[[], T]) -> T:
         """Run one call that may take long and that nobody's request waits for."""
-        return await settled(aiofiles.os.wrap(call)(executor=self._upkeep_pool))
+        return await through(self._upkeep_pool, call)
 
     def close(self) -> None:
         """Stop the threads; waits for what they are doing."""
-        for pool in (self._load_pool, self._store_pool, self._index_pool, self._upkeep_pool):
-            pool.shutdown(wait=True)
+        self._stop.close()
 
     async def _drain(
         self,
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         lanes_count: int,
-        pieces: deque[Callable[[], None]],
+        pieces: deque[Piece],
         then: Callable[[], T],
         before: Callable[[], None] = lambda: None,
     ) -> T:
@@ -96,30 +110,52 @@ class Lanes:
                 except IndexError:
                     return
                 before()
-                piece()
+                self._moved.add(piece() or 0)
 
-        def lead(helpers: Sequence[Future[None]]) -> T | None:
+        def lead() -> T:
             try:
                 lane()
             finally:
                 wait(helpers)  # all submitted before this one, so none is still to begin
             for helper in helpers:
                 helper.result()
-            return None if cancelled.is_set() else then()
-
-        async def run() -> Any:
-            # All submitted in one go: the jobs' lanes start, and so the jobs end, in the order of the jobs.
-            helpers = [pool.submit(lane) for _ in range(min(lanes_count, len(pieces)) - 1)]
-            return await aiofiles.os.wrap(lead)(helpers, executor=pool)
+            return cast("T", None) if cancelled.is_set() else then()
 
         def stop() -> None:
             cancelled.set()
             pieces.clear()
 
-        return await settled(run(), on_cancel=stop)
+        # All submitted in one go: the jobs' lanes start, and so the jobs end, in the order of the jobs.
+        helpers: list[Future[None]] = []
+        try:
+            for _ in range(min(lanes_count, len(pieces)) - 1):
+                helpers.append(pool.submit(lane))
+            return await through(pool, lead, stop)
+        finally:
+            # Where the lead was never submitted, nobody else waits for those that were.
+            pieces.clear()
+            await ended(*helpers)
 
     def _stand_aside(self) -> None:
         self._quiet.wait(STORE_YIELD_S)
+
+
+class _Count:
+    """A number that several threads raise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self, amount: int) -> None:
+        with self._lock:
+            self.value += amount
+
+
+def _started(undo: ExitStack, count: int, name: str) -> Threads:
+    threads = Threads(count, name)
+    undo.callback(threads.shutdown)
+    return threads
 
 
 def _nothing() -> None:

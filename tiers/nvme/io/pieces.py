@@ -7,6 +7,8 @@ while the bytes are in the CPU's cache.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -15,6 +17,7 @@ from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from .blocks import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, blocks_of, read_all, scratch, write_all
 from .files import Files
+from .refusal import BAD_PLACE, failure_of
 
 GAP_BLOCKS_MAX = 4  # read over up to 16 KiB between neighbours: cheaper than a call of its own
 PIECE_CHUNKS_MAX = IOV_MAX // 3  # each chunk is at most three parts of a call: gap, whole blocks, tail
@@ -72,20 +75,29 @@ class WritePiece:
         self.written: list[Written] = []
         self.error: OSError | None = None
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
+        """Write; returns the bytes that were written."""
         stored_s, block, written = int(time.time()), self._block, []
         parts: list[Buffer] = []
-        tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
-        for key, buffer in self.chunks:
-            written.append(Written(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
-            parts += tails.written(buffer)
-            block += blocks_of(len(buffer))
         try:
+            tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
+            for key, buffer in self.chunks:
+                written.append(Written(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
+                parts += tails.written(buffer)
+                block += blocks_of(len(buffer))
             write_all(self._files, self._fd, parts, self._block * BLOCK_BYTES)
-        except OSError as error:
-            self.error = error
-        else:
-            self.written = written
+        except (OSError, MemoryError) as error:
+            self.error = as_os_error(error)
+            return 0
+        self.written = written
+        return sum(map(len, parts))
+
+
+def as_os_error(error: OSError | MemoryError) -> OSError:
+    """The same as the system says it: that there is no memory."""
+    if isinstance(error, OSError):
+        return error
+    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def plan_writes(
@@ -139,47 +151,48 @@ class ReadPiece(Generic[P]):
         # The result: what went wrong, by position in `chunks`; only meaningful once it ran.
         self.failed: dict[int, Failure] = {}
         self.errors: list[OSError | TierError] = []
-        self.ran = False
+        self.unreadable: set[int] = set()  # positions in `failed` whose read itself the drive refused
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
+        """Read and check; returns the bytes that were read."""
         first = self.chunks[0].place
-        self.ran = True
         try:
             fd = self._source.acquire(first.segment, first.generation)
         except FileNotFoundError:
-            self._fail_all(Failure.CORRUPT)  # the log has lost what the index still has
-            return
+            self._fail_all(Failure.GONE)  # the log has lost what the index still has
+            return 0
         except (OSError, TierError) as error:
             self.errors.append(error)
-            self._fail_all(Failure.IO_ERROR)
-            return
+            self._fail_all(failure_of(error))
+            return 0
         if fd is None:
             self._fail_all(Failure.MISSING)
-            return
+            return 0
         try:
-            self._read(fd, range(len(self.chunks)))
+            return self._read(fd, range(len(self.chunks)))
         finally:
             self._source.release(first.segment)
 
     def _fail_all(self, failure: Failure) -> None:
         self.failed = dict.fromkeys(range(len(self.chunks)), failure)
 
-    def _read(self, fd: int, positions: range) -> None:
+    def _read(self, fd: int, positions: range) -> int:
         chunks = self.chunks[positions.start : positions.stop]
-        plan = _ReadPlan(chunks)
         try:
+            plan = _ReadPlan(chunks)
             done = read_all(self._files, fd, plan.parts, chunks[0].place.block * BLOCK_BYTES)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if len(positions) > 1:  # one bad place must not cost its neighbours
-                for position in positions:
-                    self._read(fd, range(position, position + 1))
-                return
-            self.errors.append(error)
-            self.failed[positions.start] = Failure.IO_ERROR
-            return
+                return sum(self._read(fd, range(position, position + 1)) for position in positions)
+            self.errors.append(as_os_error(error))
+            self.failed[positions.start] = failure_of(error)
+            if isinstance(error, OSError) and error.errno in BAD_PLACE:
+                self.unreadable.add(positions.start)
+            return 0
         plan.finish()
         for position, wanted, end in zip(positions, chunks, plan.ends, strict=True):
             self._verify(position, wanted, complete=end <= done)
+        return done
 
     def _verify(self, position: int, wanted: Wanted[P], *, complete: bool) -> None:
         # The bytes are read first and the source is asked afterwards: had the segment been reclaimed and

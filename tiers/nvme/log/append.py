@@ -8,8 +8,6 @@ segment can be sealed.
 
 from __future__ import annotations
 
-import errno
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,14 +21,14 @@ from ..index.ledger import Ledger
 from ..index.records import Extent
 from ..index.transaction import Transaction
 from ..io.lanes import Lanes
+from ..io.refusal import failure_of
 from .batch import PlacedBatch
 from .chunks import Removals, Target
+from .events import Events
 from .lifecycle import is_open
 from .room import index_is_tight
 from .segments import Segments
 from .tail import Tail
-
-logger = logging.getLogger(__name__)
 
 _NO_BYTES = memoryview(b"")
 
@@ -46,8 +44,9 @@ class Appender:
     written is either committed as a whole or nothing.
     """
 
-    def __init__(self, lanes: Lanes, segments: Segments, index: Index, tail: Tail) -> None:
+    def __init__(self, lanes: Lanes, segments: Segments, index: Index, tail: Tail, events: Events) -> None:
         self._lanes, self._segments, self._index, self._tail = lanes, segments, index, tail
+        self._events = events
         # Mutable state, changed on the loop only.
         self.io_errors = 0
 
@@ -67,8 +66,8 @@ class Appender:
         batches: list[PlacedBatch] = []
         failed: dict[ChunkKey, Failure] = {}
         try:
-            placed = await self._tail.place(target, chunks, batches, order=order)
-            failed.update((key, Failure.NO_SPACE) for key, _ in chunks[placed:])
+            placed, why = await self._tail.place(target, chunks, batches, order=order)
+            failed.update((key, why) for key, _ in chunks[placed:])
             if batches:
                 failed.update(await self._written(target, batches, accept))
         finally:
@@ -109,9 +108,10 @@ class Appender:
         entries, first = removals.entries, len(batches)
         chunks = [(entry.key, _NO_BYTES) for entry in entries]
         order = removals.order
-        placed = await self._tail.place(removals.target, chunks, batches, order=order, pieces=False)
+        placed, why = await self._tail.place(removals.target, chunks, batches, order=order, pieces=False)
         if placed < len(entries):
-            self._tail.not_durable("removals", TierError("nvme", "there is no segment to write them to"))
+            lacking = TierError("nvme", f"there is no segment to write them to ({why})")
+            self._tail.not_durable("removals", lacking)
         rest = iter(entries)
         return [
             partial(batch.write_table, tuple(islice(rest, batch.placement.chunks)), removals=True)
@@ -128,17 +128,19 @@ class Appender:
         lost, why = [], Failure.DROPPED
         try:
             lost = await self._lanes.store(calls, then=partial(self._commit, target, batches, accept))
-        except IndexFull:
-            lost, why = _written_keys(batches), Failure.NO_SPACE
+        except IndexFull as error:
+            lost, why = _written_keys(batches), Failure.INDEX_FULL
+            self._events.failed(f"{error}")
         except TierError as error:
             self.io_errors += 1
-            logger.warning("%s", error)
+            self._events.failed(f"{error}")
             lost, why = _written_keys(batches), Failure.IO_ERROR
         failed = dict.fromkeys(lost, why)
         for batch in batches:
             if batch.error is not None:
                 self.io_errors += 1
-                failed.update((key, _failure(batch.error)) for key in batch.missing_keys)
+                failed.update((key, failure_of(batch.error)) for key in batch.missing_keys)
+                self._events.failed(f"segment {batch.segment.name.segment} was not written: {batch.error}")
         return failed
 
     def _commit(self, target: Target, batches: Sequence[PlacedBatch], accept: Accept) -> list[ChunkKey]:
@@ -188,7 +190,3 @@ def _raise_end(ledger: Ledger, batch: PlacedBatch) -> None:
 
 def _written_keys(batches: Sequence[PlacedBatch]) -> list[ChunkKey]:
     return [key for batch in batches for key in batch.written_keys]
-
-
-def _failure(error: OSError) -> Failure:
-    return Failure.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failure.IO_ERROR

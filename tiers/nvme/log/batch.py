@@ -9,7 +9,7 @@ from functools import partial
 from ...base import Buffer, ChunkKey
 from ..format.codec import Batch, Entry
 from ..format.open_segment import OpenSegment, Placement
-from ..io.pieces import WritePiece, plan_writes
+from ..io.pieces import WritePiece, as_os_error, plan_writes
 from .chunks import Target
 
 
@@ -37,17 +37,18 @@ class PlacedBatch:
         self.entries: tuple[Entry, ...] = ()
         self.error: OSError | None = None
 
-    def calls(self) -> list[Callable[[], None]]:
+    def calls(self) -> list[Callable[[], int]]:
         return [partial(self._run, piece) for piece in self.pieces]
 
-    def _run(self, piece: WritePiece) -> None:
-        piece()
+    def _run(self, piece: WritePiece) -> int:
+        moved_bytes = piece()
         with self._lock:
             self._left -= 1
             last = not self._left
         if last:  # every chunk is written: now the table may say so
             self.error = next((piece.error for piece in self.pieces if piece.error), None)
             self.write_table(tuple(Entry(*chunk) for piece in self.pieces for chunk in piece.written))
+        return moved_bytes
 
     def write_table(self, entries: tuple[Entry, ...], *, removals: bool = False) -> None:
         if not entries:
@@ -65,8 +66,8 @@ class PlacedBatch:
         )
         try:
             self.table = self.segment.file.write_table(batch)
-        except OSError as error:
-            self.error = error
+        except (OSError, MemoryError) as error:
+            self.error = as_os_error(error)
         else:
             self.entries = entries
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -27,12 +26,11 @@ from ..format.open_segment import OpenSegment
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
+from ..io.refusal import NOT_OF_THE_FILE, failure_of
 from .events import Events
 from .room import Room, by_age
 from .segments import READERS_BYTE, Segments
 from .victim import Victims
-
-logger = logging.getLogger(__name__)
 
 CLAIM_TRIES_MAX = 4  # bad segments one after the other: then it is the drive
 
@@ -53,6 +51,7 @@ class Log:
 
     def __init__(self, segments: Segments, index: Index, events: Events) -> None:
         self._segments, self._files, self._index = segments, segments.files, index
+        self._events = events
         self.room = Room(segments, index)
         self.victims = Victims(segments, index, events)
 
@@ -72,11 +71,15 @@ class Log:
             try:
                 return self._begin(claim)
             except OSError as error:
+                if failure_of(error) in NOT_OF_THE_FILE:
+                    # Left OPEN and unclaimed: another segment would fare no better, and this one is good.
+                    self._files.close(claim.fd)
+                    raise
                 refused, drive_full = error, self._is_drive_full(claim, error)
                 self._put_away(claim)
                 if drive_full:
                     return None  # but in the place of an old segment there is room
-                logger.warning("nvme: segment %d cannot be appended to: %s", claim.number, error)
+                self._events.failed(f"segment {claim.number} cannot be appended to: {error}")
             except BaseException:
                 # Left OPEN and unclaimed, as by a dead process: the next claim takes it over.
                 self._files.close(claim.fd)

@@ -81,6 +81,8 @@ class Segments:
             try:
                 fd = self.open(number, write=True, create=create)
             except FileNotFoundError:
+                if create:  # it is the directory that is gone
+                    raise
                 return None
             undo.callback(self.files.close, fd)
             if create:
@@ -116,8 +118,9 @@ class Segments:
             OSError: the file system refused.
         """
         if not self.is_allocated(fd):
-            self.files.allocate(fd, self.facts.segment_bytes)
+            # The name first: a file that is allocated is taken to be named durably, too.
             self.files.sync_directory(self.path(number).parent)
+            self.files.allocate(fd, self.facts.segment_bytes)
 
     def unlink(self, number: int) -> None:
         self.files.unlink(self.path(number))

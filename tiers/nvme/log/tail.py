@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from ...base import Buffer, ChunkKey
+from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from ..format.open_segment import OpenSegment
+from ..index.environment import IndexFull
 from ..io.lanes import Lanes
+from ..io.refusal import failure_of
 from .batch import PlacedBatch
 from .chunks import Removals, Target
 from .events import Events
 from .lifecycle import Log
-
-logger = logging.getLogger(__name__)
 
 PLACE_TRIES_MAX = 16  # others fill what we claim, or have left it full; then it is the drive or the index
 RECLAIMS_PER_CLAIM_MAX = 4  # what we free may be taken by another process; then there is contention enough
@@ -39,7 +38,7 @@ class Tail:
         # Mutable state, changed on the loop only.
         self._current: OpenSegment | None = None
         self._retired: set[OpenSegment] = set()
-        self._rolling: asyncio.Task[bool] | None = None
+        self._rolling: asyncio.Task[Failure | None] | None = None
         self._sealing: set[asyncio.Task[None]] = set()
         self._syncing = asyncio.Lock()
         self._undurable: OSError | TierError | None = None  # what the next flush has to raise
@@ -59,16 +58,20 @@ class Tail:
         *,
         order: int | None = None,
         pieces: bool = True,
-    ) -> int:
-        """Place as many leading chunks as there is room for, adding to `batches`; returns how many."""
+    ) -> tuple[int, Failure]:
+        """Place as many leading chunks as there is room for, adding to `batches`.
+
+        Returns how many, and why the others have no place.
+        """
         start = tries = 0
         while start < len(chunks) and tries < PLACE_TRIES_MAX:
             segment, rest = self._current, chunks[start:]
             lengths = [len(buffer) for _, buffer in rest]
             placement = segment.place([key for key, _ in rest], lengths) if segment else None
             if segment is None or placement is None:
-                if not await self._make_room(segment):
-                    return start
+                why = await self._make_room(segment)
+                if why is not None:
+                    return start, why
                 tries += 1
                 continue
             tries = 0
@@ -76,40 +79,45 @@ class Tail:
             when = self.next_order() if order is None else order
             batches.append(PlacedBatch(segment, placement, target, when, mine))
             start += placement.chunks
-        return start
+        return start, Failure.NO_SPACE
 
     def next_order(self) -> int:
         """Return a number for now: it orders batches of one process exactly, of several by the clock."""
         self._order = max(self._order + 1, time.time_ns())
         return self._order
 
-    async def _make_room(self, full: OpenSegment | None) -> bool:
+    async def _make_room(self, full: OpenSegment | None) -> Failure | None:
         if full is not None and full.is_in_vain:
-            return full.rewind()  # what is stored is not given up for room in which nothing can be written
+            # What is stored is not given up for room in which nothing can be written.
+            return None if full.rewind() else Failure.IO_ERROR
         return await self._roll(full)
 
-    async def _roll(self, full: OpenSegment | None) -> bool:
-        """Replace the open segment; False where there is no room for another."""
+    async def _roll(self, full: OpenSegment | None) -> Failure | None:
+        """Replace the open segment; returns why there is no other."""
         if self._current is not full:
-            return True  # somebody else has done it while we waited
+            return None  # somebody else has done it while we waited
         if self._rolling is None:
             # A task of its own: a cancelled append must not lose the segment that was claimed for all.
             self._rolling = asyncio.create_task(self._claim(full))
         return await asyncio.shield(self._rolling)
 
-    async def _claim(self, full: OpenSegment | None) -> bool:
-        fresh = None
+    async def _claim(self, full: OpenSegment | None) -> Failure | None:
+        fresh, why = None, Failure.NO_SPACE
         try:
             fresh = await self._lanes.upkeep(self._claim_or_reclaim)
+        except IndexFull as error:
+            why = Failure.INDEX_FULL
+            self._events.failed(f"no segment to write to: {error}")
         except (OSError, TierError) as error:
             self.io_errors += 1
-            logger.warning("nvme: no segment to write to: %s", error)
+            why = failure_of(error)
+            self._events.failed(f"no segment to write to: {error}")
         finally:
             # Both at once: whoever finds this segment full before the waiters wake must start another roll.
             self._current, self._rolling = fresh, None
         self._retire(full)
         self._events.rolled()
-        return fresh is not None
+        return None if fresh is not None else why
 
     def _retire(self, full: OpenSegment | None) -> None:
         if full is not None:  # also where there is no fresh one: sealed, it can be reclaimed
@@ -227,7 +235,7 @@ class Tail:
         """Count what may be lost with the power, for the next `flush` to raise."""
         self.io_errors += 1
         self._undurable = error
-        logger.warning("nvme: %s could not be made durable: %s", what, error)
+        self._events.failed(f"{what} could not be made durable: {error}")
 
     async def close(self) -> None:
         """Seal what is to be sealed, and leave the open segment to whoever comes next."""

@@ -100,6 +100,15 @@ class StoreDirectory:
     def quarantine_path(self) -> Path:
         return self.root / "quarantine"
 
+    def is_there(self) -> bool:
+        """Whether the path still names this directory; True where nobody can say."""
+        try:
+            return os.path.samestat((self.root / _LOCK).stat(), os.fstat(self._lock_fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
     def index_is_trusted(self) -> bool:
         """Whether the index was closed well, or was in use on this very boot."""
         return self._marked_boot() in ("", self.files.boot_id())

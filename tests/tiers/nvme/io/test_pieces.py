@@ -210,13 +210,44 @@ def test_a_chunk_cut_off_by_the_end_of_the_file_is_corrupt(source: OneFile) -> N
     assert ran(plan_reads(Files(), source, CHECKSUM, wanted(entries))) == {b"2": Failure.CORRUPT}
 
 
-def test_a_segment_that_is_gone_is_missing_and_one_whose_file_is_gone_is_corrupt(source: OneFile) -> None:
+def test_a_segment_that_is_gone_is_missing_and_one_whose_file_is_gone_has_lost_it(source: OneFile) -> None:
     entries = written(source, chunks_of([8192]))
     assert ran(plan_reads(Files(), OneFile(None), CHECKSUM, wanted(entries))) == {b"0": Failure.MISSING}
     source.error = FileNotFoundError(errno.ENOENT, "gone")
-    assert ran(plan_reads(Files(), source, CHECKSUM, wanted(entries))) == {b"0": Failure.CORRUPT}
-    source.error = OSError(errno.EMFILE, "too many files")
-    assert ran(plan_reads(Files(), source, CHECKSUM, wanted(entries))) == {b"0": Failure.IO_ERROR}
+    assert ran(plan_reads(Files(), source, CHECKSUM, wanted(entries))) == {b"0": Failure.GONE}
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        (errno.EMFILE, Failure.NO_RESOURCES),
+        (errno.ENFILE, Failure.NO_RESOURCES),
+        (errno.ENOMEM, Failure.NO_RESOURCES),
+        (errno.EROFS, Failure.NOT_ALLOWED),
+        (errno.EACCES, Failure.NOT_ALLOWED),
+        (errno.EIO, Failure.IO_ERROR),
+    ],
+)
+def test_an_open_that_is_refused_says_nothing_about_the_place(
+    source: OneFile, code: int, failure: Failure
+) -> None:
+    entries = written(source, chunks_of([8192]))
+    source.error = OSError(code, os.strerror(code))
+    (piece,) = plan_reads(Files(), source, CHECKSUM, wanted(entries))
+    assert ran([piece]) == {b"0": failure}
+    assert not piece.unreadable
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.EBADMSG])
+def test_a_read_that_the_drive_refuses_is_a_bad_place(source: OneFile, code: int) -> None:
+    class Bad(Files):
+        def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+            raise OSError(code, os.strerror(code))
+
+    entries = written(source, chunks_of([8192]))
+    (piece,) = plan_reads(Bad(), source, CHECKSUM, wanted(entries))
+    assert ran([piece]) == {b"0": Failure.IO_ERROR}
+    assert piece.unreadable == {0}
 
 
 def test_every_chunk_is_planned_exactly_once() -> None:
@@ -227,3 +258,22 @@ def test_every_chunk_is_planned_exactly_once() -> None:
     for piece in pieces:
         first, last = piece.chunks[0].place, piece.chunks[-1].place
         assert (last.block + blocks_of(last.length_bytes) - first.block) * BLOCK_BYTES <= 2 * PIECE_BYTES
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
+def test_memory_that_is_lacking_costs_the_keys_that_need_it(
+    source: OneFile, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    entries = written(source, chunks_of([BLOCK_BYTES, 5000, BLOCK_BYTES]))
+
+    def lacking(size_bytes: int) -> Buffer:
+        raise error
+
+    monkeypatch.setattr("kvtier.tiers.nvme.io.pieces.scratch", lacking)
+    failed = ran(plan_reads(Files(), source, CHECKSUM, wanted(entries)))
+    assert failed.keys() == {b"1"}, "the others need no memory of ours"
+    assert source.fd is not None
+    piece = WritePiece(Files(), source.fd, CHECKSUM, 1, chunks_of([5000]))
+    assert piece() == 0
+    assert piece.error is not None
+    assert piece.error.errno == errno.ENOMEM
