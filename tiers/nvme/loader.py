@@ -151,9 +151,9 @@ class Loader:
 
     async def _condemn(self, scope: int, condemned: Sequence[tuple[Wanted[Extent], Failure]]) -> None:
         """Remove bad chunks. The buffers hold the evidence of those that failed their checksum."""
-        corrupt = [wanted for wanted, why in condemned if why is Failure.CORRUPT]
         # A segment's file that is gone, in a directory that is there, is damage like any other.
-        self.counters["corrupt_chunks"] += sum(why is not Failure.IO_ERROR for _, why in condemned)
+        corrupt = [wanted for wanted, why in condemned if why is not Failure.IO_ERROR]
+        self.counters["corrupt_chunks"] += len(corrupt)
         first, why = condemned[0]
         what = _WHAT.get(why, "cannot be read")
         self._failures.add(

@@ -36,6 +36,7 @@ from .log.budget import facts_for
 from .log.chunks import Live, Target
 from .log.events import Events
 from .log.lifecycle import Log
+from .log.order import next_removal
 from .log.reclaim import Allowance, Carrier
 from .log.tail import Tail
 from .presence import Presence
@@ -182,9 +183,9 @@ class NvmeTier:
                 return
             digest, checksum = self._view.digest, self._view.checksum
             forget = partial(_forget, digest, keys)
-            scope, gone = await self._lanes.index(partial(self._index.write, forget))
+            scope, gone, order = await self._lanes.index(partial(self._index.write, forget))
             if gone and reason is RemoveReason.REQUESTED:
-                await self._appender.append_removals(Target(digest, scope, checksum), gone)
+                await self._appender.append_removals(Target(digest, scope, checksum), gone, order)
 
     async def flush(self) -> None:
         """Return when everything stored so far would survive a power loss.
@@ -359,8 +360,8 @@ def _warn_of_small_index(store: Store, capacity_bytes: int, chunk_bytes: int) ->
         )
 
 
-def _forget(digest: bytes, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey]]:
-    """Drop the keys' extents; returns the scope in force and the keys that were there."""
+def _forget(digest: bytes, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey], int]:
+    """Drop the keys' extents; returns the scope in force, the keys that were there, the removal's order."""
     namespace = txn.namespace(digest)
     scope, gone = namespace.scope if namespace else 0, []
     ledger = Ledger(txn)
@@ -370,7 +371,7 @@ def _forget(digest: bytes, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[
             ledger.forget(scope, key, extent)
             gone.append(key)
     ledger.close()
-    return scope, gone
+    return scope, gone, next_removal(txn) if gone else 0
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

@@ -25,6 +25,7 @@ from ..log.append import Appender
 from ..log.chunks import Target
 from ..log.events import Events
 from ..log.lifecycle import Log
+from ..log.order import next_removal
 from ..log.tail import Tail
 from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
@@ -111,8 +112,8 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
     try:
         for start in range(0, len(chosen.keys), BATCH_CHUNKS):
             forget = partial(_forget, chosen, chosen.keys[start : start + BATCH_CHUNKS])
-            gone = await lanes.index(partial(index.write, forget))
-            await appender.append_removals(target, list(gone))
+            gone, order = await lanes.index(partial(index.write, forget))
+            await appender.append_removals(target, list(gone), order)
             chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
             progress(len(gone))
         await _flush(tail)
@@ -131,11 +132,14 @@ async def _flush(tail: Tail) -> None:
         raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
 
 
-def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[ChunkKey, int]:
-    """Drop the extents of those keys that are still to be removed; returns the keys with their lengths."""
+def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[dict[ChunkKey, int], int]:
+    """Drop the extents of those keys that are still to be removed.
+
+    Returns the keys with their lengths, and the removal's order.
+    """
     record = txn.namespace(chosen.digest)
     if record is None or record.scope != chosen.scope:
-        return {}
+        return {}, 0
     ledger, gone = Ledger(txn), {}
     for key in keys:
         extent = ledger.extent(chosen.scope, key)
@@ -143,7 +147,7 @@ def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> dict[
             ledger.forget(chosen.scope, key, extent)
             gone[key] = extent.length_bytes
     ledger.close()
-    return gone
+    return gone, next_removal(txn) if gone else 0
 
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:

@@ -26,8 +26,11 @@ class OpenSegment:
     Keeps room for the trailer from the first batch on, so sealing never fails for lack of room.
     """
 
-    def __init__(self, file: SegmentFile, next_block: int, batches: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self, file: SegmentFile, next_block: int, batches: Iterable[bytes] = (), *, opened: int = 0
+    ) -> None:
         self.file = file
+        self.opened = opened  # when this life began, in openings of the store
         self._first_block = next_block
         # Mutable state.
         self.next_block = next_block

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
@@ -26,11 +27,25 @@ from .batch import PlacedBatch
 from .chunks import Removals, Target
 from .events import Events
 from .lifecycle import is_open
+from .order import is_outdated, next_order, note
 from .room import index_is_tight
 from .segments import Segments
 from .tail import Tail
 
 _NO_BYTES = memoryview(b"")
+REORDERS_MAX = 8  # of one append: who meets so many removals in a row is shed
+
+
+class Since(NamedTuple):
+    """A moment of the store: the order that was given out then, and how many segments had been opened."""
+
+    order: int
+    opened: int
+
+
+class Rolled(Exception):  # not an error: the caller looks again
+    """The open segment was replaced since; a removal of that time would not be kept as long as it is."""
+
 
 Accept = Callable[[ChunkKey, Extent, Extent | None], Extent | None]
 """Called in the committing transaction with a key, where it was written, and where the index has it so far.
@@ -56,36 +71,42 @@ class Appender:
         chunks: Sequence[tuple[ChunkKey, Buffer]],
         accept: Accept,
         *,
-        order: int | None = None,
+        since: Since | None = None,
     ) -> dict[ChunkKey, Failure]:
         """Write the chunks and commit what `accept` takes; returns why the others failed.
 
-        `order` is when the chunks were known to be wanted: a removal after that counts, were the index
+        `since` is when the chunks were last known to be wanted: a removal after that counts, were the index
         to be rebuilt. Now, if not given.
+
+        Raises:
+            Rolled: the open segment is a later one than `since` allows; nothing was written.
         """
         batches: list[PlacedBatch] = []
         failed: dict[ChunkKey, Failure] = {}
+        order = None if since is None else since.order
         try:
             placed, why = await self._tail.place(target, chunks, batches, order=order)
             failed.update((key, why) for key, _ in chunks[placed:])
+            if since is not None and any(batch.segment.opened > since.opened for batch in batches):
+                raise Rolled
             if batches:
-                failed.update(await self._written(target, batches, accept))
+                failed.update(await self._written(target, batches, accept, ordered=since is not None))
         finally:
             for batch in batches:
                 batch.segment.refused |= batch.error is not None
                 self._tail.complete(batch.segment, batch.table)
         return failed
 
-    async def append_removals(self, target: Target, keys: Sequence[ChunkKey]) -> None:
+    async def append_removals(self, target: Target, keys: Sequence[ChunkKey], order: int) -> None:
         """Append removals of keys that have left the index, so that no rebuild brings them back.
 
-        The tail's next `flush` raises what could not be written.
+        `order` was given out in the transaction that they left it in. The tail's next `flush` raises what
+        could not be written.
         """
         with self._index.read() as txn:
             opened = txn.number("opened")  # in none that is opened later do they lie
         now_s = int(time.time())
         entries = tuple(Entry(key, opened, 0, 0, now_s) for key in keys)
-        order = self._tail.next_order()
         await self.write_removals([Removals(target.namespace, target.scope, order, entries)])
 
     async def write_removals(self, removals: Sequence[Removals]) -> None:
@@ -121,13 +142,15 @@ class Appender:
     # Writing and committing.
 
     async def _written(
-        self, target: Target, batches: Sequence[PlacedBatch], accept: Accept
+        self, target: Target, batches: Sequence[PlacedBatch], accept: Accept, *, ordered: bool
     ) -> Mapping[ChunkKey, Failure]:
         """Write the batches and commit them; returns why some keys are not there."""
         calls = [call for batch in batches for call in batch.calls()]
         lost, why = [], Failure.DROPPED
         try:
-            lost = await self._lanes.store(calls, then=partial(self._commit, target, batches, accept))
+            lost = await self._lanes.store(
+                calls, then=partial(self._commit, target, batches, accept, ordered)
+            )
         except IndexFull as error:
             lost, why = _written_keys(batches), Failure.INDEX_FULL
             self._events.failed(f"{error}")
@@ -143,20 +166,37 @@ class Appender:
                 self._events.failed(f"segment {batch.segment.name.segment} was not written: {batch.error}")
         return failed
 
-    def _commit(self, target: Target, batches: Sequence[PlacedBatch], accept: Accept) -> list[ChunkKey]:
+    def _commit(
+        self, target: Target, batches: Sequence[PlacedBatch], accept: Accept, ordered: bool
+    ) -> list[ChunkKey]:
         """On a lane: make visible what was written. Returns the keys that may not be any more."""
         self._segments.files.reached("data written")
-        written = [batch for batch in batches if batch.entries]
-        if not written:
-            return []
-        self._segments.files.reached("before commit")
-        refused = self._index.write(lambda txn: self._put(txn, target, written, accept))
-        self._segments.files.reached("committed")
-        return refused
+        for _ in range(REORDERS_MAX):
+            written = [batch for batch in batches if batch.entries]
+            if not written:
+                return []
+            self._segments.files.reached("before commit")
+            refused = self._index.write(partial(self._put, target, written, accept, ordered))
+            if refused is not None:
+                self._segments.files.reached("committed")
+                return refused
+            later = self._index.write(next_order)
+            self._tail.order_from(later)
+            for batch in written:
+                batch.reorder(later)
+        return _written_keys(batches)
 
     def _put(
-        self, txn: Transaction, target: Target, batches: Sequence[PlacedBatch], accept: Accept
-    ) -> list[ChunkKey]:
+        self,
+        target: Target,
+        batches: Sequence[PlacedBatch],
+        accept: Accept,
+        ordered: bool,
+        txn: Transaction,
+    ) -> list[ChunkKey] | None:
+        """Put what is accepted; None where a removal has come since the batches took their order."""
+        if not ordered and any(is_outdated(txn, batch.order) for batch in batches):
+            return None
         if index_is_tight(txn, self._segments.facts.index_bytes):
             raise IndexFull("nvme", "the index may not grow further")
         ledger = Ledger(txn)
@@ -178,6 +218,7 @@ class Appender:
                     ledger.put(target.scope, entry.key, before, extent)
             _raise_end(ledger, batch)
         ledger.close()
+        note(txn, max(batch.order for batch in batches), removal=False)
         return refused
 
 

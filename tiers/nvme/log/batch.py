@@ -71,6 +71,11 @@ class PlacedBatch:
         else:
             self.entries = entries
 
+    def reorder(self, order: int) -> None:
+        """Write the table again with a later order; where that fails, the batch has failed."""
+        entries, self.entries, self.table, self.order = self.entries, (), None, order
+        self.write_table(entries)
+
     @property
     def end_block(self) -> int:
         return self.placement.block + self.placement.table_blocks + self.placement.data_blocks

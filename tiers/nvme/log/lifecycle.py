@@ -146,11 +146,12 @@ class Log:
         if header is None or header.name != file.name:
             file.write_header(claim.segment.opened)
             if claim.segment.end_block == FIRST_BLOCK:
-                return OpenSegment(file, FIRST_BLOCK)
+                return OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
             # Else the header was damaged, and the chunks behind it are as good as ever.
         batches = list(file.sweep())  # of a process that died; committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
-        segment = OpenSegment(file, end, [batch.encode() for batch in batches])
+        tables = [batch.encode() for batch in batches]
+        segment = OpenSegment(file, end, tables, opened=claim.segment.opened)
         segment.unsynced = True  # it may have died before it synced them
         return segment
 

@@ -7,24 +7,30 @@ carried for ten that were stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from ...base import Buffer, ChunkKey
+from ...base import ChunkKey
+from ...errors import TierError
 from ..format.checksum import ChunkChecksum
 from ..index.environment import Index
+from ..index.ledger import Ledger
 from ..index.records import Extent
+from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, scratch
 from ..io.lanes import Lanes
 from ..io.pieces import Wanted, plan_reads
-from .append import Appender
+from .append import Appender, Rolled, Since
 from .chunks import Live, Target
+from .order import next_order
 from .readers import Readers
 from .segments import Segments
 from .tail import Tail
 from .victim import Victim, Victims
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
+CARRY_TRIES_MAX = 4  # of one step: the open segment is replaced once in many steps
 ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
 
 
@@ -72,21 +78,29 @@ class Carrier:
         Raises:
             OSError, TierError: it is left to whoever reclaims next.
         """
-        order = self._tail.next_order()  # before we look: what is removed from here on is removed later
         victim = await self._lanes.upkeep(self._victims.begin)
         if victim is None:
             return False
+        moves: list[_Move] = []
+        before = self._tail.undurable_count
         try:
             groups = list(_groups(self._chosen(victim))) if carry else []
             for group in groups:
-                await self._carry(group, order)
+                await self._carry(group, moves)
             await self._appender.write_removals(victim.removals)
             if groups or victim.removals:
                 # What was durable stays so: the new place first, then the old one may be overwritten.
                 await self._tail.sync()
+            if self._tail.undurable_count > before:
+                await self._lanes.index(partial(self._index.write, partial(_put_back, moves)))
+                raise TierError(
+                    "nvme", f"segment {victim.number} keeps its chunks: no other place is durable"
+                )
         except BaseException:
             self._victims.abandon(victim)
             raise
+        self.carried_chunks += len(moves)
+        self.carried_bytes += sum(move.old.length_bytes for move in moves)
         self.evicted_chunks += await self._lanes.upkeep(partial(self._victims.finish, victim))
         return True
 
@@ -97,7 +111,7 @@ class Carrier:
             if self._allowance.take(aligned(live.extent.length_bytes)):
                 yield live
 
-    async def _carry(self, group: list[Live], order: int) -> None:
+    async def _carry(self, group: list[Live], moves: list[_Move]) -> None:
         namespace, scope = group[0].namespace, group[0].scope
         checksum = ChunkChecksum(namespace)
         wanted = list(_with_buffers(group))
@@ -108,23 +122,70 @@ class Carrier:
         finally:
             readers.close()
         bad = {piece.chunks[position].key for piece in pieces for position in piece.failed}
-        old = {chunk.key: chunk.place for chunk in wanted}
-        good: list[tuple[ChunkKey, Buffer]] = [
-            (chunk.key, chunk.buffer) for chunk in wanted if chunk.key not in bad
-        ]
+        good = [chunk for chunk in wanted if chunk.key not in bad]
         target = Target(namespace, scope, checksum)
-        failed = await self._appender.append(target, good, partial(_moved, old), order=order)
-        done = [old[key] for key, _ in good if key not in failed]
-        self.carried_chunks += len(done)
-        self.carried_bytes += sum(extent.length_bytes for extent in done)
+        for _ in range(CARRY_TRIES_MAX):
+            since, there = await self._lanes.index(
+                partial(self._index.write, partial(_still_there, scope, good))
+            )
+            chunks = [(chunk.key, chunk.buffer) for chunk in there]
+            moved: dict[ChunkKey, _Move] = {}
+            accept = partial(_moved, scope, {chunk.key: chunk.place for chunk in there}, moved)
+            try:
+                failed = await self._appender.append(target, chunks, accept, since=since)
+            except Rolled:
+                continue
+            moves += [move for key, move in moved.items() if key not in failed]
+            return
 
 
-def _moved(old: dict[ChunkKey, Extent], key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:
+class _Move(NamedTuple):
+    """A chunk that was carried: from where to where."""
+
+    scope: int
+    key: ChunkKey
+    old: Extent
+    new: Extent
+
+
+def _still_there(
+    scope: int, chunks: Sequence[Wanted[Extent]], txn: Transaction
+) -> tuple[Since, list[Wanted[Extent]]]:
+    """Which chunks still lie where they were found, and as of when: a removal after that is a later one."""
+    there = []
+    for chunk in chunks:
+        now = txn.extent(scope, chunk.key)
+        if now is not None and now[:3] == chunk.place[:3]:
+            there.append(chunk)
+    return Since(next_order(txn), txn.number("opened")), there
+
+
+def _moved(
+    scope: int,
+    old: Mapping[ChunkKey, Extent],
+    moved: dict[ChunkKey, _Move],
+    key: ChunkKey,
+    place: Extent,
+    now: Extent | None,
+) -> Extent | None:
     """The chunk's new place, unless it was removed or written elsewhere meanwhile."""
     if now is None or now[:3] != old[key][:3]:
+        moved.pop(key, None)
         return None
     # Its age and its hits go with it; the next lap is earned by being read again.
-    return place._replace(stored_s=now.stored_s, hits=now.hits)
+    new = place._replace(stored_s=now.stored_s, hits=now.hits)
+    moved[key] = _Move(scope, key, now, new)  # again, where the transaction runs again
+    return new
+
+
+def _put_back(moves: Sequence[_Move], txn: Transaction) -> None:
+    """Say that the chunks lie in their old place, which is as good as ever; but of what was removed since."""
+    ledger = Ledger(txn)
+    for scope, key, old, new in moves:
+        now = ledger.extent(scope, key)
+        if now is not None and now[:3] == new[:3]:
+            ledger.put(scope, key, now, old)
+    ledger.close()
 
 
 def _by_hits(live: Live) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class Tail:
         self._syncing = asyncio.Lock()
         self._undurable: OSError | TierError | None = None  # what the next flush has to raise
         self._order = 0
+        self.undurable_count = 0  # times that something could not be made durable
         self.evicted_chunks = 0
         self.io_errors = 0
         # Changed by the roll only, on its thread.
@@ -82,9 +83,13 @@ class Tail:
         return start, Failure.NO_SPACE
 
     def next_order(self) -> int:
-        """Return a number for now: it orders batches of one process exactly, of several by the clock."""
+        """Return a number for now: a guess, which the commit corrects where a removal is ahead of it."""
         self._order = max(self._order + 1, time.time_ns())
         return self._order
+
+    def order_from(self, order: int) -> None:
+        """Go on from an order that the index has given out; any thread."""
+        self._order = max(self._order, order)  # may be lost to one at the same time: then it comes again
 
     async def _make_room(self, full: OpenSegment | None) -> Failure | None:
         if full is not None and full.is_in_vain:
@@ -202,12 +207,17 @@ class Tail:
             error, self._undurable = self._undurable, None
             raise error
 
-    async def sync(self) -> None:
-        """Try to make everything that was appended so far durable; the next `flush` raises what failed."""
+    async def sync(self) -> bool:
+        """Try to make everything that was appended so far durable; the next `flush` raises what failed.
+
+        Returns whether nothing has failed meanwhile.
+        """
+        before = self.undurable_count
         async with self._syncing:  # what another sync has begun with is durable only when that one is through
             await self._sync_unsynced()
         if self._sealing:
             await asyncio.wait(self._sealing)
+        return self.undurable_count == before
 
     async def _sync_unsynced(self) -> None:
         segments = [segment for segment in (self._current, *self._retired) if segment and segment.unsynced]
@@ -234,6 +244,7 @@ class Tail:
     def not_durable(self, what: str, error: OSError | TierError) -> None:
         """Count what may be lost with the power, for the next `flush` to raise."""
         self.io_errors += 1
+        self.undurable_count += 1
         self._undurable = error
         self._events.failed(f"{what} could not be made durable: {error}")
 

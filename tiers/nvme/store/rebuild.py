@@ -22,6 +22,7 @@ from ..index.environment import Index
 from ..index.ledger import Ledger
 from ..index.records import Extent, Namespace, Segment, SegmentState
 from ..index.transaction import Transaction
+from ..log import order
 from ..log.budget import SEGMENT_SLACK_BYTES
 from ..log.room import index_is_tight
 from ..log.segments import Segments
@@ -140,6 +141,8 @@ def _put_frame(
         if scope:
             txn.put_namespace(digest, Namespace(scope, epoch, 0, 0, 0, 0))
     txn.set_number("scope", max([0, *(scope for scope, _ in scopes.values())]))
+    for batch in batches:
+        order.note(txn, batch.order, removal=batch.removals)
     txn.set_number("segment", max([0, *(one.number for one in found)]))
     if found:
         txn.set_number(REBUILT_S, int(time.time()))

@@ -1,0 +1,44 @@
+"""The order of what happens to a key, as a rebuild sees it: it rises over the store, whatever the clock.
+
+Every table has an order, and a removal counts against chunks of a lower one. A clock may be set back, and
+those of two processes may differ, so the index keeps the highest order that was given and the last removal:
+
+    a removal   takes the next order in the transaction that drops the keys
+    a store     takes a number of its own when it is placed; where a removal has come since, its tables are
+                written again, with the next order, before it is committed
+    a carry     takes the next order in the transaction that sees its chunks still in place: any removal
+                after that is higher, and any store that it may meet is lower or stays
+"""
+
+from __future__ import annotations
+
+import time
+
+from ..index.transaction import Transaction
+
+_LAST, _LAST_REMOVAL = "order", "removed"  # numbers in the index
+
+
+def next_order(txn: Transaction) -> int:
+    """Give out an order above all that were given out or committed."""
+    order = max(txn.number(_LAST), time.time_ns()) + 1
+    txn.set_number(_LAST, order)
+    return order
+
+
+def next_removal(txn: Transaction) -> int:
+    """Give out the order of a removal that this transaction makes."""
+    order = next_order(txn)
+    txn.set_number(_LAST_REMOVAL, order)
+    return order
+
+
+def is_outdated(txn: Transaction, order: int) -> bool:
+    """Whether a removal has come since a store took this order."""
+    return order <= txn.number(_LAST_REMOVAL)
+
+
+def note(txn: Transaction, order: int, *, removal: bool) -> None:
+    """Raise what the index knows to an order that is in use."""
+    for name in (_LAST, _LAST_REMOVAL) if removal else (_LAST,):
+        txn.set_number(name, max(order, txn.number(name)))
