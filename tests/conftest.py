@@ -10,6 +10,7 @@ import asyncio
 import gc
 import inspect
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import resource_tracker
@@ -45,6 +46,16 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     left = _held() - before
     if left:
         pytest.fail("the test left behind: " + ", ".join(sorted(left)))
+
+
+@pytest.fixture(autouse=True)
+def _cleans_up_after_the_killed(_leaves_nothing_behind: None) -> Iterator[None]:
+    """Indexes of stores whose processes a test has killed; what somebody still uses is left to be found."""
+    before = set(SHARED_MEMORY.glob("kvtier-index-*"))
+    yield
+    for home in set(SHARED_MEMORY.glob("kvtier-index-*")) - before:
+        if not any(_maps(file) for file in home.iterdir()):
+            shutil.rmtree(home)
 
 
 @pytest.fixture

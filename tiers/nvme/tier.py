@@ -26,13 +26,14 @@ from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
 from .failures import FailureLog
 from .index.ledger import Ledger
+from .index.memory import SHARED_MEMORY
 from .index.records import Extent, Namespace
 from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
+from .keeper import Keeper
 from .loader import Loader
 from .log.append import Appender
-from .log.budget import facts_for
 from .log.chunks import Live, Target
 from .log.events import Events
 from .log.lifecycle import Log
@@ -46,7 +47,6 @@ from .view import View
 logger = logging.getLogger(__name__)
 
 WRITE_AMPLIFICATION = 1.3
-INDEX_SHORTAGE_MAX = 2  # times; an index is made with room to spare, so up to there nobody notices
 
 
 class NvmeTier:
@@ -86,6 +86,7 @@ class NvmeTier:
         self._upkeep = Upkeep(
             lanes, store, self._log.room, self._tail, self._carrier, self._events, self._failures
         )
+        self._keeper = Keeper(lanes, store, self._failures)
         self._loader = Loader(lanes, store, self._view, self._log.room, self._upkeep, self._failures)
         # Mutable state, changed on the loop only.
         self._counters = dict.fromkeys(("stored_chunks", "stored_bytes", "dropped_chunks"), 0)
@@ -106,8 +107,9 @@ class NvmeTier:
         chunk_bytes: int,
         write_amplification: float = WRITE_AMPLIFICATION,
         files: Files | None = None,
+        memory: Path = SHARED_MEMORY,
     ) -> NvmeTier:
-        """Open or create the store at `path` for chunks of up to `chunk_bytes`.
+        """Open or create the store at `path` for chunks of up to `chunk_bytes`, with its index in `memory`.
 
         The cap is that of the whole directory, and the last process to open it sets it for all.
 
@@ -124,13 +126,13 @@ class NvmeTier:
             reserve_bytes=reserve_bytes,
             identity=identity,
             chunk_bytes=chunk_bytes,
+            place=memory,
         )
         try:
             store = await _opened(lanes, open_it, identity)
         except BaseException:
             lanes.close()
             raise
-        _warn_of_small_index(store, capacity_bytes, chunk_bytes)
         return NvmeTier(
             lanes,
             store,
@@ -276,6 +278,7 @@ class NvmeTier:
 
     async def _close(self) -> None:
         await self._idle.wait()
+        await self._keeper.stop()
         await self._upkeep.stop()
         self._loader.close()
         self._last_record = self._view.record()
@@ -306,28 +309,17 @@ async def _opened(lanes: Lanes, open_it: Callable[[], Store], identity: Identity
     return store
 
 
-def _warn_of_small_index(store: Store, capacity_bytes: int, chunk_bytes: int) -> None:
-    index_bytes = store.directory.facts.index_bytes
-    wanted_bytes = facts_for(capacity_bytes, chunk_bytes).index_bytes
-    if wanted_bytes > INDEX_SHORTAGE_MAX * index_bytes:
-        logger.warning(
-            "nvme: %s was made for larger chunks: its index is full when some %d%% of the cap are; for "
-            "chunks of %d bytes give the tier another path",
-            store.directory.root,
-            100 * index_bytes // wanted_bytes,
-            chunk_bytes,
-        )
-
-
 def _forget(digest: bytes, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey]]:
-    """Drop the keys' extents; returns the scope in force and the keys that were there."""
+    """Drop the keys' extents; returns the scope in force and the keys that were, or may have been, there."""
     namespace = txn.namespace(digest)
     scope, gone = namespace.scope if namespace else 0, []
+    unread = txn.newest_unread() is not None  # what is not found yet may lie in there
     ledger = Ledger(txn)
     for key in dict.fromkeys(keys):
         extent = ledger.extent(scope, key)
         if extent is not None:
             ledger.forget(scope, key, extent)
+        if extent is not None or unread:
             gone.append(key)
     ledger.close()
     return scope, gone

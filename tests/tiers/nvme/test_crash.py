@@ -153,7 +153,7 @@ def assert_books_match(tier: NvmeTier, path: Path) -> None:
 
 def least_bytes(capacity_bytes: int) -> int:
     facts = facts_for(capacity_bytes, CHUNK_BYTES)
-    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.index_bytes).least_bytes
+    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.chunk_bytes).least_bytes
 
 
 TIGHT_BYTES = least_bytes(4 * MIB) + MIB

@@ -18,9 +18,9 @@ from itertools import islice
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from ..format.codec import Entry
-from ..index.environment import Index, IndexFull
+from ..index.environment import Index, IndexBusy, IndexFull
 from ..index.ledger import Ledger
-from ..index.records import Extent
+from ..index.records import Extent, Removal
 from ..index.transaction import Transaction
 from ..io.lanes import Lanes
 from .batch import PlacedBatch
@@ -87,6 +87,10 @@ class Appender:
         now_s = int(time.time())
         entries = tuple(Entry(key, opened, 0, 0, now_s) for key in keys)
         order = self._tail.next_order()
+        # In the index first: a checkpoint of it that has no chunk must not lack the reason.
+        await self._lanes.index(
+            partial(self._index.write, partial(_note, scope=target.scope, entries=entries, order=order))
+        )
         await self.write_removals([Removals(target.namespace, target.scope, order, entries)])
 
     async def write_removals(self, removals: Sequence[Removals]) -> None:
@@ -130,6 +134,8 @@ class Appender:
             lost = await self._lanes.store(calls, then=partial(self._commit, target, batches, accept))
         except IndexFull:
             lost, why = _written_keys(batches), Failure.NO_SPACE
+        except IndexBusy:
+            lost, why = _written_keys(batches), Failure.DROPPED
         except TierError as error:
             self.io_errors += 1
             logger.warning("%s", error)
@@ -155,7 +161,7 @@ class Appender:
     def _put(
         self, txn: Transaction, target: Target, batches: Sequence[PlacedBatch], accept: Accept
     ) -> list[ChunkKey]:
-        if index_is_tight(txn, self._segments.facts.index_bytes):
+        if index_is_tight(txn):
             raise IndexFull("nvme", "the index may not grow further")
         ledger = Ledger(txn)
         if not ledger.in_force(target.scope):
@@ -184,6 +190,11 @@ def _raise_end(ledger: Ledger, batch: PlacedBatch) -> None:
     segment = ledger.segment(number)
     assert segment is not None, "a claimed segment has a record"
     ledger.set_segment(number, segment._replace(end_block=max(segment.end_block, batch.end_block)))
+
+
+def _note(txn: Transaction, scope: int, entries: Sequence[Entry], order: int) -> None:
+    for entry in entries:
+        txn.put_removal(scope, entry.key, Removal(order, entry.block))
 
 
 def _written_keys(batches: Sequence[PlacedBatch]) -> list[ChunkKey]:
