@@ -93,6 +93,16 @@ class SegmentFile:
             return []
         return decode_removals(self._read(footer.block, blocks_of(footer.removals_bytes)), footer)
 
+    def unseal(self) -> None:
+        """Make this life's trailer invalid, if it has one: its writer died before the index knew of it.
+
+        What is appended from here on is in no trailer, and one that is valid is believed to list everything.
+        """
+        footer = self.read_footer()
+        if footer is not None and footer.name == self.name:
+            self._write(self.size_blocks - 1, bytes(BLOCK_BYTES))
+            self.files.sync_data(self.fd)
+
     def read_trailer(self) -> list[Batch] | None:
         """The batches of a sealed segment, or None where the footer is not this life's or is damaged."""
         footer = Footer.decode(self._read(self.size_blocks - 1, 1))

@@ -17,6 +17,8 @@ from ...errors import TierUnavailable
 
 SHARED_MEMORY = Path("/dev/shm")  # tmpfs on every Linux
 
+OWNER = "store"  # the file that says whose index it is
+
 
 class Home(NamedTuple):
     """The directory of one index, and which one it is: a path can come to name another one."""
@@ -48,8 +50,8 @@ def is_there(home: Home) -> bool:
     return look(home.path) == home and (home.path / "data.mdb").exists()
 
 
-def make(path: Path, needed_bytes: int) -> Home:
-    """Make the directory anew, empty.
+def make(path: Path, needed_bytes: int, store: Path) -> Home:
+    """Make the directory of a store's index anew, with nothing in it but a line on whose it is.
 
     Raises:
         TierUnavailable: there is too little shared memory, or none.
@@ -58,6 +60,7 @@ def make(path: Path, needed_bytes: int) -> Home:
     remove(path)
     refuse_small(path.parent, needed_bytes)
     path.mkdir(mode=0o700)
+    (path / OWNER).write_text(f"{store.absolute()}\n")
     home = look(path)
     assert home is not None, "it was just made"
     return home

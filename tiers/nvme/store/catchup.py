@@ -14,6 +14,7 @@ At the end, extents of past lives leave. Until then a load finds them gone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ..index.records import Extent, SegmentState, Unread
 from ..index.transaction import Transaction
 from ..log.room import index_is_tight
 from .directory import CATCH_UP_BYTE, StoreDirectory
-from .frame import PUT_STEP_MAX, STALE
+from .frame import PUT_STEP_MAX, READ_S, STALE
 
 SWEEP_STEP_MAX = 4096  # extents looked at in one transaction that only reads
 ALIVE = (SegmentState.OPEN, SegmentState.SEALED)
@@ -220,7 +221,7 @@ def _put(txn: Transaction, one: Unread, part: Sequence[tuple[Batch, Entry]]) -> 
         return  # emptied meanwhile
     if index_is_tight(txn):
         return  # what is left out is older than what is there; it is a miss
-    ledger = Ledger(txn)
+    ledger, now_s = Ledger(txn), int(time.time())
     for batch, entry in part:
         removal = txn.removal(batch.scope, entry.key)
         if not ledger.in_force(batch.scope) or (removal is not None and batch.order <= removal.order):
@@ -228,6 +229,7 @@ def _put(txn: Transaction, one: Unread, part: Sequence[tuple[Batch, Entry]]) -> 
         before = ledger.extent(batch.scope, entry.key)
         if before is None or not _is_alive(ledger, before):
             ledger.put(batch.scope, entry.key, before, _place(batch, entry))
+            txn.set_number(READ_S, now_s)
     end_block = max(batch.end_block for batch, _ in part)
     segment = ledger.segment(one.number)
     assert segment is not None, "it was there at the start of the transaction"

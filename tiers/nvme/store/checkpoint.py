@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 STEP_BYTES = 1024 * 1024  # copied at a time
 MADE_S, MADE_OPENED = "checkpoint_s", "checkpoint_opened"  # numbers in the index: when the last one was made
 
-_FOOTER = struct.Struct("<8s16sQIQQ")
+_FOOTER = struct.Struct("<8s16sQIQQ?")
 _MAGIC = b"KVTCKP\x00\x01"
 _CHECKSUM = struct.Struct("<I")
 
@@ -52,6 +52,7 @@ class Footer(NamedTuple):
     checksum: int
     made_s: int
     chunks: int
+    is_last: bool = False
 
     def encode(self) -> bytes:
         head = _FOOTER.pack(_MAGIC, *self)
@@ -68,8 +69,10 @@ class Footer(NamedTuple):
         return Footer(*_FOOTER.unpack(head)[1:])
 
 
-def write_checkpoint(directory: StoreDirectory, index: Index) -> bool:
+def write_checkpoint(directory: StoreDirectory, index: Index, *, is_last: bool = False) -> bool:
     """Make a checkpoint; False where another process is about to, or it has no room under the cap.
+
+    `is_last` says that nothing comes after it: nobody else has the store open, and it is about to be left.
 
     Raises:
         OSError, TierError: it could not be made; the one before, if any, is there as it was.
@@ -77,7 +80,7 @@ def write_checkpoint(directory: StoreDirectory, index: Index) -> bool:
     if not directory.try_claim(CHECKPOINT_BYTE):
         return False
     try:
-        return _written(directory, index)
+        return _written(directory, index, is_last=is_last)
     finally:
         directory.unclaim(CHECKPOINT_BYTE)
 
@@ -108,7 +111,7 @@ def checkpoint_footer(root_path: Path, store: bytes) -> Footer | None:
     return None
 
 
-def _written(directory: StoreDirectory, index: Index) -> bool:
+def _written(directory: StoreDirectory, index: Index, *, is_last: bool) -> bool:
     files, path = directory.files, directory.checkpoint_path
     index.write(_note)
     with index.read() as txn:
@@ -127,7 +130,7 @@ def _written(directory: StoreDirectory, index: Index) -> bool:
             return False
         _sync_open_segments(directory, index)
         checksum = _checksum(fd, size_bytes)
-        footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks)
+        footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks, is_last)
         os.pwrite(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")

@@ -17,8 +17,7 @@ footer or the tables; a file is removed only when it can be read and is none of 
 from __future__ import annotations
 
 import errno
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -51,53 +50,68 @@ class Found(NamedTuple):
     order: int = 0
 
 
-def frame(directory: StoreDirectory, index: Index) -> None:
+def frame(directory: StoreDirectory, index: Index, *, is_current: bool, tidy: bool) -> None:
     """Bring the frame up to date. Call it alone, while opening.
+
+    Args:
+        is_current: nobody has used the store since the checkpoint: in open segments nothing is new.
+        tidy: remove files that are none of this store's, and records without a file.
 
     Raises:
         OSError: the directory, or every segment in it, cannot be read.
     """
     with index.read() as txn:
         before = txn.segments()
-    found, unread = _look_at_all(directory, before)
+    found, unread, refused = _look_at_all(directory, before, is_current=is_current)
+    if tidy:
+        lost = before.keys() - directory.segments.paths().keys()
+        index.write(lambda txn: _drop_records(txn, lost))
     index.write(lambda txn: _put_frame(txn, directory, found, unread))
+    if tidy:
+        for number in directory.segments.paths().keys() - found.keys() - before.keys() - refused.keys():
+            directory.segments.unlink(number)
     for number in sorted(unread):
         for batch in found[number].removals:
             _put_removals(index, batch)
         directory.step()
 
 
-def _look_at_all(directory: StoreDirectory, before: dict[int, Segment]) -> tuple[dict[int, Found], set[int]]:
-    """What each segment file says, and which are to be read; removes files that are none of this store's."""
-    found: dict[int, Found] = {}
-    unread: set[int] = set()
-    refused: OSError | None = None
+class _Looks(NamedTuple):
+    """What the segment files say: which are to be read, and which could not even be opened."""
+
+    found: dict[int, Found]
+    unread: set[int]
+    refused: dict[int, OSError]
+
+
+def _look_at_all(directory: StoreDirectory, before: dict[int, Segment], *, is_current: bool) -> _Looks:
+    looks = _Looks({}, set(), {})
     for number in sorted(directory.segments.paths()):
+        record = before.get(number)
         try:
-            one = _look(directory.segments, number, before.get(number))
+            one = _look(directory.segments, number, record, is_current=is_current)
         except OSError as error:
-            refused = error
+            looks.refused[number] = error
             continue
         directory.step()
-        if one is None:
-            if number not in before:
-                directory.segments.unlink(number)
-            continue
-        found[number] = one
-        if _is_unread(one, before.get(number)):
-            unread.add(number)
-    if refused is not None and (not found or refused.errno in _PASSING):
-        raise refused  # not a place of the drive but the drive, or the system: it may be well some day
-    return found, unread
+        if one is not None:
+            looks.found[number] = one
+            if _is_unread(one, record, is_current=is_current):
+                looks.unread.add(number)
+    for refusal in looks.refused.values():
+        if not looks.found or refusal.errno in _PASSING:
+            raise refusal  # not a place of the drive but the drive, or the system: it may be well some day
+    return looks
 
 
-def _is_unread(found: Found, record: Segment | None) -> bool:
+def _is_unread(found: Found, record: Segment | None, *, is_current: bool) -> bool:
     if record is None or found.generation > record.generation:
         return True
-    return found.generation == record.generation and record.state is SegmentState.OPEN
+    is_open = record.state is SegmentState.OPEN and not is_current
+    return is_open and found.generation == record.generation
 
 
-def _look(segments: Segments, number: int, record: Segment | None) -> Found | None:
+def _look(segments: Segments, number: int, record: Segment | None, *, is_current: bool) -> Found | None:
     """What the file says, None where it is no segment of this store.
 
     Raises:
@@ -109,17 +123,18 @@ def _look(segments: Segments, number: int, record: Segment | None) -> Found | No
         try:
             header = file.read_header()
         except OSError:
-            one = _found_again(segments, file, record)
+            one = _found_again(file, record)
             if one is None:
                 raise  # whose it is cannot be told
+        else:
+            if header is not None and header.name[:2] != file.name[:2]:
+                return None
+            one = (
+                Found(header.name.generation, header.opened, False) if header else _found_again(file, record)
+            )
+        if one is None or not _is_unread(one, record, is_current=is_current):
             return one
-        if header is None:
-            return _found_again(segments, file, record)
-        if header.name[:2] != file.name[:2]:
-            return None
-        life = segments.file(fd, number, header.name.generation)
-        one = Found(header.name.generation, header.opened, False)
-        return _with_contents(life, one) if _is_unread(one, record) else one
+        return _with_contents(segments.file(fd, number, one.generation), one)
     finally:
         segments.files.close(fd)
 
@@ -164,29 +179,26 @@ def _swept(file: SegmentFile, *, any_life: bool = False) -> Iterator[Batch]:
         yield from file.sweep(any_life=any_life)
 
 
-def _found_again(segments: Segments, file: SegmentFile, record: Segment | None) -> Found | None:
+def _found_again(file: SegmentFile, record: Segment | None) -> Found | None:
     """A segment without a header: its latest life, by its footer or its tables; the oldest of all."""
     footer = _footer(file)
     lives = [footer.name.generation] if footer is not None else []
     lives += [batch.name.generation for batch in _swept(file, any_life=True)]
     if record is not None and (not lives or record.generation >= max(lives)):
-        one = Found(record.generation, record.opened, record.state is not SegmentState.OPEN)
-    elif lives:
-        one = Found(max(lives), 0, False)
-    else:
-        return None
-    if not _is_unread(one, record):
-        return one
-    return _with_contents(segments.file(file.fd, file.name.segment, one.generation), one)
+        return Found(record.generation, record.opened, False)
+    return Found(max(lives), 0, False) if lives else None
+
+
+def _drop_records(txn: Transaction, lost: Collection[int]) -> None:
+    for number in lost:
+        txn.drop_segment(number)
+    if lost:
+        txn.set_number(STALE, 1)
 
 
 def _put_frame(
     txn: Transaction, directory: StoreDirectory, found: dict[int, Found], unread: set[int]
 ) -> None:
-    for number in txn.segments().keys() - found.keys():
-        if number not in directory.segments.paths():
-            txn.drop_segment(number)
-            txn.set_number(STALE, 1)
     for old in txn.unread():
         if old.number not in found or found[old.number].generation != old.generation:
             txn.drop_unread(old)
@@ -201,8 +213,6 @@ def _put_frame(
     )
     _raise(txn, "opened", [one.opened for one in found.values()])
     _raise(txn, "order", [one.order for one in found.values()])
-    if unread:
-        txn.set_number(READ_S, int(time.time()))
 
 
 def _raise(txn: Transaction, name: str, values: Sequence[int]) -> None:

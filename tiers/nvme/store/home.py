@@ -71,12 +71,19 @@ def join_index(directory: StoreDirectory) -> Index:
             f"RemoveIPC, a cleaner of temporary files): then stop those who use the store, and start again",
         )
     index = Index.open(home.path)
+    with index.read() as txn:
+        uuid, whole = txn.store_uuid(), txn.number(WHOLE)
+    if uuid != directory.facts.store or not whole:
+        index.close()
+        raise TierUnavailable("nvme", f"{root} is in use, and its index is damaged; stop those who use it")
     directory.home = home
     return index
 
 
-def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False) -> Index:
+def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False, tidy: bool = True) -> Index:
     """The index of a store that nobody else uses: what was left of it, or one made from checkpoint and log.
+
+    Unless it is to `tidy` up, files and records that do not belong together stay, for a check to find.
 
     Raises:
         TierUnavailable: there is too little shared memory.
@@ -88,7 +95,7 @@ def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False) 
             return _left_index(directory, mark, sizes)
         except IndexDamaged as error:
             logger.warning("%s; the index of %s is made anew", error, directory.root)
-    return _index_anew(directory, sizes)
+    return _index_anew(directory, sizes, tidy=tidy)
 
 
 def is_index_lost(directory: StoreDirectory) -> str:
@@ -107,7 +114,7 @@ def leave_alone(directory: StoreDirectory, index: Index) -> None:
         note_damage(directory)
         return
     try:
-        kept = _is_unchanged(directory, index) or write_checkpoint(directory, index)
+        kept = _is_unchanged(directory, index) or write_checkpoint(directory, index, is_last=True)
     except (OSError, TierError) as error:
         logger.warning("nvme: no checkpoint of %s could be made: %s", directory.root, error)
         kept = False
@@ -168,12 +175,13 @@ def _left_index(directory: StoreDirectory, mark: Mark, sizes: Sizes) -> Index:
     return index
 
 
-def _index_anew(directory: StoreDirectory, sizes: Sizes) -> Index:
-    home = memory.make(directory.home_path, sizes.shared_bytes)
+def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index:
+    mark = read_mark(directory.root)
+    home = memory.make(directory.home_path, sizes.shared_bytes, directory.root)
     with contextlib.ExitStack() as undo:
         undo.callback(memory.remove, home.path)
         write_mark(directory.files, directory.root, _mark(directory, home, 0))
-        undo.callback(write_mark, directory.files, directory.root, None)
+        undo.callback(write_mark, directory.files, directory.root, mark)
         footer = restore_checkpoint(directory, home.path / "data.mdb")
         try:
             index = Index.open(home.path, sizes.map_bytes, alone=True)
@@ -185,17 +193,13 @@ def _index_anew(directory: StoreDirectory, sizes: Sizes) -> Index:
         if footer is not None:
             with index.read() as txn:
                 directory.restored_commit = txn.last_commit()
-        _fill(directory, index)
+        is_current = mark is None and footer is not None and footer.is_last
+        frame(directory, index, is_current=is_current, tidy=tidy)
+        directory.files.reached("index framed")
+        index.write(lambda txn: _finish(txn, directory.facts.store))
         directory.home = home
         undo.pop_all()
     return index
-
-
-def _fill(directory: StoreDirectory, index: Index) -> None:
-    """Bring the index up to date as far as it takes to serve."""
-    frame(directory, index)
-    directory.files.reached("index framed")
-    index.write(lambda txn: _finish(txn, directory.facts.store))
 
 
 def _finish(txn: Transaction, store: bytes) -> None:

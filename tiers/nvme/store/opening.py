@@ -80,7 +80,7 @@ def open_store(
             files.reached("index opened")
             if store.index.is_read_only:
                 raise TierUnavailable(
-                    "nvme", f"{root} is held by another process that is paused; let it go on"
+                    "nvme", f"{root} is held by another process, which is paused; let it go on"
                 )
             open_namespace(directory, store.index, identity)
             budget = Budget(capacity_bytes, reserve_bytes, directory.facts.segment_bytes, chunk_bytes)
@@ -161,7 +161,7 @@ def _index_there(directory: StoreDirectory, sizes: Sizes) -> Index:
     lost = is_index_lost(directory)
     if lost:
         raise IndexDamaged("nvme", lost)
-    return index_alone(directory, sizes)
+    return index_alone(directory, sizes, tidy=False)
 
 
 def _with_index(
