@@ -10,6 +10,7 @@ import asyncio
 import gc
 import inspect
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import resource_tracker
@@ -21,6 +22,8 @@ import pytest
 THREAD_END_WAIT_S = 5.0  # a stopped thread is gone within milliseconds, unless the machine is very busy
 
 SHARED_MEMORY = Path("/dev/shm")
+
+OURS: list[str] = []  # the beginning of all paths of stores of this session; others may run beside it
 
 LOCKS = Path("/proc/locks")  # one line a lock; the sixth field is major:minor:inode
 
@@ -45,6 +48,20 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     left = _held() - before
     if left:
         pytest.fail("the test left behind: " + ", ".join(sorted(left)))
+
+
+@pytest.fixture(autouse=True)
+def _cleans_up_after_the_killed(_leaves_nothing_behind: None) -> Iterator[None]:
+    """Indexes of stores whose processes a test has killed; what somebody still uses is left to be found."""
+    yield
+    for home in _indexes():
+        if not any(_maps(file) for file in home.iterdir()):
+            shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _where_our_stores_are(tmp_path_factory: pytest.TempPathFactory) -> None:
+    OURS.append(f"{tmp_path_factory.getbasetemp()}/")
 
 
 @pytest.fixture
@@ -89,9 +106,25 @@ def _open_files() -> Iterator[str]:
 
 def _shared_memory() -> Iterator[str]:
     """kvtier's files in shared memory that this process maps, or that no living process has locked."""
+    for home in _indexes():
+        yield f"shared memory {home}"
     for file in SHARED_MEMORY.glob("kvtier*"):
+        if file.name.startswith("kvtier-index-"):
+            continue
         if _maps(file) or not _is_locked(file):
             yield f"shared memory {file}"
+
+
+def _indexes() -> list[Path]:
+    """The directories of indexes of this session's stores."""
+    return [home for home in SHARED_MEMORY.glob("kvtier-index-*") if _is_ours(home)]
+
+
+def _is_ours(home: Path) -> bool:
+    try:
+        return (home / "store").read_text().startswith(tuple(OURS))
+    except OSError:
+        return False  # just made, or just removed, by another session
 
 
 def _maps(file: Path) -> bool:

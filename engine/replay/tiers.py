@@ -227,4 +227,4 @@ class LogWithoutBytes:
 
 def _budget(capacity_bytes: int, chunk_bytes: int) -> Budget:
     facts = facts_for(capacity_bytes, chunk_bytes)
-    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.index_bytes)
+    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.chunk_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +11,7 @@ from typing import TypeVar
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB
 
 from kvtier.tiers.base import ChunkKey
+from kvtier.tiers.nvme.index.memory import SHARED_MEMORY, home_path
 from kvtier.tiers.nvme.index.records import Extent, SegmentState
 from kvtier.tiers.nvme.index.transaction import Transaction
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
@@ -30,8 +33,23 @@ def using(path: Path, work: Callable[[Store], T]) -> T:
 
 
 def lose_index(path: Path) -> None:
-    for file in (path / "index").iterdir():
-        file.unlink()
+    """Nothing is left but the log: no checkpoint, and nothing in shared memory."""
+    (path / "checkpoint").unlink(missing_ok=True)
+    lose_memory(path)
+
+
+def lose_memory(path: Path) -> None:
+    """What a reboot takes: the index in shared memory, if somebody has left one."""
+    home = home_of(path)
+    if home.exists():
+        shutil.rmtree(home)
+
+
+def home_of(path: Path) -> Path:
+    """The directory in shared memory of the store's index, there or not."""
+    store = bytes.fromhex(json.loads((path / "kvtier.json").read_text())["store"])
+    with (path / "lock").open("rb") as lock:
+        return home_path(SHARED_MEMORY, store, lock.fileno())
 
 
 def sealed(store: Store) -> int:

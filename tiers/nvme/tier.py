@@ -26,13 +26,14 @@ from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
 from .failures import FailureLog
 from .index.ledger import Ledger
-from .index.records import Extent, Namespace
+from .index.memory import SHARED_MEMORY
+from .index.records import Extent, Namespace, Removal
 from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
+from .keeper import Keeper
 from .loader import Loader
 from .log.append import Appender
-from .log.budget import facts_for
 from .log.chunks import Live, Target
 from .log.events import Events
 from .log.lifecycle import Log
@@ -48,7 +49,6 @@ from .view import View
 logger = logging.getLogger(__name__)
 
 WRITE_AMPLIFICATION = 1.3
-INDEX_SHORTAGE_MAX = 2  # times; an index is made with room to spare, so up to there nobody notices
 
 
 class NvmeTier:
@@ -100,6 +100,7 @@ class NvmeTier:
         self._loader = Loader(
             lanes, store, self._view, self._log.room, self._upkeep, self._failures, self._presence
         )
+        self._keeper = Keeper(lanes, store, self._failures)
         # Mutable state, changed on the loop only.
         self._counters = dict.fromkeys(("stored_chunks", "stored_bytes", "dropped_chunks"), 0)
         self._calls = 0  # stores, loads and the like under way
@@ -119,8 +120,9 @@ class NvmeTier:
         chunk_bytes: int,
         write_amplification: float = WRITE_AMPLIFICATION,
         files: Files | None = None,
+        memory: Path = SHARED_MEMORY,
     ) -> NvmeTier:
-        """Open or create the store at `path` for chunks of up to `chunk_bytes`.
+        """Open or create the store at `path` for chunks of up to `chunk_bytes`, with its index in `memory`.
 
         The cap is that of the whole directory, and the last process to open it sets it for all.
 
@@ -137,13 +139,13 @@ class NvmeTier:
             reserve_bytes=reserve_bytes,
             identity=identity,
             chunk_bytes=chunk_bytes,
+            place=memory,
         )
         try:
             store = await _opened(lanes, open_it, identity)
         except BaseException:
             lanes.close()
             raise
-        _warn_of_small_index(store, capacity_bytes, chunk_bytes)
         return NvmeTier(
             lanes,
             store,
@@ -182,9 +184,10 @@ class NvmeTier:
             if not allowed or not keys or self._presence.is_gone:
                 return
             digest, checksum = self._view.digest, self._view.checksum
-            forget = partial(_forget, digest, keys)
+            requested = reason is RemoveReason.REQUESTED
+            forget = partial(_forget, digest, keys, requested)
             scope, gone, order = await self._lanes.index(partial(self._index.write, forget))
-            if gone and reason is RemoveReason.REQUESTED:
+            if gone and requested:
                 await self._appender.append_removals(Target(digest, scope, checksum), gone, order)
 
     async def flush(self) -> None:
@@ -309,7 +312,8 @@ class NvmeTier:
             at_last.callback(self._lanes.close)
             at_last.push_async_callback(self._closing_step, self._leave_store)
             at_last.push_async_callback(self._closing_step, self._stop_reading)
-            await self._closing_step(self._upkeep.stop)
+            at_last.push_async_callback(self._closing_step, self._upkeep.stop)
+            await self._closing_step(self._keeper.stop)
 
     async def _closing_step(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -347,31 +351,31 @@ async def _opened(lanes: Lanes, open_it: Callable[[], Store], identity: Identity
     return store
 
 
-def _warn_of_small_index(store: Store, capacity_bytes: int, chunk_bytes: int) -> None:
-    index_bytes = store.directory.facts.index_bytes
-    wanted_bytes = facts_for(capacity_bytes, chunk_bytes).index_bytes
-    if wanted_bytes > INDEX_SHORTAGE_MAX * index_bytes:
-        logger.warning(
-            "nvme: %s was made for larger chunks: its index is full when some %d%% of the cap are; for "
-            "chunks of %d bytes give the tier another path",
-            store.directory.root,
-            100 * index_bytes // wanted_bytes,
-            chunk_bytes,
-        )
+def _forget(
+    digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction
+) -> tuple[int, list[ChunkKey], int]:
+    """Drop the keys' extents.
 
-
-def _forget(digest: bytes, keys: Sequence[ChunkKey], txn: Transaction) -> tuple[int, list[ChunkKey], int]:
-    """Drop the keys' extents; returns the scope in force, the keys that were there, the removal's order."""
+    Returns:
+        The scope in force, the keys that were, or may have been, there, and the removal's order.
+    """
     namespace = txn.namespace(digest)
     scope, gone = namespace.scope if namespace else 0, []
+    unread = txn.newest_unread() is not None  # what is not found yet may lie in there
     ledger = Ledger(txn)
     for key in dict.fromkeys(keys):
         extent = ledger.extent(scope, key)
         if extent is not None:
             ledger.forget(scope, key, extent)
+        if extent is not None or unread:
             gone.append(key)
     ledger.close()
-    return scope, gone, next_removal(txn) if gone else 0
+    if not gone or not requested:
+        return scope, gone, 0
+    order, opened = next_removal(txn), txn.number("opened")
+    for key in gone:  # here too: a checkpoint of an index without the chunk must not lack the reason
+        txn.put_removal(scope, key, Removal(order, opened))
+    return scope, gone, order
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

@@ -11,11 +11,12 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import damage
 import pytest
 from nvme_rig import CHUNK_BYTES, MIB, keys_of, opened, right, stored
 
@@ -153,7 +154,7 @@ def assert_books_match(tier: NvmeTier, path: Path) -> None:
 
 def least_bytes(capacity_bytes: int) -> int:
     facts = facts_for(capacity_bytes, CHUNK_BYTES)
-    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.index_bytes).least_bytes
+    return Budget(capacity_bytes, 0, facts.segment_bytes, facts.chunk_bytes).least_bytes
 
 
 TIGHT_BYTES = least_bytes(4 * MIB) + MIB
@@ -169,11 +170,27 @@ async def test_a_kill_at_any_step_leaves_a_whole_store(tmp_path: Path, children:
             if step not in ("creating", "namespace written"):  # steps of the first life of a new store
                 store.lead(seed=visit)
                 store.lead(seed=visit + 10)
+            if step == "caught up some":  # a step of a start that finds nothing but the log
+                damage.lose_index(path)
             hit += store.lead(seed=visit + 20, step=step, visit=visit)
             await store.assert_whole()
             store.lead(seed=visit + 30)
             await store.assert_whole()
     assert hit, f"no life came to the step {step!r}"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("lost", [damage.lose_memory, damage.lose_index], ids=["reboot", "log alone"])
+async def test_what_was_flushed_outlives_kills_at_any_step_and_the_loss_of_the_index(
+    tmp_path: Path, children: Children, step: str, lost: Callable[[Path], None]
+) -> None:
+    store = Store(tmp_path / "store", ROOMY_BYTES, True, children)
+    store.lead(seed=1)
+    for seed in range(2, 6):  # more than an index is trusted over
+        store.lead(seed=seed, step=step, visit=1 + seed % 2)
+        store.lead(seed=seed + 10, step="committed", visit=4)
+    lost(store.path)
+    await store.assert_whole()
 
 
 @pytest.mark.parametrize("keeps_all", [True, False], ids=["roomy", "tight"])

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import damage
 import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, opened, right, stored
 
@@ -153,7 +154,17 @@ async def test_two_swapped_segments_are_misses(path: Path) -> None:
 async def test_the_chunks_of_a_deleted_segment_are_misses(path: Path) -> None:
     extents = await written(path)
     segment_of(path, extents[KEYS[0]]).unlink()
-    await checked(path, {key for key in KEYS if extents[key].segment == extents[KEYS[0]].segment})
+    bad = {key for key in KEYS if extents[key].segment == extents[KEYS[0]].segment}
+    tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+    try:
+        assert tier.lookup(KEYS) == [key not in bad for key in KEYS], "noticed before anybody loads one"
+        assert set(await right(tier, KEYS)) == set(KEYS) - bad
+        assert tier.stats().counters["corrupt_chunks"] == 0
+        assert tier.stats().chunks == len(KEYS) - len(bad)
+        await stored(tier, sorted(bad))
+        assert await right(tier, KEYS) == KEYS
+    finally:
+        await tier.close()
 
 
 @pytest.mark.slow
@@ -176,36 +187,53 @@ async def test_a_deleted_segment_is_found_while_the_store_is_open(path: Path) ->
 
 
 async def with_index_lost(path: Path) -> None:
-    shutil.rmtree(path / "index")
+    damage.lose_index(path)
 
 
-async def with_index_cut(path: Path) -> None:
-    os.truncate(path / "index" / "data.mdb", 3 * BLOCK_BYTES)
+async def with_checkpoint_cut(path: Path) -> None:
+    os.truncate(path / "checkpoint", 3 * BLOCK_BYTES)
 
 
-async def with_index_of_garbage(path: Path) -> None:
-    (path / "index" / "data.mdb").write_bytes(os.urandom(64 * KIB))
+async def with_checkpoint_of_garbage(path: Path) -> None:
+    (path / "checkpoint").write_bytes(os.urandom(64 * KIB))
 
 
-async def with_index_of_another_store(path: Path) -> None:
+async def with_checkpoint_of_another_store(path: Path) -> None:
     other = path.with_name("other")
     await written(other)
-    shutil.copy(other / "index" / "data.mdb", path / "index" / "data.mdb")
+    shutil.copy(other / "checkpoint", path / "checkpoint")
 
 
-async def with_index_emptied(path: Path) -> None:
-    (path / "index" / "data.mdb").write_bytes(b"")
+async def with_checkpoint_emptied(path: Path) -> None:
+    (path / "checkpoint").write_bytes(b"")
+
+
+async def with_a_bit_of_the_checkpoint_flipped(path: Path) -> None:
+    flip(path / "checkpoint", 5 * BLOCK_BYTES + 77)
+
+
+async def with_a_directory_for_a_checkpoint(path: Path) -> None:
+    (path / "checkpoint").unlink()
+    (path / "checkpoint").mkdir()
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [with_index_lost, with_index_cut, with_index_of_garbage, with_index_of_another_store, with_index_emptied],
+    "damaged",
+    [
+        with_index_lost,
+        with_checkpoint_cut,
+        with_checkpoint_of_garbage,
+        with_checkpoint_of_another_store,
+        with_checkpoint_emptied,
+        with_a_bit_of_the_checkpoint_flipped,
+        with_a_directory_for_a_checkpoint,
+    ],
 )
 async def test_a_lost_index_is_rebuilt_from_the_segments(
-    path: Path, damage: Callable[[Path], Awaitable[None]]
+    path: Path, damaged: Callable[[Path], Awaitable[None]]
 ) -> None:
     await written(path)
-    await damage(path)
+    await damaged(path)
     await checked(path, set())
 
 
@@ -248,12 +276,12 @@ async def test_another_stores_segment_in_place_of_ours_is_no_source_of_chunks(pa
 @pytest.mark.slow
 async def test_an_index_older_than_the_log_gives_right_bytes_or_misses(path: Path) -> None:
     await written(path)
-    shutil.copy(path / "index" / "data.mdb", path.with_name("old.mdb"))
+    shutil.copy(path / "checkpoint", path.with_name("old"))
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
     for start in range(1000, 3000, 20):  # the log turns over
         await tier.store(keys_of(start, 20), filled(keys_of(start, 20)))
     await tier.close()
-    shutil.copy(path.with_name("old.mdb"), path / "index" / "data.mdb")
+    shutil.copy(path.with_name("old"), path / "checkpoint")
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
     try:
         kept = await right(tier, KEYS)

@@ -207,7 +207,7 @@ async def test_a_newer_format_is_refused_untouched(path: Path) -> None:
 
 async def test_a_capacity_that_holds_nothing_is_refused_with_the_least(path: Path) -> None:
     with pytest.raises(TierUnavailable, match="the least that works is") as refused:
-        await opened(path, capacity_bytes=MIB)
+        await opened(path, capacity_bytes=MIB // 4)
     assert names(path.parent) == []
     least_bytes = int(str(refused.value).rsplit(maxsplit=1)[1])
     tier = await opened(path, capacity_bytes=least_bytes)
@@ -244,8 +244,22 @@ async def test_what_is_evicted_is_told(path: Path) -> None:
     await tier.close()
 
 
-async def test_a_store_made_for_larger_chunks_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for chunk_bytes, is_said in ((64 * KIB, False), (32 * KIB, False), (4 * KIB, True)):
-        tier = await opened(path, capacity_bytes=1024 * MIB, chunk_bytes=chunk_bytes)
+async def test_the_index_of_a_store_grows_with_the_cap_and_with_smaller_chunks(path: Path) -> None:
+    for capacity_bytes, chunk_bytes in ((8 * MIB, 64 * KIB), (64 * MIB, 64 * KIB), (64 * MIB, 4 * KIB)):
+        tier = await opened(path, capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes)
+        await tier._upkeep.once()  # smaller chunks need more room beside the segments: some is given back
+        for first in range(0, 2 * capacity_bytes // chunk_bytes, 64):
+            keys = keys_of(first, 64)
+            outcome = await tier.store(keys, filled(keys, chunk_bytes))
+            assert not outcome.failed
+        assert tier.stats().chunks * chunk_bytes > capacity_bytes // 2
         await tier.close()
-        assert ("made for larger chunks" in caplog.text) is is_said
+
+
+async def test_long_keys_fill_the_cap_as_short_ones_do(path: Path) -> None:
+    tier = await opened(path, capacity_bytes=16 * MIB, chunk_bytes=4 * KIB)
+    for first in range(0, 8192, 64):
+        keys = [key.ljust(256, b"-") for key in keys_of(first, 64)]
+        assert not (await tier.store(keys, filled(keys, 4 * KIB))).failed
+    assert tier.stats().chunks * 4 * KIB > 8 * MIB
+    await tier.close()

@@ -26,7 +26,7 @@ from ...base import ChunkKey
 from ..format.checksum import ChunkChecksum
 from ..format.codec import FIRST_BLOCK, Batch, Entry
 from ..format.segment_file import SegmentFile, reads_right
-from ..index.environment import IndexDamaged
+from ..index.errors import IndexDamaged
 from ..index.records import Namespace, Segment, SegmentState
 from ..io.blocks import BLOCK_BYTES, blocks_of
 from ..io.files import Files

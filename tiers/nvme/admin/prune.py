@@ -27,9 +27,9 @@ from ..log.events import Events
 from ..log.lifecycle import Log
 from ..log.order import next_removal
 from ..log.tail import Tail
+from ..store.frame import READ_S
 from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
-from ..store.rebuild import REBUILT_S
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
     files = store.directory.namespaces.read()
     with store.index.read() as txn:
         records = txn.namespaces()
-        after_s = txn.number(REBUILT_S) if selection.never_read else 0
+        after_s = txn.number(READ_S) if selection.never_read else 0
         if after_s:
             logger.warning("nvme: the index was rebuilt; what was stored before may have been read: spared")
         for digest in _named(records, files, selection.namespace):

@@ -7,7 +7,7 @@ Theory of operation. A segment is one preallocated file of fixed size, in blocks
     ...       batch
     ...                free space
     ...       body     every table again, one after the other       } the trailer, written when the segment
-    last      footer   where the body is, and its checksum          } is sealed: a rebuild reads it in one go
+    last      footer   where the body is, its checksum, what is in  } is sealed: one read finds them all
 
 A table names each chunk of its batch: key, place, length, checksum, time. It is written after the chunks
 it names, so a valid table means that its chunks were written. It repeats store, segment, generation and its
@@ -44,8 +44,8 @@ _HEADER_MAGIC = b"KVTSEG\x00\x01"
 _TABLE = struct.Struct("<8s16sIIIIIQI32sBII")
 _TABLE_MAGIC = b"KVTTAB\x00\x01"
 _ENTRY = struct.Struct("<HIIII")
-_FOOTER = struct.Struct("<8s16sIIIII")
-_FOOTER_MAGIC = b"KVTEND\x00\x01"
+_FOOTER = struct.Struct("<8s16sIIIIIIIQ")
+_FOOTER_MAGIC = b"KVTEND\x00\x02"
 _CHECKSUM = struct.Struct("<I")
 _KIND_CHUNKS, _KIND_REMOVALS = 1, 2
 
@@ -153,15 +153,24 @@ class Header(NamedTuple):
 
 
 class Footer(NamedTuple):
-    """The last block of a sealed segment file: where the copies of its tables are."""
+    """The last block of a sealed segment file: where the copies of its tables are, and what they say.
+
+    Attributes:
+        removals_bytes: of the tables of removals, which come first in the body.
+        scope: the highest that a table names.
+        order: the highest of a table.
+    """
 
     name: SegmentName
     block: int
     body_bytes: int
     body_checksum: int
+    removals_bytes: int = 0
+    scope: int = 0
+    order: int = 0
 
     def encode(self) -> bytes:
-        head = _FOOTER.pack(_FOOTER_MAGIC, *self.name, self.block, self.body_bytes, self.body_checksum)
+        head = _FOOTER.pack(_FOOTER_MAGIC, *self.name, *self[1:])
         return (head + _CHECKSUM.pack(block_checksum(head))).ljust(BLOCK_BYTES, b"\0")
 
     @staticmethod
@@ -170,25 +179,37 @@ class Footer(NamedTuple):
         head = bytes(data[: _FOOTER.size])
         if _CHECKSUM.unpack_from(data, _FOOTER.size)[0] != block_checksum(head):
             return None
-        magic, store, segment, generation, block, body_bytes, checksum = _FOOTER.unpack(head)
+        magic, store, segment, generation, *rest = _FOOTER.unpack(head)
         if magic != _FOOTER_MAGIC:
             return None
-        return Footer(SegmentName(store, segment, generation), block, body_bytes, checksum)
+        return Footer(SegmentName(store, segment, generation), *rest)
 
 
 def encode_trailer(name: SegmentName, tables: Sequence[bytes], size_blocks: int) -> tuple[int, bytes]:
     """The block at which the trailer of a segment of `size_blocks` begins, and its bytes."""
-    body = b"".join(tables)
+    heads = [_TABLE.unpack_from(table) for table in tables]
+    removals = b"".join(
+        table for table, head in zip(tables, heads, strict=True) if head[10] == _KIND_REMOVALS
+    )
+    body = removals + b"".join(
+        table for table, head in zip(tables, heads, strict=True) if head[10] != _KIND_REMOVALS
+    )
     block = size_blocks - 1 - blocks_of(len(body))
-    footer = Footer(name, block, len(body), block_checksum(body))
+    scope, order = max((head[8] for head in heads), default=0), max((head[7] for head in heads), default=0)
+    footer = Footer(name, block, len(body), block_checksum(body), len(removals), scope, order)
     return block, body.ljust(aligned(len(body)), b"\0") + footer.encode()
 
 
 def decode_body(body: Buffer, footer: Footer) -> list[Batch] | None:
-    """The batches whose tables a trailer repeats, or None where they are damaged."""
+    """The batches whose tables a trailer repeats, by place, or None where they are damaged."""
     if block_checksum(body) != footer.body_checksum:
         return None
-    return list(_tables(body, footer.name))
+    return sorted(_tables(body, footer.name), key=lambda batch: batch.block)
+
+
+def decode_removals(start: Buffer, footer: Footer) -> list[Batch]:
+    """The removals at the start of a trailer's body; each table has a checksum of its own."""
+    return [batch for batch in _tables(start[: footer.removals_bytes], footer.name) if batch.removals]
 
 
 def _tables(body: Buffer, name: SegmentName) -> Iterator[Batch]:

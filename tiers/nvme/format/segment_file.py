@@ -17,6 +17,7 @@ from .codec import (
     Header,
     SegmentName,
     decode_body,
+    decode_removals,
     decode_table,
     encode_trailer,
     table_blocks_in,
@@ -80,6 +81,27 @@ class SegmentFile:
         self.files.sync_data(self.fd)
         self._write(*encode_trailer(self.name, tables, self.size_blocks))
         self.files.sync_data(self.fd)
+
+    def read_footer(self) -> Footer | None:
+        """The footer, whatever life of the file it is of; None where it is damaged or another store's."""
+        footer = Footer.decode(self._read(self.size_blocks - 1, 1))
+        return footer if footer is not None and footer.name[:2] == self.name[:2] else None
+
+    def read_removals(self, footer: Footer) -> list[Batch]:
+        """The removals of a sealed segment, without its other tables."""
+        if not footer.removals_bytes:
+            return []
+        return decode_removals(self._read(footer.block, blocks_of(footer.removals_bytes)), footer)
+
+    def unseal(self) -> None:
+        """Make this life's trailer invalid, if it has one: its writer died before the index knew of it.
+
+        What is appended from here on is in no trailer, and one that is valid is believed to list everything.
+        """
+        footer = self.read_footer()
+        if footer is not None and footer.name == self.name:
+            self._write(self.size_blocks - 1, bytes(BLOCK_BYTES))
+            self.files.sync_data(self.fd)
 
     def read_trailer(self) -> list[Batch] | None:
         """The batches of a sealed segment, or None where the footer is not this life's or is damaged."""

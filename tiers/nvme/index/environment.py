@@ -1,20 +1,27 @@
 """The index: where every chunk lies, in LMDB, shared by all processes that use the store.
 
-Theory of operation. Four tables in one memory-mapped file:
+Theory of operation. Six tables in one memory-mapped file:
 
     meta        name -> number           the store's uuid and format, the counters of numbers given out
     namespaces  digest -> record         the scope in force, what is in it, what was read from it
     segments    id -> record             state, generation, age, fill
     extents     scope + key -> record    where the chunk lies, its checksum, when it came, how often read
+    removals    scope + key -> record    when it was removed on request, while the log may still have it
+    unread      age + id -> generation   segments whose tables are not in the index yet
 
 A *scope* is one epoch of one namespace. Raising the epoch gives the namespace a new scope, and every
 older chunk is out of sight at once though no entry was touched; entries of past scopes leave with their
 segments.
 
 Write transactions exclude each other over all processes, so whatever must be decided by one process at a
-time (who takes which segment, whether the cap has room) is decided inside one. They are not synced:
-a commit is in the page cache, where other processes see it and a killed process leaves it. A power loss
-may tear the file; the store then does not trust it and rebuilds it from the segments, which are synced.
+time (who takes which segment, whether the cap has room) is decided inside one. They are taken under a lock
+of ours (`writer.py`), which nobody waits for without a bound. They are not synced: a commit is in the page
+cache, where other processes see it and a killed process leaves it.
+
+The file lies in shared memory (`memory.py`), so that no page of it waits for a drive. LMDB writes pages of
+data.mdb with a system call, which shared memory that is full refuses with an error; its lock file it writes
+through a mapping, and that one has its room from the start (`slots.py`). The room of data.mdb is taken ahead
+of LMDB, in steps: then a change is refused before it begins, not in the middle.
 
 LMDB does not write a page that one transaction has both taken and given up, so its file may end before the
 last page that it knows. Here the file is as long as the map from the start, most of it a hole that costs
@@ -26,7 +33,9 @@ Reads take no lock and wait for nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,32 +46,38 @@ import lmdb
 
 from ...base import ChunkKey
 from ...errors import TierError
-from .records import EXTENT, MAP_BYTES_MIN, NAMESPACE, PAGE_BYTES, READERS_MAX, SCOPE, Extent
+from .errors import IndexBusy, IndexDamaged, IndexFull
+from .records import EXTENT, MAP_PAGES_MIN, NAMESPACE, READER_BYTES, READERS_MAX, SCOPE, Extent, page_bytes
+from .slots import clear_own_slots, make_lock_file
 from .transaction import Tables, Transaction
+from .writer import WriterLock
+
+__all__ = ["Index", "IndexBusy", "IndexDamaged", "IndexFull"]
 
 T = TypeVar("T")
 
 SPARE_READS = 16  # read transactions kept for reuse: loads, lookups and upkeep of one process at once
 FULL_WAIT_S = 0.005  # one switch interval of an interpreter: then a reader that was held up is done
 FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until it goes on or dies
-
-
-class IndexDamaged(TierError):
-    """The index is not readable, or not this store's."""
-
-
-class IndexFull(TierError):
-    """The index may not grow further; its store has to evict chunks first."""
+AHEAD_BYTES = 8 * 1024 * 1024  # of room taken ahead: what one change may need, 512 chunks in 3 pages each
+CRAMPED_FILL_MAX = 1.6  # of what is there: pages in change need the rest; see `limit_bytes`
 
 
 class _MapFull(IndexFull):
     """LMDB found no free page: for good, or because some reader still sees the free ones."""
 
 
+class NoReaderSlot(TierError):
+    """All reader slots are taken, by readers that live."""
+
+
 class Index:
     """The index of one store, open in this process.
 
     Threads: reads from any thread, at the same time. Writes from any thread, one at a time.
+
+    Attributes:
+        damaged: whether it was found damaged since it was opened.
     """
 
     def __init__(self, environment: _Environment) -> None:
@@ -70,21 +85,26 @@ class Index:
         self._env = environment.env
         self._tables = environment.tables
         self._closed = False
+        self.damaged = False
 
     @staticmethod
-    def open(path: Path, map_bytes: int) -> Index:
+    def open(path: Path, map_bytes: int = 0, *, alone: bool = False) -> Index:
         """Open or create the index in the directory `path`, which may take up to `map_bytes` ever.
+
+        Only who is `alone` may make the map larger; it also puts away what dead processes have left.
+        Everybody else takes the map as it is.
 
         Raises:
             IndexDamaged: what is there is not an index.
+            IndexFull: there is no room for it.
         """
-        return Index(_Environment.shared(path, map_bytes))
+        return Index(_Environment.shared(path, map_bytes, alone=alone))
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view. Keep it short: pages that it sees are not reused while it lasts."""
-        with _MAPPED, self._env.begin() as txn:
-            yield Transaction(txn, self._tables)
+        with self._mapped(), self._begin() as txn:
+            yield Transaction(txn, self._tables, self._shared)
 
     def write(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a write transaction, alone among all processes, and commit; undo all if it raises.
@@ -92,6 +112,7 @@ class Index:
         Where pages are lacking that others still read, it waits a little and runs `change` again.
 
         Raises:
+            IndexBusy: another writer does not let go; nothing was changed.
             IndexFull: the map is full; nothing was changed.
             IndexDamaged: LMDB found the file damaged.
         """
@@ -104,8 +125,12 @@ class Index:
         return self._write_once(change)
 
     def _write_once(self, change: Callable[[Transaction], T]) -> T:
-        with _MAPPED, self._env.begin(write=True) as txn:
-            return change(Transaction(txn, self._tables))
+        if self._shared.is_read_only:
+            raise IndexBusy("nvme", "the index was held by another process when it was opened")
+        with self._shared.writer.held(), self._mapped():
+            self._shared.take_room()
+            with self._env.begin(write=True) as txn:
+                return change(Transaction(txn, self._tables, self._shared))
 
     def scope_of(self, namespace: bytes) -> int:
         """The namespace's scope in force, 0 where there is none."""
@@ -115,7 +140,7 @@ class Index:
 
     def has(self, namespace: bytes, keys: Sequence[ChunkKey]) -> list[bool]:
         """For each key whether the namespace has it now; about a microsecond a key."""
-        with _MAPPED, self._env.begin(db=self._tables.extents) as txn:
+        with self._mapped(), self._begin(self._tables.extents) as txn:
             get = txn.get
             raw = get(namespace, db=self._tables.namespaces)
             if not raw:
@@ -125,7 +150,7 @@ class Index:
 
     def find(self, namespace: bytes, keys: Sequence[ChunkKey]) -> tuple[int, list[Extent | None]]:
         """The scope in force and each key's extent, None where it has none."""
-        with _MAPPED, self._env.begin(db=self._tables.extents) as txn:
+        with self._mapped(), self._begin(self._tables.extents) as txn:
             get = txn.get
             raw = get(namespace, db=self._tables.namespaces)
             if not raw:
@@ -135,14 +160,33 @@ class Index:
             found = (get(scope + key) for key in keys)
             return number, [None if value is None else Extent(*EXTENT.unpack(value)) for value in found]
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether another process held the index for writing when it was opened, and did not let go."""
+        return self._shared.is_read_only
+
     def file_bytes(self) -> int:
         """Size of the index's pages: all that were ever used."""
-        return _pages_bytes(self._env)
+        return self._shared.pages_bytes()
 
     def free_dead_readers(self) -> int:
         """Release what killed processes were reading; returns how many there were."""
-        with _MAPPED:
+        with self._mapped():
             return int(self._env.reader_check())
+
+    def copy_to(self, fd: int) -> None:
+        """Write a compact copy of the index, as of one moment, to a file.
+
+        Raises:
+            OSError: the file system refused.
+            IndexDamaged: the index cannot be read.
+        """
+        try:
+            with self._mapped():
+                self._env.copyfd(fd, compact=True)
+        except IndexDamaged as error:
+            # LMDB does not say which of the two files failed it. What was damaged before is damaged.
+            raise OSError(errno.EIO, f"the copy failed: {error.__cause__}") from error
 
     def sync(self) -> None:
         """Make every commit durable.
@@ -150,7 +194,7 @@ class Index:
         Raises:
             IndexDamaged: the device refused.
         """
-        with _MAPPED:
+        with self._mapped():
             self._env.sync(True)
 
     def close(self) -> None:
@@ -158,6 +202,16 @@ class Index:
         if not self._closed:
             self._closed = True
             self._shared.release()
+
+    def _begin(self, db: Any = None) -> Any:
+        try:
+            return self._env.begin(db=db)
+        except lmdb.ReadersFullError:
+            self._env.reader_check()
+            return self._env.begin(db=db)
+
+    def _mapped(self) -> _Mapped:
+        return _Mapped(self)
 
 
 class _Environment:
@@ -167,34 +221,38 @@ class _Environment:
     """
 
     def __init__(self, path: Path, map_bytes: int) -> None:
-        self.env = lmdb.open(
-            str(path),
-            map_size=max(MAP_BYTES_MIN, map_bytes),
-            max_dbs=len(Tables._fields),
-            max_readers=READERS_MAX,
-            max_spare_txns=SPARE_READS,
-            mode=0o600,
-            sync=False,
-            metasync=False,
-            readahead=False,
-        )
-        try:
-            self.tables = Tables(*(self.env.open_db(name.encode()) for name in Tables._fields))
-            _stretch(path / "data.mdb", int(self.env.info()["map_size"]))
-        except BaseException:
-            self.env.close()
-            raise
+        self._data = path / "data.mdb"
+        with contextlib.ExitStack() as undo:
+            self.writer = WriterLock(path / "writer")
+            undo.callback(self.writer.close)
+            self.is_read_only = False
+            try:
+                with self.writer.held():  # LMDB begins a write transaction to look for its tables
+                    self.env, self.tables = _opened(path, map_bytes, readonly=False)
+            except IndexBusy:
+                self.is_read_only = True
+                self.env, self.tables = _opened(path, map_bytes, readonly=True)
+            undo.callback(self.env.close)
+            self.page_bytes = int(self.env.stat()["psize"])
+            self.map_bytes = int(self.env.info()["map_size"])
+            _stretch(self._data, self.map_bytes)
+            _take_slots(self.env)
+            self._fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+            undo.pop_all()
         self.users = 1
+        self._taken_bytes = 0  # up to where the file has its room; under the writer lock
+        self.cramped = False  # shared memory is full; likewise
 
     @staticmethod
-    def shared(path: Path, map_bytes: int) -> _Environment:
+    def shared(path: Path, map_bytes: int, *, alone: bool) -> _Environment:
         with _OPEN_LOCK, _MAPPED:
             path.mkdir(mode=0o700, exist_ok=True)
             identity = _identity(path)
             environment = _OPEN.get(identity)
             if environment is None:
-                _refuse_truncated(path)
-                environment = _OPEN[identity] = _Environment(path, map_bytes)
+                _prepare(path, alone=alone)
+                environment = _Environment(path, _map_bytes(path, map_bytes, alone=alone))
+                _OPEN[identity] = environment
                 environment.identity = identity
             else:
                 environment.users += 1
@@ -202,21 +260,120 @@ class _Environment:
 
     identity: tuple[int, int]
 
+    def pages_bytes(self) -> int:
+        return (int(self.env.info()["last_pgno"]) + 1) * self.page_bytes
+
+    def limit_bytes(self) -> int:
+        """What the index may take: the map, or where shared memory is full, as much more as it can change.
+
+        A store fills half of it (`log/room.py`); of an index that cannot grow it may then fill four fifths.
+        """
+        if not self.cramped:
+            return self.map_bytes
+        return min(self.map_bytes, int(CRAMPED_FILL_MAX * self.pages_bytes()))
+
+    def take_room(self) -> None:
+        """Take room for the next change, ahead of LMDB; under the writer lock."""
+        wanted_bytes = min(self.map_bytes, self.pages_bytes() + AHEAD_BYTES // 2)
+        if wanted_bytes <= self._taken_bytes:
+            return
+        start = max(self._taken_bytes, self.pages_bytes())
+        end = min(self.map_bytes, self.pages_bytes() + AHEAD_BYTES)
+        try:
+            if end > start:
+                os.posix_fallocate(self._fd, start, end - start)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self.cramped = True  # changes go on in what is taken and in pages that others gave up
+        else:
+            self._taken_bytes, self.cramped = end, False
+
     def release(self) -> None:
         with _OPEN_LOCK:
             self.users -= 1
             if not self.users:
                 del _OPEN[self.identity]
                 self.env.close()
+                self.writer.close()
+                os.close(self._fd)
 
 
 _OPEN: dict[tuple[int, int], _Environment] = {}
 _OPEN_LOCK = threading.Lock()
+_OF_PARENT: list[_Environment] = []  # never closed: LMDB would take the parent's locks for this process' own
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+
+
+def _forget_parents() -> None:
+    """In a forked child: what the parent has open is the parent's."""
+    global _OPEN_LOCK
+    _OF_PARENT.extend(_OPEN.values())
+    _OPEN.clear()
+    _OPEN_LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
 
 
 def _identity(path: Path) -> tuple[int, int]:
     state = os.stat(path)
     return state.st_dev, state.st_ino
+
+
+def _map_bytes(path: Path, wanted_bytes: int, *, alone: bool) -> int:
+    """The size of the map: never smaller than what is there, and no other than what others have open."""
+    data = path / "data.mdb"
+    there_bytes = data.stat().st_size if data.exists() else 0
+    if there_bytes and not alone:
+        return there_bytes
+    return max(there_bytes, wanted_bytes, MAP_PAGES_MIN * page_bytes())
+
+
+def _prepare(path: Path, *, alone: bool) -> None:
+    """Put the files in order that LMDB is about to map; no environment of this process has them open."""
+    lock = path / "lock.mdb"
+    if alone:
+        lock.unlink(missing_ok=True)  # with whatever the dead have left in it
+    _refuse_truncated(path)
+    if not lock.exists() or not lock.stat().st_size:
+        make_lock_file(lock)
+    else:
+        clear_own_slots(lock, _slots_start())
+
+
+def _opened(path: Path, map_bytes: int, *, readonly: bool) -> tuple[Any, Tables]:
+    env = lmdb.open(
+        str(path),
+        map_size=map_bytes,
+        max_dbs=len(Tables._fields),
+        max_readers=READERS_MAX,
+        max_spare_txns=SPARE_READS,
+        mode=0o600,
+        sync=False,
+        metasync=False,
+        readahead=False,
+        readonly=readonly,
+    )
+    try:
+        return env, Tables(*(env.open_db(name.encode(), create=not readonly) for name in Tables._fields))
+    except BaseException:
+        env.close()
+        raise
+
+
+def _slots_start() -> int:
+    """Where the reader slots begin in LMDB's lock file: it has one for each, and something before."""
+    with tempfile.TemporaryDirectory(prefix="kvtier-probe-") as folder:
+        lmdb.open(folder, max_readers=1).close()
+        return os.stat(f"{folder}/lock.mdb").st_size - READER_BYTES
+
+
+def _take_slots(env: Any) -> None:
+    """Take reader slots ahead: taking one later means LMDB's lock on them, which somebody paused may hold."""
+    with contextlib.ExitStack() as reads:
+        for _ in range(SPARE_READS):
+            reads.enter_context(env.begin())
 
 
 def _refuse_truncated(path: Path) -> None:
@@ -226,15 +383,11 @@ def _refuse_truncated(path: Path) -> None:
         return
     probe = lmdb.open(str(path), max_dbs=1, readonly=True, lock=False, create=False)
     try:
-        needed = _pages_bytes(probe)
+        needed = (int(probe.info()["last_pgno"]) + 1) * int(probe.stat()["psize"])
     finally:
         probe.close()
     if data.stat().st_size < needed:
         raise IndexDamaged("nvme", f"{data} is {data.stat().st_size} bytes long and should be {needed}")
-
-
-def _pages_bytes(env: Any) -> int:
-    return (int(env.info()["last_pgno"]) + 1) * PAGE_BYTES
 
 
 def _stretch(data: Path, size_bytes: int) -> None:
@@ -246,12 +399,25 @@ def _stretch(data: Path, size_bytes: int) -> None:
 class _Mapped:
     """Maps LMDB's errors to the index's own. Not a generator, which would cost half of a lookup."""
 
+    __slots__ = ("_index",)
+
+    def __init__(self, index: Index | None = None) -> None:
+        self._index = index
+
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
         if isinstance(error, lmdb.MapFullError):
             raise _MapFull("nvme", "the index has no room left") from error
+        if isinstance(error, lmdb.ReadersFullError):
+            raise NoReaderSlot("nvme", f"all {READERS_MAX} reader slots of the index are taken") from error
+        if isinstance(error, lmdb.DiskError):
+            raise IndexFull("nvme", f"there is no room for the index: {error}") from error
         if isinstance(error, lmdb.Error):
+            if self._index is not None:
+                self._index.damaged = True
             raise IndexDamaged("nvme", f"the index cannot be used: {error}") from error
 
 

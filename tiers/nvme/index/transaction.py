@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ...base import ChunkKey
 from .records import (
+    AGE,
     EXTENT,
     LEGAL,
     NAMESPACE,
     NUMBER,
+    REMOVAL,
     SCOPE,
     SEGMENT,
+    UNREAD,
     Extent,
     Namespace,
+    Removal,
     Segment,
+    Unread,
     decode_segment,
 )
 
@@ -23,11 +28,11 @@ from .records import (
 class Transaction:
     """One LMDB transaction, in the index's words. Belongs to the thread that began it."""
 
-    __slots__ = ("_extents", "_meta", "_namespaces", "_segments", "_txn")
+    __slots__ = ("_extents", "_meta", "_namespaces", "_removals", "_room", "_segments", "_txn", "_unread")
 
-    def __init__(self, txn: Any, tables: Tables) -> None:
-        self._txn = txn
-        self._meta, self._namespaces, self._segments, self._extents = tables
+    def __init__(self, txn: Any, tables: Tables, room: MapRoom) -> None:
+        self._txn, self._room = txn, room
+        self._meta, self._namespaces, self._segments, self._extents, self._removals, self._unread = tables
 
     # Numbers.
 
@@ -112,13 +117,81 @@ class Transaction:
                     return
                 yield SCOPE.unpack(name[:4])[0], name[4:], Extent(*EXTENT.unpack(raw))
 
+    def extents_after(
+        self, position: bytes, count: int
+    ) -> tuple[list[tuple[int, ChunkKey, Extent]], bytes | None]:
+        """Up to `count` extents from a position on (at first empty), and the next one, None at the end."""
+        found: list[tuple[int, ChunkKey, Extent]] = []
+        with self._txn.cursor(db=self._extents) as cursor:
+            if cursor.set_range(position):
+                for name, raw in cursor:
+                    if len(found) == count:
+                        return found, bytes(name)
+                    found.append((SCOPE.unpack(name[:4])[0], name[4:], Extent(*EXTENT.unpack(raw))))
+        return found, None
+
     def extents_count(self) -> int:
         return int(self._txn.stat(self._extents)["entries"])
 
-    def tree_pages(self) -> int:
-        """Pages that the extents take."""
+    def tree_bytes(self) -> int:
+        """What the extents take."""
         stat = self._txn.stat(self._extents)
-        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) * self._room.page_bytes
+
+    def fill(self) -> float:
+        """Which part of what the index may take the extents take."""
+        return self.tree_bytes() / self._room.limit_bytes()
+
+    def pages_max(self) -> int:
+        """How many pages the index may have."""
+        return self._room.limit_bytes() // self._room.page_bytes
+
+    # Removals.
+
+    def removal(self, scope: int, key: ChunkKey) -> Removal | None:
+        raw = self._txn.get(SCOPE.pack(scope) + key, db=self._removals)
+        return Removal(*REMOVAL.unpack(raw)) if raw else None
+
+    def put_removal(self, scope: int, key: ChunkKey, removal: Removal) -> None:
+        """Note a removal, unless a later one is noted."""
+        before = self.removal(scope, key)
+        if before is None or before.order < removal.order:
+            self._txn.put(SCOPE.pack(scope) + key, REMOVAL.pack(*removal), db=self._removals)
+
+    def forget_removals(self, oldest: int, position: bytes, count: int) -> bytes | None:
+        """Of `count` removals from a position on, drop those from before the segment opened as `oldest`.
+
+        Returns where to go on, None at the end.
+        """
+        seen = 0
+        with self._txn.cursor(db=self._removals) as cursor:
+            there = cursor.set_range(position)
+            while there:
+                if seen == count:
+                    return bytes(cursor.key())
+                seen += 1
+                old = Removal(*REMOVAL.unpack(cursor.value())).opened < oldest
+                there = (cursor.delete() and bool(cursor.key())) if old else cursor.next()
+        return None
+
+    # Segments that are still to be read.
+
+    def unread(self) -> list[Unread]:
+        """Them all, the oldest first."""
+        with self._txn.cursor(db=self._unread) as cursor:
+            return [Unread(*AGE.unpack(age), *UNREAD.unpack(raw)) for age, raw in cursor]
+
+    def newest_unread(self) -> Unread | None:
+        with self._txn.cursor(db=self._unread) as cursor:
+            if not cursor.last():
+                return None
+            return Unread(*AGE.unpack(cursor.key()), *UNREAD.unpack(cursor.value()))
+
+    def put_unread(self, one: Unread) -> None:
+        self._txn.put(AGE.pack(*one[:2]), UNREAD.pack(one.generation), db=self._unread)
+
+    def drop_unread(self, one: Unread) -> None:
+        self._txn.delete(AGE.pack(*one[:2]), db=self._unread)
 
     def tree_depth(self) -> int:
         return int(self._txn.stat(self._extents)["depth"])
@@ -128,8 +201,18 @@ class Transaction:
         return int(self._txn.id())
 
 
+class MapRoom(Protocol):
+    """The sizes of the map that a transaction works in."""
+
+    page_bytes: int
+
+    def limit_bytes(self) -> int: ...
+
+
 class Tables(NamedTuple):
     meta: Any
     namespaces: Any
     segments: Any
     extents: Any
+    removals: Any
+    unread: Any

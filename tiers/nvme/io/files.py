@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...base import Buffer
+from . import forks
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
@@ -41,6 +42,7 @@ class Files:
         return os.open(path, flags, 0o600)
 
     def close(self, fd: int) -> None:
+        forks.closed(fd)
         os.close(fd)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
@@ -107,6 +109,7 @@ class Files:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
+        forks.locked(fd)
         return True
 
     def unlock(self, fd: int, byte: int) -> None:

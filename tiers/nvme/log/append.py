@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from ..format.codec import Entry
-from ..index.environment import Index, IndexFull
+from ..index.environment import Index, IndexBusy, IndexFull
 from ..index.ledger import Ledger
 from ..index.records import Extent
 from ..index.transaction import Transaction
@@ -154,6 +154,8 @@ class Appender:
         except IndexFull as error:
             lost, why = _written_keys(batches), Failure.INDEX_FULL
             self._events.failed(f"{error}")
+        except IndexBusy:
+            lost, why = _written_keys(batches), Failure.DROPPED
         except TierError as error:
             self.io_errors += 1
             self._events.failed(f"{error}")
@@ -197,7 +199,7 @@ class Appender:
         """Put what is accepted; None where a removal has come since the batches took their order."""
         if not ordered and any(is_outdated(txn, batch.order) for batch in batches):
             return None
-        if index_is_tight(txn, self._segments.facts.index_bytes):
+        if index_is_tight(txn):
             raise IndexFull("nvme", "the index may not grow further")
         ledger = Ledger(txn)
         if not ledger.in_force(target.scope):

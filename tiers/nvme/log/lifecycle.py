@@ -148,6 +148,7 @@ class Log:
             if claim.segment.end_block == FIRST_BLOCK:
                 return OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
             # Else the header was damaged, and the chunks behind it are as good as ever.
+        file.unseal()
         batches = list(file.sweep())  # of a process that died; committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
         tables = [batch.encode() for batch in batches]

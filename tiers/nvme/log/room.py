@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..index.environment import Index
-from ..index.records import PAGE_BYTES, Segment, SegmentState
+from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
 from .budget import Budget
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
@@ -24,7 +24,8 @@ class Room:
         """The cap that holds now: the last process that opened the store has set it."""
         facts = self._segments.facts
         capacity_bytes, reserve_bytes = txn.number("capacity_bytes"), txn.number("reserve_bytes")
-        return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, facts.index_bytes)
+        chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
+        return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes)
 
     def is_ahead(self) -> bool:
         """Whether the next claims will find segments without reclaiming, as far as one can see now.
@@ -61,7 +62,7 @@ class Room:
     def index_is_tight(self) -> bool:
         """Whether chunks have to leave because the index may not grow."""
         with self._index.read() as txn:
-            return index_is_tight(txn, self._segments.facts.index_bytes)
+            return index_is_tight(txn)
 
     def shrink(self) -> bool:
         """Remove one free segment's file; False where there is none that nobody reads."""
@@ -96,6 +97,6 @@ def by_age(txn: Transaction) -> list[tuple[int, Segment]]:
     return sorted(txn.segments().items(), key=lambda item: item[1].opened)
 
 
-def index_is_tight(txn: Transaction, index_bytes: int) -> bool:
+def index_is_tight(txn: Transaction) -> bool:
     """Whether the extents leave no room for pages in change."""
-    return txn.tree_pages() * PAGE_BYTES > index_bytes * INDEX_FILL_MAX
+    return txn.fill() > INDEX_FILL_MAX

@@ -20,6 +20,7 @@ from .budget import Facts
 
 CLAIM_BYTE = 1
 READERS_BYTE = 0
+NUMBERS_MAX = 1 << 32  # what the format has room for
 
 
 class Segments:
@@ -37,8 +38,17 @@ class Segments:
 
     def paths(self) -> dict[int, Path]:
         """The segment files that exist, by number."""
-        paths = (self._root / "segments").glob("*.seg")
-        return {int(path.stem): path for path in paths if path.stem.isdecimal()}
+        return {number: path for number, path in self._named() if path.is_file() and not path.is_symlink()}
+
+    def taken_numbers(self) -> set[int]:
+        """Numbers that new segments cannot have, whatever it is that bears them."""
+        return {number for number, _ in self._named()}
+
+    def _named(self) -> Iterator[tuple[int, Path]]:
+        for path in (self._root / "segments").glob("*.seg"):
+            number = int(path.stem) if path.stem.isdecimal() else NUMBERS_MAX
+            if number < NUMBERS_MAX and path == self.path(number):
+                yield number, path
 
     def exists(self, number: int) -> bool:
         return self.path(number).exists()

@@ -13,7 +13,7 @@ from ..format.codec import Batch, SegmentName
 from ..format.segment_file import SegmentFile
 from ..index.environment import Index
 from ..index.ledger import Ledger
-from ..index.records import PAGE_BYTES, Extent, Segment, SegmentState
+from ..index.records import Extent, Segment, SegmentState
 from ..index.transaction import Transaction
 from .chunks import Live, Removals
 from .events import Events
@@ -114,7 +114,8 @@ class Victims:
 
     def _forget(self, name: SegmentName, entries: list[tuple[int, ChunkKey]]) -> int:
         forgotten = 0
-        pages = self._segments.facts.index_bytes // PAGE_BYTES
+        with self._index.read() as txn:
+            pages = txn.pages_max()
         step = max(16, min(FORGET_STEP_MAX, pages // FORGET_STEP_PAGES))
         for start in range(0, len(entries), step):
             part = entries[start : start + step]

@@ -1,67 +1,81 @@
 """The directory of one store: who may use it, what it says about itself, who has it open.
 
-    kvtier.json     format version, store uuid, sizes fixed at creation
-    in-use          while somebody has the store open: the boot of the kernel on which that is; else blank
-    lock            two bytes, locked and never written; see below
+    kvtier.json     format version, store uuid, sizes fixed at creation (`facts.py`)
+    in-use          while somebody has the store open: by whom, and where its index is (`mark.py`)
+    lock            bytes that are locked; its contents count the steps of an opening
+    checkpoint      a copy of the index as it was some time ago (`checkpoint.py`)
     namespaces/     one file per namespace: its identity field by field, its scope in force
-    index/          LMDB
     segments/       the log
     quarantine/     evidence of chunks that failed their checksum
 
 Theory of operation. OPENING_BYTE of `lock` is held alone by whoever opens or closes the store, so that
 only one process at a time looks at it as a whole. USERS_BYTE is shared by all who have it open; whoever
-gets it alone while opening knows that nobody else uses the store and may rebuild what is broken.
+gets it alone while opening knows that nobody else uses the store and may make its index anew. The other bytes
+are held for a while by whoever does what only one process at a time may do.
 
 An open that fails takes back what it has made, before it gives up OPENING_BYTE. Whoever waited for that then
 holds a lock on a file that is gone; so whoever gets the byte looks whether the path still names its file,
 and starts over where it does not.
 
-The index is not synced at each commit. A killed process leaves it whole in the page cache; a power loss
-may tear it. So `in-use` names the boot, and an index that was in use on another boot is not trusted. The file
-stays when the store is closed and is written in its place, so that a store on a full drive can be opened.
+The index lies in shared memory. Which one is the store's, `in-use` says, which only who is alone writes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
+import struct
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ...errors import TierUnavailable
+from ..index.memory import SHARED_MEMORY, Home, home_path
 from ..io.files import Files
 from ..log.budget import Facts
 from ..log.segments import Segments
+from .facts import FACTS, read_facts, write_facts
+from .mark import IN_USE
 from .namespaces import Namespaces
 
-FORMAT = 1  # raised when an older kvtier could misread the directory
-
 OPENING_BYTE, USERS_BYTE = 0, 1
-OPENING_WAIT_S = 60.0  # far above the longest rebuild seen; then something else is wrong
-CLOSING_WAIT_S = 2.0  # a close that cannot look around leaves the mark, which costs nothing but a rebuild
+CATCH_UP_BYTE, NAMESPACES_BYTE, QUARANTINE_BYTE, CHECKPOINT_BYTE = 2, 3, 4, 5
+OPENING_WAIT_S = 60.0  # without a step forward of who opens; far above the longest step seen
+CLOSING_WAIT_S = 2.0  # a close that cannot look around leaves the mark, which costs a look at the log
+CLAIM_WAIT_S = 2.0  # what is done under a claim is a few small files; who holds it longer is paused
 OPENING_POLL_S = 0.005  # how often a process looks whether the other one has finished opening
 OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that took its new store back at that very moment
 
-_MARK_BYTES = 40  # of the mark: a boot's name has 36, and one sector is written as a whole or not at all
-_FACTS, _LOCK, _IN_USE = "kvtier.json", "lock", "in-use"
+CHECKPOINT = "checkpoint"
+_LOCK = "lock"
 _DIRECTORIES = ("namespaces", "segments", "quarantine")
-_EXPECTED = {_LOCK, _FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
+_EXPECTED = {_LOCK, FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
 _LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a store
-_FILES = (_IN_USE + ".new", _IN_USE, _FACTS + ".new", _FACTS, _LOCK)  # the facts outlive what they stand for
+_SMALL = (IN_USE, CHECKPOINT, FACTS)  # the facts outlive what they stand for
+_FILES = (*(name + new for name in _SMALL for new in (".new", "")), _LOCK)
+_STEPS = struct.Struct("<Q")
 
 
 class StoreDirectory:
     """An opened store directory. Blocking; methods may be called from any thread, one at a time."""
 
     def __init__(
-        self, files: Files, root: Path, lock_fd: int, facts: Facts, *, alone: bool, undo: ExitStack
+        self,
+        files: Files,
+        root: Path,
+        lock_fd: int,
+        facts: Facts,
+        *,
+        alone: bool,
+        place: Path,
+        undo: ExitStack,
     ) -> None:
         self.files, self.root, self.facts = files, root, facts
+        self.home_path = home_path(place, facts.store, lock_fd)
+        self.home: Home | None = None  # of the index, once it is open
+        self.restored_commit = 0  # of the checkpoint that the index was made from
         self.segments = Segments(files, root, facts)
         self.namespaces = Namespaces(files, root / "namespaces")
         self.alone = alone  # nobody else had the store open when we opened it
@@ -70,17 +84,18 @@ class StoreDirectory:
         self._closed = False
 
     @staticmethod
-    def open(files: Files, root: Path, new: Facts | None) -> StoreDirectory:
+    def open(files: Files, root: Path, new: Facts | None, place: Path = SHARED_MEMORY) -> StoreDirectory:
         """Open the store at `root`; others wait until `ready`.
 
         Args:
             new: the facts of the store to make where there is none; None to make none.
+            place: where its index lies.
 
         Raises:
             TierUnavailable: it cannot be used; the message says why and what to do.
         """
         with mapped_os_errors(root):
-            return _open(files, root, new)
+            return _open(files, root, new, place)
 
     @staticmethod
     def look(root: Path) -> Facts | None:
@@ -91,10 +106,6 @@ class StoreDirectory:
         """
         with mapped_os_errors(root):
             return _look(root)
-
-    @property
-    def index_path(self) -> Path:
-        return self.root / "index"
 
     @property
     def quarantine_path(self) -> Path:
@@ -109,14 +120,47 @@ class StoreDirectory:
         except OSError:
             return True
 
-    def index_is_trusted(self) -> bool:
-        """Whether the index was closed well, or was in use on this very boot."""
-        return self._marked_boot() in ("", self.files.boot_id())
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.root / CHECKPOINT
 
-    def mark(self) -> None:
-        """Mark the store as in use, durably. It comes before any change of the index, which is not synced."""
-        if self._marked_boot() != self.files.boot_id():
-            self._write_mark(self.files.boot_id())
+    @property
+    def lock_id(self) -> tuple[int, int]:
+        """The lock file's device and inode: a copy of the store has another."""
+        state = os.fstat(self._lock_fd)
+        return state.st_dev, state.st_ino
+
+    def step(self) -> None:
+        """Show those who wait that the opening goes on."""
+        with suppress(OSError):  # on a full drive they wait without a sign
+            steps = _steps(self._lock_fd)
+            os.pwrite(self._lock_fd, _STEPS.pack(steps + 1), 0)
+
+    def try_claim(self, byte: int) -> bool:
+        """Claim what only one process may do at a time; False where another has it."""
+        return self.files.try_lock(self._lock_fd, byte, exclusive=True)
+
+    def unclaim(self, byte: int) -> None:
+        self.files.unlock(self._lock_fd, byte)
+
+    @contextmanager
+    def claimed(self, byte: int) -> Iterator[None]:
+        """Claim what only one process may do at a time, for a while.
+
+        Raises:
+            TierUnavailable: another process has it for too long.
+        """
+        deadline_s = time.monotonic() + CLAIM_WAIT_S
+        while not self.try_claim(byte):
+            if time.monotonic() > deadline_s:
+                raise TierUnavailable(
+                    "nvme", f"{self.root} is held by another process, which is paused or slow"
+                )
+            time.sleep(OPENING_POLL_S)
+        try:
+            yield
+        finally:
+            self.unclaim(byte)
 
     def ready(self) -> None:
         """End the opening: let others open the store."""
@@ -131,23 +175,6 @@ class StoreDirectory:
             return False
         return self.files.try_lock(self._lock_fd, USERS_BYTE, exclusive=True)
 
-    def unmark(self) -> None:
-        """Say that the index is whole and synced, and that nobody uses it any more."""
-        self._write_mark("")
-
-    def _marked_boot(self) -> str:
-        try:
-            return (self.root / _IN_USE).read_text().strip()
-        except FileNotFoundError:
-            return ""
-
-    def _write_mark(self, boot: str) -> None:
-        path, data = self.root / _IN_USE, boot.ljust(_MARK_BYTES).encode()
-        if path.exists():
-            self.files.overwrite_small(path, data)
-        else:
-            self.files.write_small(path, data)
-
     def give_up(self) -> None:
         """Close before `ready`: a store that this open has made leaves nothing behind. Idempotent."""
         self._closed = True
@@ -157,7 +184,7 @@ class StoreDirectory:
         """Give up every lock; idempotent."""
         if not self._closed:
             self._closed = True
-            os.close(self._lock_fd)
+            self.files.close(self._lock_fd)
 
 
 @contextmanager
@@ -169,30 +196,30 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
 
 
-def _open(files: Files, root: Path, new: Facts | None) -> StoreDirectory:
+def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDirectory:
     _known(_look(root), new, root)  # what is refused is not touched
     made: list[Path] = []
     with ExitStack() as undo:
         undo.callback(_remove_empty, made)
         lock_fd = _locked(files, root, made)
-        undo.callback(os.close, lock_fd)
+        undo.callback(files.close, lock_fd)
         there = _look(root)
         if there is None:
             undo.callback(_remove_store, root)
         facts = _known(there, new, root)
         if there is None:
-            facts = _create(files, root, facts)
+            facts = write_facts(files, root, facts)
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o700, exist_ok=True)
         alone = files.try_lock(lock_fd, USERS_BYTE, exclusive=True)
-        return StoreDirectory(files, root, lock_fd, facts, alone=alone, undo=undo.pop_all())
+        return StoreDirectory(files, root, lock_fd, facts, alone=alone, place=place, undo=undo.pop_all())
 
 
 def _known(there: Facts | None, new: Facts | None, root: Path) -> Facts:
     """The facts of the store that is there, or else of the one to be made."""
     facts = there or new
     if facts is None:
-        raise TierUnavailable("nvme", f"{root} is no store: it has no {_FACTS}")
+        raise TierUnavailable("nvme", f"{root} is no store: it has no {FACTS}")
     return facts
 
 
@@ -219,7 +246,7 @@ def _locked(files: Files, root: Path, made: list[Path]) -> int:
 
 def _remove_store(root: Path) -> None:
     """Remove a store that nobody else has seen; what cannot be removed is in nobody's way."""
-    for name in (*_DIRECTORIES, "index"):
+    for name in _DIRECTORIES:
         shutil.rmtree(root / name, ignore_errors=True)
     for name in _FILES:
         with suppress(OSError):
@@ -238,10 +265,10 @@ def _look(root: Path) -> Facts | None:
     if not root.exists():
         return None
     _refuse_unsafe(root)
-    facts = _read_facts(root)
+    facts = read_facts(root)
     if facts is None and (obstacle := _obstacle(root)) is not None:
         # Another process may have made the store meanwhile: its facts are written first of all.
-        facts = _read_facts(root)
+        facts = read_facts(root)
         if facts is None:
             raise TierUnavailable("nvme", obstacle)
     return facts
@@ -249,8 +276,8 @@ def _look(root: Path) -> Facts | None:
 
 def _obstacle(root: Path) -> str | None:
     """Why no store can be made in a directory that has none."""
-    if any((root / name).exists() for name in ("index", "segments")):
-        return f"{root / _FACTS} is missing from a store; remove {root}, or choose another path"
+    if any((root / name).exists() for name in ("namespaces", "segments")):
+        return f"{root / FACTS} is missing from a store; remove {root}, or choose another path"
     others = sorted({path.name for path in root.iterdir()} - _EXPECTED)
     if others:
         return f"{root} holds other files ({others[0]}); choose another path, which kvtier has for itself"
@@ -275,35 +302,20 @@ def _refuse_unsafe(root: Path) -> None:
         )
 
 
-def _read_facts(root: Path) -> Facts | None:
-    path = root / _FACTS
-    try:
-        document = json.loads(path.read_text())
-        version = document["format"]
-        if version > FORMAT:
-            raise TierUnavailable(
-                "nvme",
-                f"{root} has format {version}, which is newer than this kvtier's {FORMAT}; upgrade kvtier",
-            )
-        return Facts(bytes.fromhex(document["store"]), document["segment_bytes"], document["index_bytes"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise TierUnavailable("nvme", f"{path} cannot be understood ({error}); remove {root}") from error
-
-
-def _create(files: Files, root: Path, new: Facts) -> Facts:
-    files.reached("creating")
-    facts = new._replace(store=uuid.uuid4().bytes)
-    document = {"format": FORMAT, **facts._asdict(), "store": facts.store.hex()}
-    files.write_small(root / _FACTS, json.dumps(document, indent=1).encode())
-    files.sync_directory(root.parent)
-    return facts
-
-
 def _wait_for_opening(files: Files, lock_fd: int, root: Path, wait_s: float) -> None:
-    deadline_s = time.monotonic() + wait_s
+    """Get OPENING_BYTE; wait for as long as whoever has it goes forward."""
+    steps, deadline_s = _steps(lock_fd), time.monotonic() + wait_s
     while not files.try_lock(lock_fd, OPENING_BYTE, exclusive=True):
-        if time.monotonic() > deadline_s:
-            raise TierUnavailable("nvme", f"{root} is being opened by another process for too long")
+        now_s = time.monotonic()
+        if (gone := _steps(lock_fd)) != steps:
+            steps, deadline_s = gone, now_s + wait_s
+        if now_s > deadline_s:
+            raise TierUnavailable(
+                "nvme", f"{root} is being opened by another process, which did not go on for {wait_s:.0f} s"
+            )
         time.sleep(OPENING_POLL_S)
+
+
+def _steps(lock_fd: int) -> int:
+    data = os.pread(lock_fd, _STEPS.size, 0)
+    return int(_STEPS.unpack(data.ljust(_STEPS.size, b"\0"))[0])

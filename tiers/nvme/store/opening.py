@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...base import ChunkKey
 from ...errors import TierError, TierUnavailable
 from ..format.codec import table_bytes
-from ..index.environment import Index, IndexDamaged
-from ..index.records import Namespace, SegmentState
+from ..index.environment import Index
+from ..index.errors import IndexDamaged
+from ..index.memory import SHARED_MEMORY
+from ..index.records import KEY_BYTES_MAX, SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, blocks_of, scratch
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
-from .directory import StoreDirectory, mapped_os_errors
-from .namespaces import Identity, NamespaceFile
+from .catchup import CatchUp
+from .directory import QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
+from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
+from .namespaces import Identity
 from .quarantine import Quarantine
-from .rebuild import rebuild
+from .scopes import drop_namespace, drop_unneeded, open_namespace, raise_epoch
 
 logger = logging.getLogger(__name__)
+
+CATCH_UP_MAX = (
+    16384  # entries read at once when a store is opened: a quarter of a second; small stores are whole
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,7 @@ class Store:
 
     directory: StoreDirectory
     index: Index
+    catch_up: CatchUp
 
 
 def is_store(root: Path) -> bool:
@@ -46,120 +55,165 @@ def open_store(
     reserve_bytes: int,
     identity: Identity,
     chunk_bytes: int,
+    place: Path = SHARED_MEMORY,
 ) -> Store:
     """Open or create the store and the identity's namespace in it; others wait meanwhile.
+
+    It may serve before all that the log has is found: `Store.catch_up` has the rest to do. `place` is where
+    the index lies.
 
     Raises:
         TierUnavailable: the store cannot be used; the message says why.
         IdentityMismatch: the namespace on the drive names other fields.
     """
     refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
-    directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes))
+    directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes), place)
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
-        budget = Budget(capacity_bytes, reserve_bytes, *directory.facts[1:])
         refuse_small(directory.facts, capacity_bytes, chunk_bytes)
         refuse_large(directory.facts, chunk_bytes)
         files.reached("opening")
         with mapped_os_errors(root):
             _probe_direct(files, directory)
-            index = _open_index(directory)
-            undo.callback(_leave_unopened, directory, index)
+            sizes = Sizes.of(capacity_bytes, chunk_bytes)
+            store = _with_index(directory, undo, lambda: index_alone(directory, sizes))
             files.reached("index opened")
-            _open_namespace(directory, index, identity)
-            index.write(lambda txn: _set_cap(txn, directory, budget))
-            index.write(lambda txn: _remove_orphans(txn, directory))
+            if store.index.is_read_only:
+                raise TierUnavailable(
+                    "nvme", f"{root} is held by another process, which is paused; let it go on"
+                )
+            open_namespace(directory, store.index, identity)
+            budget = Budget(capacity_bytes, reserve_bytes, directory.facts.segment_bytes, chunk_bytes)
+            _set_cap(directory, store.index, budget)
+            remove_orphans(directory, store.index)
             if directory.alone:
-                _drop_unneeded(directory, index, identity)
+                _begin_catch_up(store)
+                drop_unneeded(directory, store.index, identity)
             directory.ready()
         undo.pop_all()
     files.reached("opened")
-    return Store(directory, index)
+    return store
 
 
-def open_existing(files: Files, root: Path) -> Store:
+def open_existing(files: Files, root: Path, *, place: Path = SHARED_MEMORY) -> Store:
     """Open a store that is there, for tools: beside the servers that use it, in no namespace.
 
-    A lost or torn index is rebuilt, if nobody else has the store open.
+    What the index lacks is read from the log, if nobody else has the store open.
 
     Raises:
         TierUnavailable: there is no store, or it cannot be used.
     """
-    return _open_existing(files, root, _open_index)
+    return _open_existing(files, root, place, index_alone)
 
 
-def open_untouched(files: Files, root: Path) -> Store:
+def open_untouched(files: Files, root: Path, *, place: Path = SHARED_MEMORY) -> Store:
     """Open a store that is there as it is.
 
     Raises:
-        IndexDamaged: the index is lost or torn, and nobody else has the store open.
+        IndexDamaged: the index is lost, and nobody else has the store open.
         TierUnavailable: there is no store, or it cannot be used.
     """
-    return _open_existing(files, root, _whole_index)
+    return _open_existing(files, root, place, _index_there)
 
 
-def open_rebuilt(files: Files, root: Path) -> Store:
+def open_rebuilt(files: Files, root: Path, *, place: Path = SHARED_MEMORY) -> Store:
     """Open a store that is there with an index made anew from its segments.
 
     Raises:
         TierUnavailable: somebody else has it open, there is no store, or it cannot be used.
     """
-    return _open_existing(files, root, _sole_index_anew)
+
+    def anew(directory: StoreDirectory, sizes: Sizes) -> Index:
+        files.unlink(directory.checkpoint_path)
+        return index_alone(directory, sizes, anew=True)
+
+    store = _open_existing(files, root, place, anew)
+    if not store.directory.alone:
+        close_store(store)
+        raise TierUnavailable("nvme", f"{root} is in use; stop the processes that use it")
+    return store
 
 
-def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirectory], Index]) -> Store:
-    directory = StoreDirectory.open(files, root, None)
+def _open_existing(
+    files: Files, root: Path, place: Path, open_alone: Callable[[StoreDirectory, Sizes], Index]
+) -> Store:
+    directory = StoreDirectory.open(files, root, None, place)
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
         with mapped_os_errors(root):
             _probe_direct(files, directory)
-            index = open_index(directory)
-            undo.callback(_leave_unopened, directory, index)
-            index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
+            there_bytes = len(directory.segments.paths()) * directory.facts.segment_bytes
+            sizes = Sizes.of(there_bytes, directory.facts.chunk_bytes)
+            store = _with_index(directory, undo, lambda: open_alone(directory, sizes))
+            if directory.alone:
+                store.catch_up.claim()
+                store.catch_up.finish()
+            with store.index.read() as txn:
+                capacity_bytes = txn.number("capacity_bytes")
+            if not capacity_bytes and not store.index.is_read_only:
+                store.index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
             directory.ready()
         undo.pop_all()
-    return Store(directory, index)
+    return store
+
+
+def _index_there(directory: StoreDirectory, sizes: Sizes) -> Index:
+    lost = is_index_lost(directory)
+    if lost:
+        raise IndexDamaged("nvme", lost)
+    return index_alone(directory, sizes, tidy=False)
+
+
+def _with_index(
+    directory: StoreDirectory, undo: contextlib.ExitStack, open_alone: Callable[[], Index]
+) -> Store:
+    index = open_alone() if directory.alone else join_index(directory)
+    store = Store(directory, index, CatchUp(directory, index))
+    undo.callback(_leave_unopened, store)
+    return store
+
+
+def _begin_catch_up(store: Store) -> None:
+    """Hold what is still to be read, and read a bounded part of it: of a small store, all."""
+    store.catch_up.claim()
+    left = CATCH_UP_MAX
+    while left > 0 and (count := store.catch_up.step()):
+        left -= count
 
 
 def close_store(store: Store, identity: Identity | None = None) -> None:
-    """Leave the store; its last user leaves the index synced, so that the next open can trust it.
+    """Leave the store; its last user leaves a checkpoint, so that the next open finds all.
 
     A namespace that is this process' own goes with it, if its identity is given.
     """
     directory, index = store.directory, store.index
     try:
-        if identity is not None and identity.is_of_one_process:
-            _drop_namespace(directory, index, identity)
-        _leave_index(directory, index, last=directory.last_user_leaving())
+        store.catch_up.close()
+        try:
+            if identity is not None and identity.is_of_one_process:
+                drop_namespace(directory, index, identity)
+        finally:
+            if directory.last_user_leaving():
+                leave_alone(directory, index)
     finally:
         index.close()
         directory.close()
 
 
-def _leave_index(directory: StoreDirectory, index: Index, *, last: bool) -> None:
-    try:
-        if last:
-            index.sync()
-    finally:
-        index.close()
-    if last:
-        directory.unmark()
-
-
-def _leave_unopened(directory: StoreDirectory, index: Index) -> None:
+def _leave_unopened(store: Store) -> None:
     """Leave the index of an open that fails; the error that made it fail is the one to raise."""
     with contextlib.suppress(OSError, TierError):
-        _leave_index(directory, index, last=directory.alone)
+        store.catch_up.close()
+        if store.directory.alone:
+            leave_alone(store.directory, store.index)
+    store.index.close()
 
 
 def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
     """Put every chunk of the namespace out of sight at once, in every process, and make the successor's."""
-    store.index.write(lambda txn: _raise_epoch(txn, identity.digest))
-    store.directory.files.reached("epoch raised")
-    # The index first: `scope` in the file must never name a scope that the index could give away again.
-    store.index.write(lambda txn: _write_namespace(txn, store.directory, identity))
+    raise_epoch(store.directory, store.index, identity)
     if successor.digest != identity.digest:
-        _open_namespace(store.directory, store.index, successor)
+        open_namespace(store.directory, store.index, successor)
 
 
 def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> None:
@@ -171,7 +225,7 @@ def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> 
 
     def least_under(cap_bytes: int) -> int:
         sizes = facts or facts_for(cap_bytes, chunk_bytes)
-        return Budget(cap_bytes, 0, sizes.segment_bytes, sizes.index_bytes).least_bytes
+        return Budget(cap_bytes, 0, sizes.segment_bytes, chunk_bytes).least_bytes
 
     least_bytes = least_under(capacity_bytes)
     if capacity_bytes >= least_bytes:
@@ -192,7 +246,7 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
     Raises:
         TierUnavailable: they are.
     """
-    longest_key = table_bytes([ChunkKey(256)])
+    longest_key = table_bytes([ChunkKey(KEY_BYTES_MAX)])
     overhead_blocks = 2 + 2 * blocks_of(longest_key)  # header, footer, table and its copy
     if aligned(chunk_bytes) + overhead_blocks * BLOCK_BYTES > facts.segment_bytes:
         raise TierUnavailable(
@@ -223,149 +277,62 @@ def _probe_direct(files: Files, directory: StoreDirectory) -> None:
         files.unlink(path)
 
 
-def _open_index(directory: StoreDirectory) -> Index:
-    try:
-        return _whole_index(directory)
-    except IndexDamaged as error:
-        if directory.segments.paths():
-            logger.warning("%s; rebuilding the index of %s", error, directory.root)
-    return _index_anew(directory)
+def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
+    """Set the cap for all who use the store."""
+    wanted = {
+        "capacity_bytes": budget.capacity_bytes,
+        "reserve_bytes": budget.reserve_bytes,
+        "chunk_bytes": budget.chunk_bytes,
+    }
+    with index.read() as txn:
+        is_set = all(txn.number(name) == value for name, value in wanted.items())
+    if not is_set:
+        index.write(lambda txn: _set_numbers(txn, wanted))
+    with contextlib.suppress(TierUnavailable), directory.claimed(QUARANTINE_BYTE):
+        Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 
-def _whole_index(directory: StoreDirectory) -> Index:
-    try:
-        return _trusted_index(directory)
-    except IndexDamaged as error:
-        if not directory.alone:
-            raise TierUnavailable("nvme", f"{error}, and other processes use the store; stop them") from error
-        raise
-
-
-def _sole_index_anew(directory: StoreDirectory) -> Index:
-    if not directory.alone:
-        raise TierUnavailable("nvme", f"other processes use {directory.root}; stop them to rebuild its index")
-    return _index_anew(directory)
-
-
-def _index_anew(directory: StoreDirectory) -> Index:
-    for path in directory.index_path.glob("*.mdb"):
-        directory.files.unlink(path)
-    directory.mark()  # now that the one which may be torn is gone
-    index = Index.open(directory.index_path, directory.facts.index_bytes)
-    try:
-        rebuild(directory, index)
-    except BaseException:
-        index.close()
-        raise
-    return index
-
-
-def _trusted_index(directory: StoreDirectory) -> Index:
-    if directory.alone and not directory.index_is_trusted():
-        raise IndexDamaged("nvme", "the index was in use when the machine stopped")
-    directory.mark()
-    index = Index.open(directory.index_path, directory.facts.index_bytes)
-    try:
-        with index.read() as txn:
-            uuid = txn.store_uuid()
-        if uuid != directory.facts.store:
-            raise IndexDamaged("nvme", "the index is missing, unfinished or another store's")
-    except BaseException:
-        index.close()
-        raise
-    return index
-
-
-def _open_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    if directory.namespaces.compared(identity) is None:
-        _log_relatives(directory, identity)
-        index.write(lambda txn: _write_namespace(txn, directory, identity))
-        directory.files.reached("namespace written")
-    index.write(lambda txn: _ensure_scope(txn, identity.digest))
-
-
-def _log_relatives(directory: StoreDirectory, identity: Identity) -> None:
-    for other in directory.namespaces.read().values():
-        if other.identity.label == identity.label:
-            differences = "; ".join(identity.differences(other.identity))
-            logger.info(
-                "nvme: %s starts empty: chunks of the same name differ: %s", identity.label, differences
-            )
-
-
-def _drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Drop all other namespaces that nothing is lost with. Call it while nobody else has the store open."""
-    files = directory.namespaces.read()
-
-    def drop(txn: Transaction) -> list[bytes]:
-        records = txn.namespaces()
-        digests = (records.keys() | files.keys()) - {identity.digest}
-        unneeded = [one for one in digests if _is_unneeded(txn, records.get(one), files.get(one))]
-        for digest in unneeded:
-            txn.drop_namespace(digest)
-        return unneeded
-
-    for digest in index.write(drop):
-        directory.namespaces.remove(digest)
-
-
-def _is_unneeded(txn: Transaction, record: Namespace | None, file: NamespaceFile | None) -> bool:
-    """Whether it was one process' own, which has ended, or has no chunks and never had an older epoch.
-
-    Chunks of an older epoch may lie in segments also where the index knows of none, and only the epoch in
-    force keeps a rebuild from bringing them back.
-    """
-    if file is not None and file.identity.is_of_one_process:
-        return True
-    if (record is not None and record.epoch) or (file is not None and file.epoch):
-        return False
-    return record is None or next(txn.extents(record.scope), None) is None
-
-
-def _drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
-    """Drop the namespace: its chunks are misses at once, and leave with their segments."""
-    index.write(lambda txn: txn.drop_namespace(identity.digest))
-    directory.namespaces.remove(identity.digest)
-
-
-def _ensure_scope(txn: Transaction, digest: bytes) -> None:
-    if txn.namespace(digest) is None:
-        txn.put_namespace(digest, Namespace(txn.next_number("scope"), 0, 0, 0, 0, 0))
-
-
-def _raise_epoch(txn: Transaction, digest: bytes) -> None:
-    before = txn.namespace(digest)
-    epoch = before.epoch + 1 if before else 1
-    txn.put_namespace(digest, Namespace(txn.next_number("scope"), epoch, 0, 0, 0, 0))
-
-
-def _write_namespace(txn: Transaction, directory: StoreDirectory, identity: Identity) -> None:
-    """Write the namespace's file as the index has it by now; in a write transaction, so by one at a time."""
-    record = txn.namespace(identity.digest)
-    scope, epoch = (record.scope, record.epoch) if record else (0, 0)
-    directory.namespaces.write(identity.digest, NamespaceFile(identity, scope, epoch))
-
-
-def _set_cap(txn: Transaction, directory: StoreDirectory, budget: Budget) -> None:
-    txn.set_number("capacity_bytes", budget.capacity_bytes)
-    txn.set_number("reserve_bytes", budget.reserve_bytes)
-    Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
+def _set_numbers(txn: Transaction, numbers: Mapping[str, int]) -> None:
+    for name, value in numbers.items():
+        txn.set_number(name, value)
 
 
 def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
-    """Cap a store whose rebuilt index does not know the cap: until a server sets it, it grows no further."""
+    """Cap a store whose new index does not know the cap: until a server sets it, it grows no further."""
     if not txn.number("capacity_bytes"):
         taken_bytes = sum(segment.allocated_bytes for segment in txn.segments().values())
         txn.set_number("capacity_bytes", cap_holding(taken_bytes, len(txn.namespaces()), facts))
 
 
-def _remove_orphans(txn: Transaction, directory: StoreDirectory) -> None:
+def remove_orphans(directory: StoreDirectory, index: Index) -> None:
     """Remove files without a record, and records without a file: a process died between the two."""
-    known, numbers = txn.segments(), directory.segments.paths().keys()
-    for number, segment in known.items():
-        if segment.state is SegmentState.FREE and number not in numbers:
-            txn.drop_segment(number)
+    segments = directory.segments
+    with index.read() as txn:
+        known = txn.segments()
+    numbers = segments.paths().keys()
+    lost = [
+        number
+        for number, segment in known.items()
+        if segment.state is SegmentState.FREE and number not in numbers
+    ]
+    if lost:
+        index.write(lambda txn: _drop_records(txn, directory, lost))
     for number in numbers - known.keys():
-        with directory.segments.claimed(number) as file:
-            if file is not None:
-                directory.segments.unlink(number)
+        with contextlib.suppress(OSError), segments.claimed(number) as file:
+            # Whoever makes a segment claims its file before its record can be seen.
+            if file is not None and not _has_record(index, number):
+                file.read_header()  # where the drive refuses that, it may hold chunks
+                segments.unlink(number)
+
+
+def _drop_records(txn: Transaction, directory: StoreDirectory, numbers: list[int]) -> None:
+    for number in numbers:
+        segment = txn.segment(number)
+        is_free = segment is not None and segment.state is SegmentState.FREE
+        if is_free and not directory.segments.exists(number):
+            txn.drop_segment(number)
+
+
+def _has_record(index: Index, number: int) -> bool:
+    with index.read() as txn:
+        return txn.segment(number) is not None

@@ -139,8 +139,8 @@ async def test_a_lost_index_is_a_finding_and_is_rebuilt_only_on_request(path: Pa
     assert checked(path).findings == ()
 
 
-async def test_a_torn_index_is_a_finding(path: Path) -> None:
-    os.truncate(path / "index" / "data.mdb", 4 * BLOCK_BYTES)
+async def test_a_torn_checkpoint_is_a_finding(path: Path) -> None:
+    os.truncate(path / "checkpoint", 4 * BLOCK_BYTES)
     assert kinds(checked(path)) == {Kind.INDEX}
     assert checked(path, repair=True).chunks == CHUNKS
     assert checked(path).findings == ()
@@ -149,7 +149,7 @@ async def test_a_torn_index_is_a_finding(path: Path) -> None:
 async def test_an_index_that_servers_use_is_not_rebuilt_under_them(path: Path) -> None:
     tier = await opened(path)
     tier._index.write(lambda txn: txn.set_store_uuid(b"another"))
-    with pytest.raises(TierUnavailable, match="other processes use the store"):
+    with pytest.raises(TierUnavailable, match="stop those who use it"):
         checked(path, repair=True)
     await tier.close()
 

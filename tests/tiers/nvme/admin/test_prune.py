@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import damage
 import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, keys_of, opened, right, stored
 
@@ -30,11 +31,6 @@ async def path(tmp_path: Path) -> Path:
     await stored(other, keys_of(0, 3))
     await other.close()
     return path
-
-
-def lose_index(path: Path) -> None:
-    for file in (path / "index").iterdir():
-        file.unlink()
 
 
 async def pruned(path: Path, selection: Selection) -> list[Removed]:
@@ -91,13 +87,13 @@ async def test_a_label_does_not_name_the_namespaces_whose_digests_begin_like_it(
 async def test_what_was_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
     (removed,) = await pruned(path, Selection(namespace="m", never_read=True))
     assert (removed.chunks, removed.size_bytes) == (CHUNKS - READ, (CHUNKS - READ) * CHUNK_BYTES)
-    lose_index(path)
+    damage.lose_index(path)
     assert await there(path) == keys_of(0, READ)
     assert await there(path, OTHER) == keys_of(0, 3)
 
 
 async def test_chunks_can_be_removed_right_after_the_index_was_lost(path: Path) -> None:
-    lose_index(path)  # and the cap with it
+    damage.lose_index(path)  # and the cap with it
     (removed,) = await pruned(path, Selection(namespace="other"))
     assert removed.chunks == 3
     assert await there(path, OTHER) == []
@@ -105,7 +101,7 @@ async def test_chunks_can_be_removed_right_after_the_index_was_lost(path: Path) 
 
 
 async def test_whether_a_chunk_was_read_is_not_known_before_a_rebuild(path: Path) -> None:
-    lose_index(path)
+    damage.lose_index(path)
     assert chosen_of(path, Selection(never_read=True)) == {}
     assert chosen_of(path, Selection(namespace="m")) == {"m": CHUNKS}
 
@@ -116,7 +112,7 @@ async def test_a_removal_evicts_nothing_also_where_the_rebuilt_cap_just_holds_th
     many = keys_of(1000, 2000)
     await stored(tier, many)
     await tier.close()
-    lose_index(path)
+    damage.lose_index(path)
     (removed,) = await pruned(path, Selection(namespace="other"))
     assert removed.chunks == 3
     tier = await opened(path)

@@ -34,7 +34,7 @@ async def test_the_room_is_told_part_by_part(path: Path) -> None:
     assert (found.live_chunks, found.live_bytes) == (CHUNKS, CHUNKS * CHUNK_BYTES)
     assert found.useful_bytes == READ * CHUNK_BYTES, "each chunk once, however often it was read"
     assert found.capacity_bytes == 64 * MIB
-    assert {"index", "segments", "quarantine", "namespaces"} <= found.parts.keys()
+    assert {"checkpoint", "segments", "quarantine", "namespaces"} <= found.parts.keys()
     assert sum(found.parts.values()) <= found.allocated_bytes
     assert sum(found.segments.values()) == len(list((path / "segments").glob("*.seg")))
     assert found.quarantined == 0

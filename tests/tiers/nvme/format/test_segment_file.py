@@ -53,6 +53,27 @@ def test_a_trailer_with_a_flipped_byte_or_of_an_earlier_life_is_none(file: Segme
     assert file.read_trailer() is None
 
 
+def test_a_segment_that_is_unsealed_has_no_trailer_until_it_is_sealed_again(file: SegmentFile) -> None:
+    data = batch_at(1).encode()
+    file.write_trailer([data])
+    life(file, 4).unseal()
+    assert file.read_trailer() is not None, "another life's is left alone"
+    file.unseal()
+    assert file.read_footer() is None
+    file.write_trailer([data])
+    assert file.read_trailer() == [batch_at(1)]
+
+
+def test_a_footer_tells_removals_and_high_marks_without_the_other_tables(file: SegmentFile) -> None:
+    batches = [batch_at(1, order=7), batch_at(8, KEYS[:1], order=2, removals=True), batch_at(11, order=3)]
+    file.write_trailer([batch.encode() for batch in batches])
+    footer = file.read_footer()
+    assert footer is not None
+    assert (footer.order, footer.scope) == (7, 9)
+    assert file.read_removals(footer) == batches[1:2]
+    assert file.read_trailer() == batches
+
+
 def test_a_sweep_finds_every_batch_across_holes(file: SegmentFile) -> None:
     batches = [batch_at(1), batch_at(20, KEYS[:1]), batch_at(23, KEYS[1:])]
     for batch in batches:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import damage
 import pytest
 from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
@@ -183,7 +184,7 @@ async def test_a_removal_outlives_the_segment_that_it_was_written_to(
             await tier._upkeep.once()
     assert generation_of(tier, 2) == 1
     await tier.close()
-    (path / "index" / "data.mdb").unlink()
+    damage.lose_index(path)
     after = await opened(path, capacity_bytes=8 * MIB)
     assert await right(after, keys) == []
     assert len(await right(after, keys_of(number - 4, 4))) == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import damage
 import pytest
 from faulty_files import AnotherBoot, BadPlaces, UnsyncedFiles
-from nvme_rig import keys_of, opened, right, stored
+from nvme_rig import keys_of, names, opened, right, stored
 
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.errors import TierUnavailable
@@ -43,15 +45,54 @@ async def test_a_trailer_that_cannot_be_read_costs_nothing(path: Path) -> None:
     await tier.close()
 
 
-async def test_a_header_that_cannot_be_read_costs_its_segment(path: Path) -> None:
-    tier = await opened(path, files=BadPlaces(first_segment(path).name, 0))
-    assert CHUNKS // 2 < len(await right(tier, keys_of(0, CHUNKS))) < CHUNKS
+@pytest.mark.parametrize("which", ["first", "every"])
+async def test_a_header_that_cannot_be_read_costs_nothing(path: Path, which: str) -> None:
+    name = first_segment(path).name if which == "first" else ""
+    tier = await opened(path, files=BadPlaces(name, 0))
+    assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
     await tier.close()
 
 
-async def test_a_drive_that_can_read_no_header_keeps_its_segments(path: Path) -> None:
-    with pytest.raises(TierUnavailable, match="Input/output error"):
-        await opened(path, files=BadPlaces("", 0))
+@pytest.mark.parametrize("which", ["first", "every"])
+async def test_segments_that_cannot_be_read_at_all_are_kept(path: Path, which: str) -> None:
+    before, name = names(path / "segments"), first_segment(path).name if which == "first" else ""
+    files = BadPlaces(name, *range(0, first_segment(path).stat().st_size, BLOCK_BYTES))
+    if which == "first":
+        tier = await opened(path, files=files)
+        assert 0 < len(await right(tier, keys_of(0, CHUNKS))) < CHUNKS
+        await tier.close()
+        damage.lose_index(path)
+    else:
+        with pytest.raises(TierUnavailable, match="Input/output error"):
+            await opened(path, files=files)
+    assert names(path / "segments") == before
+    tier = await opened(path)
+    assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
+    await tier.close()
+
+
+class PassingErrors(Files):
+    """The real files; the first time that a certain one is opened, the system has no descriptor left."""
+
+    def __init__(self, name: str, code: int) -> None:
+        self._name, self._code = name, code
+
+    def open_data(self, path: Path, *, create: bool = False, write: bool = False) -> int:
+        if path.name == self._name and self._code:
+            code, self._code = self._code, 0
+            raise OSError(code, os.strerror(code))
+        return super().open_data(path, create=create, write=write)
+
+
+@pytest.mark.parametrize("code", [errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EINTR])
+async def test_an_error_that_passes_costs_nothing(path: Path, code: int) -> None:
+    tier = await opened(path, files=PassingErrors(first_segment(path).name, code))
+    assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
+    await tier.close()
+
+
+async def test_a_directory_in_the_place_of_a_segment_stops_nothing(path: Path) -> None:
+    (path / "segments" / "00000077.seg").mkdir()
     tier = await opened(path)
     assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, CHUNKS)
     await tier.close()

@@ -1,0 +1,17 @@
+"""How the index fails: damaged, full, or held by somebody else for too long."""
+
+from __future__ import annotations
+
+from ...errors import TierError
+
+
+class IndexDamaged(TierError):
+    """The index is not readable, or not this store's."""
+
+
+class IndexFull(TierError):
+    """The index may not grow further; its store has to evict chunks first."""
+
+
+class IndexBusy(TierError):
+    """Another process or thread holds the index for writing and does not let go; nothing was changed."""

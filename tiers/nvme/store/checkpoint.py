@@ -1,0 +1,208 @@
+"""The checkpoint: a compact copy of the index on the drive, as it was at one moment.
+
+    index    LMDB's own copy: extents, namespaces, segments with their generations, removals, what is unread
+    footer   one block: format, store, size and checksum of the copy, when it was made, how many chunks it has
+
+It is written under a new name, synced and renamed, so that there is always a whole one or none. Every chunk
+that it names is durable: the copy is made first, then all that others have open is synced, then it counts.
+
+The position in the log is in the copy itself: a segment whose header names the generation that the copy has,
+and that was not open then, holds nothing that the copy lacks. `frame.py` reads what came since.
+
+Its room belongs to the cap. A copy that is larger than its share is not kept: the log is the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from ...errors import TierError
+from ..format.checksum import block_checksum
+from ..index.environment import Index
+from ..index.records import SegmentState
+from ..index.transaction import Transaction
+from ..io.blocks import BLOCK_BYTES
+from ..log.room import Room
+from .directory import CHECKPOINT_BYTE, StoreDirectory
+
+logger = logging.getLogger(__name__)
+
+STEP_BYTES = 1024 * 1024  # copied at a time
+MADE_S, MADE_OPENED = "checkpoint_s", "checkpoint_opened"  # numbers in the index: when the last one was made
+
+_FOOTER = struct.Struct("<8s16sQIQQ?")
+_MAGIC = b"KVTCKP\x00\x01"
+_CHECKSUM = struct.Struct("<I")
+
+
+class Footer(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    store: bytes
+    index_bytes: int
+    checksum: int
+    made_s: int
+    chunks: int
+    is_last: bool = False
+
+    def encode(self) -> bytes:
+        head = _FOOTER.pack(_MAGIC, *self)
+        return (head + _CHECKSUM.pack(block_checksum(head))).ljust(BLOCK_BYTES, b"\0")
+
+    @staticmethod
+    def decode(data: bytes) -> Footer | None:
+        """The footer in `data`, None where there is none."""
+        head = data[: _FOOTER.size]
+        if len(data) != BLOCK_BYTES or not head.startswith(_MAGIC):
+            return None
+        if _CHECKSUM.unpack_from(data, _FOOTER.size)[0] != block_checksum(head):
+            return None
+        return Footer(*_FOOTER.unpack(head)[1:])
+
+
+def write_checkpoint(directory: StoreDirectory, index: Index, *, is_last: bool = False) -> bool:
+    """Make a checkpoint; False where another process is about to, or it has no room under the cap.
+
+    `is_last` says that nothing comes after it: nobody else has the store open, and it is about to be left.
+
+    Raises:
+        OSError, TierError: it could not be made; the one before, if any, is there as it was.
+    """
+    if not directory.try_claim(CHECKPOINT_BYTE):
+        return False
+    try:
+        return _written(directory, index, is_last=is_last)
+    finally:
+        directory.unclaim(CHECKPOINT_BYTE)
+
+
+def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None:
+    """Copy the checkpoint's index to `target`; None, and no file there, where there is no good one."""
+    try:
+        with directory.checkpoint_path.open("rb") as file, target.open("xb") as copy:
+            footer = _footer(file.fileno(), directory.facts.store)
+            good = footer is not None and _copied(file.fileno(), copy.fileno(), footer, directory.step)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("nvme: the checkpoint of %s cannot be read: %s", directory.root, error)
+        good = False
+    else:
+        if good:
+            return footer
+        logger.warning("nvme: the checkpoint of %s is damaged or another store's", directory.root)
+    target.unlink(missing_ok=True)
+    return None
+
+
+def checkpoint_footer(root_path: Path, store: bytes) -> Footer | None:
+    """What the checkpoint at a path says of itself, None where there is no good one of this store."""
+    with suppress(OSError), root_path.open("rb") as file:
+        return _footer(file.fileno(), store)
+    return None
+
+
+def _written(directory: StoreDirectory, index: Index, *, is_last: bool) -> bool:
+    files, path = directory.files, directory.checkpoint_path
+    index.write(_note)
+    with index.read() as txn:
+        share_bytes = Room(directory.segments, index).budget(txn).checkpoint_bytes
+        chunks = txn.extents_count()
+    if index.file_bytes() > 2 * share_bytes and not _fits(index, share_bytes):
+        logger.warning("nvme: a checkpoint of the index would not fit its share of the cap; there is none")
+        files.unlink(path)
+        return False
+    draft = path.with_name(path.name + ".new")
+    with _draft(directory, draft) as fd:
+        index.copy_to(fd)
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes + BLOCK_BYTES > share_bytes:
+            logger.warning("nvme: a checkpoint of %d bytes exceeds its share of the cap", size_bytes)
+            return False
+        _sync_open_segments(directory, index)
+        checksum = _checksum(fd, size_bytes)
+        footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks, is_last)
+        os.pwrite(fd, footer.encode(), size_bytes)
+        files.sync_data(fd)
+        files.reached("checkpoint written")
+        draft.rename(path)
+    files.sync_directory(path.parent)
+    files.reached("checkpoint in place")
+    return True
+
+
+def _note(txn: Transaction) -> None:
+    txn.set_number(MADE_S, int(time.time()))
+    txn.set_number(MADE_OPENED, txn.number("opened"))
+
+
+def _fits(index: Index, share_bytes: int) -> bool:
+    with index.read() as txn:
+        return txn.tree_bytes() + 64 * BLOCK_BYTES <= share_bytes
+
+
+@contextmanager
+def _draft(directory: StoreDirectory, draft: Path) -> Iterator[int]:
+    """A new file; gone at the end unless it was renamed."""
+    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        with suppress(OSError):
+            directory.files.unlink(draft)
+
+
+def _sync_open_segments(directory: StoreDirectory, index: Index) -> None:
+    """Make durable what the copy names: what is sealed was synced before."""
+    with index.read() as txn:
+        segments = txn.segments().items()
+    for number, segment in segments:
+        if segment.state is SegmentState.OPEN:
+            with directory.segments.opened(number) as file:
+                if file is not None:
+                    directory.files.sync_data(file.fd)
+
+
+def _footer(fd: int, store: bytes) -> Footer | None:
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes < BLOCK_BYTES:
+        return None
+    footer = Footer.decode(os.pread(fd, BLOCK_BYTES, size_bytes - BLOCK_BYTES))
+    right = footer is not None and footer.store == store and footer.index_bytes == size_bytes - BLOCK_BYTES
+    return footer if right else None
+
+
+def _copied(source: int, target: int, footer: Footer, step: Callable[[], None]) -> bool:
+    checksum, offset = 0, 0
+    while offset < footer.index_bytes:
+        data = os.pread(source, min(STEP_BYTES, footer.index_bytes - offset), offset)
+        if not data:
+            return False
+        checksum = crc32c(data, checksum)
+        written = os.pwrite(target, data, offset)
+        if written != len(data):
+            raise TierError("nvme", "shared memory is full")
+        offset += len(data)
+        if offset % (64 * STEP_BYTES) == 0:
+            step()
+    return checksum == footer.checksum
+
+
+def _checksum(fd: int, size_bytes: int) -> int:
+    checksum, offset = 0, 0
+    while offset < size_bytes:
+        data = os.pread(fd, min(STEP_BYTES, size_bytes - offset), offset)
+        assert data, "nobody else writes the draft"
+        checksum = crc32c(data, checksum)
+        offset += len(data)
+    return checksum

@@ -1,0 +1,81 @@
+"""What a store needs done while it is used: catching up, checkpoints, a look at shared memory, dead readers.
+
+Each process that uses the store calls `round` again and again; what only one may do, the first to come does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ..index import memory
+from .checkpoint import MADE_OPENED, MADE_S, write_checkpoint
+from .home import home_place, note_damage
+from .opening import Store
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_CHUNKS = 1_000_000  # stored since the last one: what a start then has to read, in seconds
+CHECKPOINT_PERIOD_S = 300.0  # at least between two, where less than that was stored
+CHECKPOINT_RATE = 4 * 1024 * 1024  # bytes a second over time, at most: a small part of what a drive writes
+READERS_PERIOD_S = 60.0  # what killed readers hold back is as much as is changed in that time
+
+
+class Chores:
+    """The chores of one opened store. Blocking; one thread at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._directory, self._index, self._catch_up = store.directory, store.index, store.catch_up
+        self._readers_due_s = time.monotonic() + READERS_PERIOD_S
+        self._missed = False
+        self._damage_noted = False
+
+    def round(self) -> bool:
+        """Do what is due, or a part of it; returns whether there is more to do at once.
+
+        Raises:
+            OSError, TierError: the next round tries again.
+        """
+        if self._catch_up.step():
+            return True
+        self._look_at_memory()
+        self._note_damage()
+        self._free_readers()
+        if self._is_checkpoint_due():
+            write_checkpoint(self._directory, self._index)
+        return False
+
+    def _look_at_memory(self) -> None:
+        home = self._directory.home
+        if self._missed or home is None or memory.is_there(home):
+            return
+        self._missed = True
+        logger.error(
+            "nvme: something has removed the index of %s from %s (systemd's RemoveIPC, a cleaner of "
+            "temporary files); who uses the store goes on, nobody else can join until all have stopped",
+            self._directory.root,
+            home_place(self._directory),
+        )
+
+    def _note_damage(self) -> None:
+        if self._index.damaged and not self._damage_noted:
+            note_damage(self._directory)
+            self._damage_noted = True
+
+    def _free_readers(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._readers_due_s:
+            self._readers_due_s = now_s + READERS_PERIOD_S
+            self._index.free_dead_readers()
+
+    def _is_checkpoint_due(self) -> bool:
+        with self._index.read() as txn:
+            made_s, made_opened = txn.number(MADE_S), txn.number(MADE_OPENED)
+            segments = txn.number("opened") - made_opened
+            chunk_bytes = txn.number("chunk_bytes") or self._directory.facts.chunk_bytes
+            size_bytes = txn.tree_bytes()
+        chunks = segments * self._directory.facts.segment_bytes // chunk_bytes
+        age_s = time.time() - made_s
+        return chunks >= CHECKPOINT_CHUNKS or (
+            segments > 0 and age_s >= max(CHECKPOINT_PERIOD_S, size_bytes / CHECKPOINT_RATE)
+        )

@@ -1,0 +1,229 @@
+"""The index of a store in shared memory: the one that is there, or one made anew.
+
+Who opens beside others uses theirs, and is refused where that cannot be: never two indexes serve one log. Who
+is alone uses what was left there on this very boot, unless it is not to be trusted: it was found damaged, or
+those who used it have died twice in a row. Then the checkpoint is copied, and what came since is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from typing import NamedTuple
+
+from ...errors import TierError, TierUnavailable
+from ..index import memory
+from ..index.environment import Index
+from ..index.errors import IndexDamaged
+from ..index.records import map_bytes_for, shared_bytes_for
+from ..index.transaction import Transaction
+from .checkpoint import checkpoint_footer, restore_checkpoint, write_checkpoint
+from .directory import StoreDirectory
+from .frame import frame
+from .mark import Mark, pid_namespace, read_mark, write_mark
+
+logger = logging.getLogger(__name__)
+
+UNCLEAN_MAX = 2  # ends in a row without a close, after which the index is made anew: it may be what ends them
+WHOLE = "whole"  # the number that says that the index was made to its end
+_FIX = "give each its own directory, or let them share both (hostPID or shareProcessNamespace, one /dev/shm)"
+
+
+class OutOfReach(TierUnavailable):
+    """Others use the store, and their index cannot be used from here."""
+
+
+class Sizes(NamedTuple):
+    """How far an index may grow, and how much shared memory it takes when its store is full."""
+
+    map_bytes: int
+    shared_bytes: int
+
+    @staticmethod
+    def of(capacity_bytes: int, chunk_bytes: int) -> Sizes:
+        return Sizes(
+            map_bytes_for(capacity_bytes, chunk_bytes), shared_bytes_for(capacity_bytes, chunk_bytes)
+        )
+
+
+def join_index(directory: StoreDirectory) -> Index:
+    """The index of those who use the store.
+
+    Raises:
+        OutOfReach: it cannot be used from here; says why, and what to do.
+    """
+    mark, root = read_mark(directory.root), directory.root
+    if mark is None or (mark.lock_device, mark.lock_inode) != directory.lock_id:
+        raise OutOfReach(
+            "nvme", f"{root} is in use, and nothing says where its index is; stop those who use it"
+        )
+    if mark.boot != directory.files.boot_id():
+        raise OutOfReach("nvme", f"{root} is in use on another machine; a store belongs to one")
+    if mark.processes != pid_namespace():
+        raise OutOfReach("nvme", f"{root} is in use in another PID namespace (another container): {_FIX}")
+    home = memory.look(directory.home_path)
+    if home is None or home[1:] != (mark.home_device, mark.home_inode) or not memory.is_there(home):
+        raise OutOfReach(
+            "nvme",
+            f"{root} is in use, and its index is not in the shared memory that is seen from here: it is "
+            f"another container's ({_FIX}), or something has cleaned {home_place(directory)} (systemd's "
+            f"RemoveIPC, a cleaner of temporary files): then stop those who use the store, and start again",
+        )
+    index = Index.open(home.path)
+    with index.read() as txn:
+        uuid, whole = txn.store_uuid(), txn.number(WHOLE)
+    if uuid != directory.facts.store or not whole:
+        index.close()
+        raise TierUnavailable("nvme", f"{root} is in use, and its index is damaged; stop those who use it")
+    directory.home = home
+    return index
+
+
+def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False, tidy: bool = True) -> Index:
+    """The index of a store that nobody else uses: what was left of it, or one made from checkpoint and log.
+
+    Unless it is to `tidy` up, files and records that do not belong together stay, for a check to find.
+
+    Raises:
+        TierUnavailable: there is too little shared memory.
+        OSError: the log cannot be read.
+    """
+    mark = _own_mark(directory)
+    if not anew and mark is not None:
+        try:
+            return _left_index(directory, mark, sizes)
+        except IndexDamaged as error:
+            logger.warning("%s; the index of %s is made anew", error, directory.root)
+    return _index_anew(directory, sizes, tidy=tidy)
+
+
+def is_index_lost(directory: StoreDirectory) -> str:
+    """Why the index of a store that nobody else uses has to be made from the log alone; empty where not."""
+    mark = _own_mark(directory)
+    if mark is not None and _is_trusted(directory, mark):
+        return ""
+    if checkpoint_footer(directory.checkpoint_path, directory.facts.store) is not None:
+        return ""
+    return "the index is lost" if directory.segments.paths() else ""
+
+
+def leave_alone(directory: StoreDirectory, index: Index) -> None:
+    """Leave the store as its last user: the index as a checkpoint, and nothing in shared memory."""
+    if index.damaged:
+        note_damage(directory)
+        return
+    try:
+        kept = _is_unchanged(directory, index) or write_checkpoint(directory, index, is_last=True)
+    except (OSError, TierError) as error:
+        logger.warning("nvme: no checkpoint of %s could be made: %s", directory.root, error)
+        kept = False
+    index.close()
+    mark = _own_mark(directory)
+    if kept or mark is None:
+        if directory.home is not None:
+            memory.remove(directory.home.path)
+        write_mark(directory.files, directory.root, None)
+    else:
+        write_mark(directory.files, directory.root, replace(mark, closed=True))
+
+
+def note_damage(directory: StoreDirectory) -> None:
+    """Say in the mark that whoever opens the store next makes the index anew."""
+    mark = _own_mark(directory)
+    if mark is not None and not mark.distrusted:
+        write_mark(directory.files, directory.root, replace(mark, distrusted=True))
+
+
+def home_place(directory: StoreDirectory) -> str:
+    return str(directory.home_path.parent)
+
+
+def _own_mark(directory: StoreDirectory) -> Mark | None:
+    """The mark, where it is of this store and this boot."""
+    mark = read_mark(directory.root)
+    if mark is None or mark.boot != directory.files.boot_id():
+        return None
+    return mark if (mark.lock_device, mark.lock_inode) == directory.lock_id else None
+
+
+def _is_trusted(directory: StoreDirectory, mark: Mark) -> bool:
+    home = memory.look(directory.home_path)
+    there = home is not None and home[1:] == (mark.home_device, mark.home_inode) and memory.is_there(home)
+    return there and not mark.distrusted and (mark.closed or mark.unclean + 1 < UNCLEAN_MAX)
+
+
+def _left_index(directory: StoreDirectory, mark: Mark, sizes: Sizes) -> Index:
+    if not _is_trusted(directory, mark):
+        raise IndexDamaged(
+            "nvme", "the index was cleaned away, found damaged, or twice in use at a sudden end"
+        )
+    home = memory.look(directory.home_path)
+    assert home is not None, "it is trusted"
+    unclean = mark.unclean + (0 if mark.closed else 1)
+    write_mark(directory.files, directory.root, _mark(directory, home, unclean))
+    index = Index.open(home.path, sizes.map_bytes, alone=True)
+    try:
+        with index.read() as txn:
+            uuid, whole = txn.store_uuid(), txn.number(WHOLE)
+        if uuid != directory.facts.store or not whole:
+            raise IndexDamaged("nvme", "the index is unfinished or another store's")
+    except BaseException:
+        index.close()
+        raise
+    directory.home = home
+    return index
+
+
+def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index:
+    mark = read_mark(directory.root)
+    home = memory.make(directory.home_path, sizes.shared_bytes, directory.root)
+    with contextlib.ExitStack() as undo:
+        undo.callback(memory.remove, home.path)
+        write_mark(directory.files, directory.root, _mark(directory, home, 0))
+        undo.callback(write_mark, directory.files, directory.root, mark)
+        footer = restore_checkpoint(directory, home.path / "data.mdb")
+        try:
+            index = Index.open(home.path, sizes.map_bytes, alone=True)
+        except IndexDamaged as error:  # its checksum was right: it was made so
+            logger.warning("%s; the checkpoint of %s is of no use", error, directory.root)
+            (home.path / "data.mdb").unlink()
+            footer, index = None, Index.open(home.path, sizes.map_bytes, alone=True)
+        undo.callback(index.close)
+        if footer is not None:
+            with index.read() as txn:
+                directory.restored_commit = txn.last_commit()
+        is_current = mark is None and footer is not None and footer.is_last
+        frame(directory, index, is_current=is_current, tidy=tidy)
+        directory.files.reached("index framed")
+        index.write(lambda txn: _finish(txn, directory.facts.store))
+        directory.home = home
+        undo.pop_all()
+    return index
+
+
+def _finish(txn: Transaction, store: bytes) -> None:
+    if txn.store_uuid() != store:
+        txn.set_store_uuid(store)
+    txn.set_number(WHOLE, 1)
+
+
+def _mark(directory: StoreDirectory, home: memory.Home, unclean: int) -> Mark:
+    lock_device, lock_inode = directory.lock_id
+    return Mark(
+        directory.files.boot_id(),
+        pid_namespace(),
+        lock_device,
+        lock_inode,
+        home.device,
+        home.inode,
+        unclean,
+    )
+
+
+def _is_unchanged(directory: StoreDirectory, index: Index) -> bool:
+    """Whether the checkpoint still says all that the index says."""
+    if not directory.restored_commit:
+        return False
+    with index.read() as txn:
+        return txn.last_commit() == directory.restored_commit
