@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import damage
 import pytest
 from faulty_files import AnotherBoot, RefusingFiles
 from nvme_rig import CHUNK_BYTES, filled, keys_of, opened, right, stored
@@ -29,8 +30,10 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, ahead_ns: int) -> None:
 
 
 async def rebuilt(path: Path) -> NvmeTier:
-    (path / "index" / "data.mdb").unlink()
-    return await opened(path, files=AnotherBoot())
+    damage.lose_index(path)
+    tier = await opened(path, files=AnotherBoot())
+    await tier._keeper.caught_up()
+    return tier
 
 
 @pytest.mark.parametrize("first_ns", [-HOUR_NS, HOUR_NS])
