@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mounts import can_mount
 
 THREAD_END_WAIT_S = 5.0  # a stopped thread is gone within milliseconds, unless the machine is very busy
 
@@ -35,6 +36,13 @@ LASTING_FILES = (
 )  # opened once by whatever is first to use them
 
 LASTING_THREADS = ("asyncio_",)  # a loop's own executor, which ends with the loop, after these checks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not can_mount():
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root, loop devices and namespaces"))
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from .io.pieces import ReadPiece, Wanted, plan_reads
 from .log.readers import Readers
 from .log.room import Room
 from .presence import Presence
+from .store.directory import QUARANTINE_BYTE
 from .store.opening import Store
 from .store.quarantine import Quarantine
 from .upkeep import Read, Upkeep
@@ -47,6 +48,7 @@ class Loader:
     ) -> None:
         directory = store.directory
         self._lanes, self._files, self._index = lanes, directory.files, store.index
+        self._directory = directory
         self._view, self._room, self._upkeep, self._failures = view, room, upkeep, failures
         self._presence = presence
         self._readers = Readers(directory.segments, store.index, view.digest)
@@ -159,28 +161,31 @@ class Loader:
         self._failures.add(
             f"chunk {first.key.hex()[:16]} in segment {first.place.segment} {what}; it is dropped"
         )
-        drop = partial(self._drop_with_evidence, scope, [wanted for wanted, _ in condemned], corrupt)
         try:
+            drop = partial(_drop, scope, [wanted for wanted, _ in condemned])
             await self._lanes.index(partial(self._index.write, drop))
+            if corrupt:
+                await self._lanes.index(partial(self._keep_evidence, corrupt))
         except (OSError, TierError) as error:
             self._failures.add(f"bad chunks could not be dropped: {error}")
 
-    def _drop_with_evidence(
-        self,
-        scope: int,
-        condemned: Sequence[Wanted[Extent]],
-        corrupt: Sequence[Wanted[Extent]],
-        txn: Transaction,
-    ) -> None:
-        ledger = Ledger(txn)
-        for wanted in condemned:
-            extent = ledger.extent(scope, wanted.key)
-            if extent is not None and extent[:4] == wanted.place[:4]:
-                ledger.forget(scope, wanted.key, extent)
-        ledger.close()
-        # Inside the transaction, so that one process at a time keeps the quarantine within its bound.
-        limit_bytes = self._room.budget(txn).quarantine_bytes
-        for wanted in corrupt:
-            facts = {"namespace": self._view.digest.hex(), "key": wanted.key.hex(), **wanted.place._asdict()}
-            with contextlib.suppress(OSError):  # the chunk is dropped all the same
-                self._quarantine.add({**facts, "found_s": int(time.time())}, wanted.buffer, limit_bytes)
+    def _keep_evidence(self, corrupt: Sequence[Wanted[Extent]]) -> None:
+        """Keep what was found in place of the chunks, unless another process is at the quarantine for long."""
+        with self._index.read() as txn:
+            limit_bytes = self._room.budget(txn).quarantine_bytes
+        with self._directory.claimed(QUARANTINE_BYTE):
+            for wanted in corrupt:
+                place = wanted.place._asdict()
+                facts = {"namespace": self._view.digest.hex(), "key": wanted.key.hex(), **place}
+                with contextlib.suppress(OSError):  # the chunk is dropped all the same
+                    facts["found_s"] = int(time.time())
+                    self._quarantine.add(facts, wanted.buffer, limit_bytes)
+
+
+def _drop(scope: int, condemned: Sequence[Wanted[Extent]], txn: Transaction) -> None:
+    ledger = Ledger(txn)
+    for wanted in condemned:
+        extent = ledger.extent(scope, wanted.key)
+        if extent is not None and extent[:4] == wanted.place[:4]:
+            ledger.forget(scope, wanted.key, extent)
+    ledger.close()

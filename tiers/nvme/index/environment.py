@@ -178,15 +178,13 @@ class Index:
         """Write a compact copy of the index, as of one moment, to a file.
 
         Raises:
-            OSError: the file system refused.
-            IndexDamaged: the index cannot be read.
+            OSError: it could not be written, or read.
         """
         try:
-            with self._mapped():
-                self._env.copyfd(fd, compact=True)
-        except IndexDamaged as error:
-            # LMDB does not say which of the two files failed it. What was damaged before is damaged.
-            raise OSError(errno.EIO, f"the copy failed: {error.__cause__}") from error
+            self._env.copyfd(fd, compact=True)
+        except lmdb.Error as error:  # LMDB does not say which of the two files failed it
+            code = errno.ENOSPC if isinstance(error, lmdb.DiskError) else errno.EIO
+            raise OSError(code, f"the copy failed: {error}") from error
 
     def sync(self) -> None:
         """Make every commit durable.

@@ -32,6 +32,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ...errors import TierUnavailable
+from ..index.errors import IndexBusy, IndexFull
 from ..index.memory import SHARED_MEMORY, Home, home_path
 from ..io.files import Files
 from ..log.budget import Facts
@@ -194,6 +195,11 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+    except IndexBusy as error:
+        message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
+        raise TierUnavailable("nvme", message) from error
+    except IndexFull as error:
+        raise TierUnavailable("nvme", f"{root} cannot be used: shared memory is full ({error})") from error
 
 
 def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDirectory:
