@@ -62,9 +62,17 @@ class TierConfig(BaseModel):
         """
         return ""
 
+    def remarks(self, json_path: str) -> list[str]:
+        """Say what of the resolved entry works on this machine, but is hardly meant."""
+        return []
+
     def summary(self) -> str:
         """One line for people: the values that decide what this tier does."""
         return ""
+
+    def details(self) -> list[str]:
+        """More lines for people: what this machine has for the tier."""
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ..sizes import format_size
 
 if TYPE_CHECKING:
     from ...tiers.nvme.admin.prune import Chosen, Removed
+    from ...tiers.nvme.admin.survey import Usage
     from ...tiers.nvme.store.opening import Store
 
 EXIT_FOUND = 1  # fsck: something is wrong
@@ -30,18 +31,48 @@ DIGEST_DIGITS = 12  # shown of a digest; enough for `rm --namespace`
 AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
+Directories = Annotated[
+    list[Path], typer.Argument(help="The directories of an nvme tier, one a drive.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def du(path: Directory, as_json: AsJson = False) -> None:
-    """Show how the room of a directory is used, and how much of it was ever of use."""
+def du(paths: Directories, as_json: AsJson = False) -> None:
+    """Show how the room of a directory is used, and how much of it was ever of use.
+
+    Of several, the drives of one tier, each is shown, and what they have together.
+    """
+    found = {path: _usage(path) for path in paths}
+    if as_json:
+        shown = {str(path): asdict(one) for path, one in found.items()}
+        typer.echo(json.dumps(shown if len(shown) > 1 else next(iter(shown.values())), indent=2))
+        return
+    for path, one in found.items():
+        if len(found) > 1:
+            typer.echo(str(path))
+        _print_usage(one)
+    if len(found) > 1:
+        allocated_bytes = sum(one.allocated_bytes for one in found.values())
+        capacity_bytes = sum(one.capacity_bytes for one in found.values())
+        chunks, size_bytes = (sum(getattr(one, name) for one in found.values()) for name in _TOGETHER)
+        typer.echo("together")
+        _print_pairs(
+            ("allocated", f"{format_size(allocated_bytes)} of {format_size(capacity_bytes)}"),
+            ("chunks", f"{chunks}, {format_size(size_bytes)}"),
+        )
+
+
+_TOGETHER = ("live_chunks", "live_bytes")
+
+
+def _usage(path: Path) -> Usage:
     from ...tiers.nvme.admin.survey import usage
 
     with _opened(path) as store:
-        found = usage(store)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
-        return
+        return usage(store)
+
+
+def _print_usage(found: Usage) -> None:
     share = 100 * found.useful_bytes / found.live_bytes if found.live_bytes else 0.0
     _print_pairs(
         ("allocated", f"{format_size(found.allocated_bytes)} of {format_size(found.capacity_bytes)}"),

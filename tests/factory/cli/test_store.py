@@ -57,6 +57,22 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def test_du_of_several_drives_shows_each_and_all(path: Path) -> None:
+    other = path.with_name("other")
+    with_tier(other, lambda tier: stored(tier, keys_of(0, 7)))
+    code, output = run("du", str(path), str(other))
+    assert code == 0
+    whole = output.splitlines()
+    assert [line for line in whole if line in (str(path), str(other), "together")] == [
+        str(path),
+        str(other),
+        "together",
+    ]
+    assert whole[-1].startswith(f"chunks     {CHUNKS + 7}, ")
+    found = run_json("du", str(path), str(other))
+    assert [found[str(one)]["live_chunks"] for one in (path, other)] == [CHUNKS, 7]
+
+
 def test_du_tells_what_was_ever_of_use(path: Path) -> None:
     found = run_json("du", str(path))
     assert found["live_chunks"] == CHUNKS
@@ -180,7 +196,7 @@ def test_fsck_rebuilds_a_lost_index_only_when_told_to(path: Path) -> None:
 
 
 def test_fsck_exits_with_2_where_it_cannot_look(path: Path) -> None:
-    path.chmod(0o755)  # anybody could have written to it
+    (path / "kvtier.json").write_text('{"format": 99}')  # of a newer kvtier
     code, _ = run("fsck", str(path))
     assert code == 2
 
