@@ -10,8 +10,10 @@ import asyncio
 import gc
 import inspect
 import os
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -32,6 +34,22 @@ LASTING_FILES = (
 )  # opened once by whatever is first to use them
 
 LASTING_THREADS = ("asyncio_",)  # a loop's own executor, which ends with the loop, after these checks
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") is not None and not _may_mount():
+        pytest.skip("needs root, mounts and loop devices")
+
+
+@cache
+def _may_mount() -> bool:
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        return False
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]  # seen by nobody else
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ..format.codec import table_bytes
 from ..index.environment import Index, IndexDamaged
 from ..index.records import Namespace, SegmentState
 from ..index.transaction import Transaction
-from ..io.blocks import BLOCK_BYTES, aligned, blocks_of, scratch
+from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .directory import StoreDirectory, mapped_os_errors
@@ -62,7 +61,6 @@ def open_store(
         refuse_large(directory.facts, chunk_bytes)
         files.reached("opening")
         with mapped_os_errors(root):
-            _probe_direct(files, directory)
             index = _open_index(directory)
             undo.callback(_leave_unopened, directory, index)
             files.reached("index opened")
@@ -112,7 +110,6 @@ def _open_existing(files: Files, root: Path, open_index: Callable[[StoreDirector
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
         with mapped_os_errors(root):
-            _probe_direct(files, directory)
             index = open_index(directory)
             undo.callback(_leave_unopened, directory, index)
             index.write(lambda txn: _cap_if_unknown(txn, directory.facts))
@@ -200,27 +197,6 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
             f"chunks of {chunk_bytes} bytes do not fit the segments of {facts.segment_bytes} bytes that this "
             f"store was made with; give the tier another directory",
         )
-
-
-def _probe_direct(files: Files, directory: StoreDirectory) -> None:
-    if not files.direct:
-        return
-    path = directory.root / "segments" / "probe"
-    try:
-        fd = files.open_data(path, create=True, write=True)
-        try:
-            files.pwritev(fd, [scratch(BLOCK_BYTES)], 0)
-        finally:
-            files.close(fd)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return  # no verdict; the store that is there is what can give room back
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        files.direct = False
-        logger.warning("nvme: %s has no direct I/O; going through the page cache", directory.root)
-    finally:
-        files.unlink(path)
 
 
 def _open_index(directory: StoreDirectory) -> Index:
