@@ -62,9 +62,17 @@ class TierConfig(BaseModel):
         """
         return ""
 
+    def remarks(self, json_path: str) -> list[str]:
+        """Say what in the resolved entry works on this machine but is probably a mistake."""
+        return []
+
     def summary(self) -> str:
         """The values that matter most, in one line for people."""
         return ""
+
+    def details(self) -> list[str]:
+        """Further lines for people: what this machine has for the tier."""
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..tiers import Tier
+from ..tiers.breaker import Breaker
 from ..tiers.nvme.store.namespaces import Identity
+from ..tiers.nvme.striped import Drive, StripedTier
 from ..tiers.nvme.tier import NvmeTier
 from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
+from ..tiers.settled import settled
 from .base import TierContext
+from .drives import DriveConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 
 
@@ -34,14 +40,45 @@ class NvmeFactory:
 
     @staticmethod
     async def open(config: NvmeConfig, context: TierContext) -> Tier:
-        return await NvmeTier.open(
-            config.path,
-            capacity_bytes=config.capacity_bytes,
-            reserve_bytes=config.reserve_bytes,
-            identity=Identity(context.identity),
-            chunk_bytes=context.chunk_bytes,
-            write_amplification=config.write_amplification,
+        if len(config.drives) == 1:
+            return await _open_drive(config.drives[0], config, context)
+        return StripedTier(NvmeTier.name, await _open_drives(config, context))
+
+
+async def _open_drives(config: NvmeConfig, context: TierContext) -> list[Drive]:
+    """Open all drives at once. If one fails, close the others again."""
+    opening = [asyncio.ensure_future(_open_drive(drive, config, context)) for drive in config.drives]
+    try:
+        # Wait for all, even if one has failed: what is still being opened cannot be closed.
+        await settled(asyncio.gather(*opening, return_exceptions=True))
+        opened = [task.result() for task in opening]
+    except BaseException:
+        for tier in [task.result() for task in opening if _has_result(task)]:
+            await tier.close()
+        raise
+    return [
+        Drive(
+            name=str(drive.path),
+            tier=Breaker(tier, name=f"{tier.name} at {drive.path}", slow_s=config.load_deadline_s),
+            weight=drive.capacity_bytes,
         )
+        for drive, tier in zip(config.drives, opened, strict=True)
+    ]
+
+
+def _has_result(task: asyncio.Future[NvmeTier]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+async def _open_drive(drive: DriveConfig, config: NvmeConfig, context: TierContext) -> NvmeTier:
+    return await NvmeTier.open(
+        drive.path,
+        capacity_bytes=drive.capacity_bytes,
+        reserve_bytes=drive.reserve_bytes,
+        identity=Identity(context.identity),
+        chunk_bytes=context.chunk_bytes,
+        write_amplification=config.write_amplification,
+    )
 
 
 def open_arena(config: PinnedConfig, context: TierContext) -> Arena:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..engine.bounded import ended
 from ..tiers import Tier
+from ..tiers.base import GuardsItself
 from ..tiers.breaker import Breaker
 from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
@@ -123,9 +124,12 @@ class CompositeSpec:
             tier = self._tiers.pop()
             await ended(f"the {tier.name} tier", tier.close(), CLOSE_S)
 
-    def _guarded(self, tier: Tier, entry: TierConfig) -> Breaker:
+    def _guarded(self, tier: Tier, entry: TierConfig) -> Tier:
         """The tier, under a name of its own in this chain, behind a breaker with its own deadline."""
         name = unique_name(tier.name, {other.name for other in self._tiers})
+        if isinstance(tier, GuardsItself):
+            tier.rename(name)
+            return tier
         return Breaker(tier, name=name, slow_s=getattr(entry, "load_deadline_s", NO_DEADLINE_S))
 
     def summary(self) -> str:

@@ -2,8 +2,9 @@
 
 `parse_config` looks at nothing but the document. `load_config` also reads it from a file.
 `resolve_config` looks at the machine: percentages become bytes, paths are probed. `probe_config` looks
-at existing directories and stores. Each either succeeds or raises one `ConfigError`. `shortages`
-refuses nothing: it lists where memory is too small right now.
+at existing directories and stores. Each either succeeds or raises one `ConfigError`. `shortages` and
+`remarks` refuse nothing: they list where memory is too small right now, and what works but is probably a
+mistake.
 """
 
 from __future__ import annotations
@@ -266,12 +267,13 @@ def _check_place(name: str, above: Sequence[str], json_path: str) -> None:
 
 def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) -> None:
     """Refuse two tiers in one directory, and one in the directory of another."""
-    above: list[tuple[int, NvmeConfig]] = []
+    above: list[tuple[Path, str]] = []
     for i, tier in enumerate(tiers):
         if isinstance(tier, NvmeConfig):
-            for first, other in above:
-                _check_apart(tier.path, other.path, canonical, f"tiers[{first}]", f"tiers[{i}].path")
-            above.append((i, tier))
+            for drive, owner, place in tier.placed(f"tiers[{i}]"):
+                for other, first in above:
+                    _check_apart(drive.path, other, canonical, first, place)
+                above.append((drive.path, owner))
 
 
 def _check_apart(
@@ -325,3 +327,8 @@ def shortages(config: KvtierConfig, *, chunk_bytes: int) -> list[str]:
         tier.shortage(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
     )
     return [shortage for shortage in found if shortage]
+
+
+def remarks(config: KvtierConfig) -> list[str]:
+    """Say what in a resolved chain works on this machine but is probably a mistake."""
+    return [remark for i, tier in enumerate(config.tiers) for remark in tier.remarks(f"tiers[{i}]")]

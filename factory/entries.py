@@ -5,50 +5,44 @@ The factories that open the tiers are in another module, so checking a document 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
-from ..tiers import ConfigError, TierUnavailable
-from ..tiers.nvme.store.directory import StoreDirectory
+from ..tiers import ConfigError
+from ..tiers.nvme.store.probe import existing
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.pinned.eviction import POLICIES
 from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room
 from ..tiers.pinned.numa import memory_nodes
 from .base import TierConfig
+from .drives import (
+    PLACES_SCHEMA,
+    Directory,
+    DriveConfig,
+    parsed_places,
+    refuse_below_one_chunk,
+    written_places,
+)
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
-from .wording import quoted, reason_of, shown, suggested
-
-WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
+from .validation import refused
+from .wording import shown, suggested
 
 
 def _known_policy(name: str) -> str:
     if name not in POLICIES:
         raise ValueError(f"unknown policy {shown(name)}; {suggested(name, POLICIES)}")
     return name
-
-
-def _absolute_path(path: object) -> Path:
-    if not isinstance(path, str | Path):
-        raise ValueError(f"should be a path, not {shown(path)}")
-    if not str(path).strip() or "\0" in str(path) or not _is_utf8(str(path)):
-        raise ValueError(f"{shown(str(path))} is not the path of a directory")
-    if not os.path.isabs(path):
-        meant = os.path.abspath(os.path.expanduser(path))
-        raise ValueError(f"{shown(str(path))} is not absolute; did you mean {quoted(meant)}?")
-    return Path(path)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class GpuConfig(TierConfig):
@@ -87,7 +81,7 @@ class PinnedConfig(TierConfig):
 
     def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
         capacity_bytes = size_bytes(self.capacity, memory_limit_bytes())
-        _refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
+        refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
         if self.numa_node is not None:
             _refuse_unknown_node(self.numa_node, f"{json_path}.numa_node")
         return self.model_copy(update={"capacity": capacity_bytes})
@@ -95,7 +89,7 @@ class PinnedConfig(TierConfig):
     def shortage(self, *, chunk_bytes: int, json_path: str) -> str:
         layout = ArenaLayout(self.capacity_bytes // chunk_bytes, chunk_bytes, parts=1, ranks=1, mappers=1)
         try:
-            with _refused(f"{json_path}.capacity"):
+            with refused(f"{json_path}.capacity"):
                 layout.refuse_beyond(memory_room(), shared_memory_room(SHARED_MEMORY))
         except ConfigError as error:
             return str(error)
@@ -106,18 +100,36 @@ class PinnedConfig(TierConfig):
         return f"{format_size(self.capacity_bytes)}, {self.policy}{node}"
 
 
+_EACH_WITH_CAPACITY: dict[str, Any] = {"type": "array", "items": {"type": "object", "required": ["capacity"]}}
+
+
 class NvmeConfig(TierConfig):
-    """A directory on a local drive."""
+    """A directory on a local drive, or one on each of several drives."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["capacity"]},
+                {"properties": {"path": _EACH_WITH_CAPACITY}},
+            ]
+        }
+    )
 
     type: Literal["nvme"] = Field(description="A directory on a local drive. Chunks survive restarts.")
     path: Annotated[
-        Path, BeforeValidator(_absolute_path), WithJsonSchema({"type": "string", "pattern": "^/"})
+        Path | tuple[DriveConfig, ...],
+        PlainValidator(parsed_places),
+        PlainSerializer(written_places, when_used="json"),
+        WithJsonSchema(PLACES_SCHEMA),
     ] = Field(
-        description="Absolute path of the directory. It is created if missing; several servers may share it.",
+        description="Absolute path of the directory. It is created if missing; several servers may share it. "
+        "A list of directories, one a drive, spreads the chunks over all of them.",
         examples=["/mnt/nvme0/kvtier"],
     )
-    capacity: Capacity = Field(
-        description="Maximum size of the directory. A percentage is a share of the file system.",
+    capacity: Capacity | None = Field(
+        default=None,
+        description="Maximum size of the directory, or of each one if there are several. A percentage is a "
+        "share of the file system.",
         examples=["2TiB"],
     )
     reserve: Size = Field(
@@ -126,6 +138,12 @@ class NvmeConfig(TierConfig):
         "share of the file system.",
         examples=["10%"],
         json_schema_extra={"default": "10%"},
+    )
+    mount: Directory | None = Field(
+        default=None,
+        description="Absolute path where the drive must be mounted. A start without it is refused, so that "
+        "kvtier does not fill the file system below.",
+        examples=["/mnt/nvme0"],
     )
     load_deadline_s: float = Field(
         default=10.0,
@@ -144,72 +162,90 @@ class NvmeConfig(TierConfig):
         examples=[1.3],
     )
 
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.capacity is None and any(drive.capacity is None for drive in self.drives):
+            raise ConfigError(".capacity", 'missing; for example "2TiB"')
+        if self.mount is not None and not isinstance(self.path, Path):
+            raise ConfigError(
+                ".mount", 'belongs to one drive; set it in each drive of "path": {"path": ..., "mount": ...}'
+            )
+        return self
+
+    @property
+    def drives(self) -> tuple[DriveConfig, ...]:
+        """The drives, each with the tier's values where it has none of its own."""
+        if isinstance(self.path, Path):
+            own = DriveConfig.model_construct(
+                path=self.path, capacity=self.capacity, reserve=self.reserve, mount=self.mount
+            )
+            return (own,)
+        return tuple(
+            drive.model_copy(
+                update={
+                    "capacity": self.capacity if drive.capacity is None else drive.capacity,
+                    "reserve": self.reserve if drive.reserve is None else drive.reserve,
+                }
+            )
+            for drive in self.path
+        )
+
     @property
     def capacity_bytes(self) -> int:
-        """The maximum size of the directory, once resolved."""
-        return _resolved(self.capacity)
+        """The maximum size of all directories together, once resolved."""
+        return sum(drive.capacity_bytes for drive in self.drives)
 
     @property
     def reserve_bytes(self) -> int:
-        """Free space to keep on the file system, once resolved."""
-        return _resolved(self.reserve)
+        """Free space to keep on the file systems, once resolved."""
+        return sum(drive.reserve_bytes for drive in self.drives)
 
     def resolve(self, *, chunk_bytes: int, json_path: str) -> Self:
-        whole_bytes = _file_system_bytes(self.path, f"{json_path}.path")
-        capacity_bytes = size_bytes(self.capacity, whole_bytes)
-        _refuse_below_one_chunk(self.capacity, capacity_bytes, chunk_bytes, f"{json_path}.capacity")
-        reserve_bytes = size_bytes(self.reserve, whole_bytes)
-        if whole_bytes - reserve_bytes < chunk_bytes:
-            raise ConfigError(
-                f"{json_path}.reserve",
-                f"{shown(str(self.reserve))} leaves no room for a chunk on a file system of "
-                f'{format_size(whole_bytes)}; lower it, for example to "10%"',
-            )
-        return self.model_copy(update={"capacity": capacity_bytes, "reserve": reserve_bytes})
+        drives = tuple(
+            drive.resolve(chunk_bytes=chunk_bytes, json_path=sizes, place=place)
+            for drive, sizes, place in self.placed(json_path)
+        )
+        if isinstance(self.path, Path):
+            return self.model_copy(update={"capacity": drives[0].capacity, "reserve": drives[0].reserve})
+        return self.model_copy(update={"path": drives})
 
     def probe(self, *, chunk_bytes: int, json_path: str) -> None:
-        from ..tiers.nvme.store.opening import (  # the index, which only a look at a store needs
-            refuse_large,
-            refuse_small,
-        )
+        for drive, sizes, place in self.placed(json_path):
+            drive.probe(chunk_bytes=chunk_bytes, json_path=sizes, place=place)
 
-        with _refused(f"{json_path}.path"):
-            facts = StoreDirectory.look(self.path)
-            if facts is not None:
-                refuse_large(facts, chunk_bytes)
-        with _refused(f"{json_path}.capacity"):
-            refuse_small(facts, self.capacity_bytes, chunk_bytes)
+    def remarks(self, json_path: str) -> list[str]:
+        placed = self.placed(json_path)
+        said = [remark for drive, sizes, place in placed for remark in drive.remarks(sizes, place)]
+        return said + _of_one_file_system(placed)
 
     def summary(self) -> str:
-        sizes = f"{format_size(self.capacity_bytes)}, reserve {format_size(self.reserve_bytes)}"
-        return f"{self.path}: {sizes}"
+        return "; ".join(drive.summary() for drive in self.drives)
+
+    def details(self) -> list[str]:
+        return [drive.detail() for drive in self.drives]
+
+    def placed(self, json_path: str) -> list[tuple[DriveConfig, str, str]]:
+        """Each drive, with the places of its sizes and of its path in the document."""
+        if isinstance(self.path, Path):
+            return [(self.drives[0], json_path, f"{json_path}.path")]
+        places = [f"{json_path}.path[{i}]" for i in range(len(self.path))]
+        return list(zip(self.drives, places, places, strict=True))
 
 
-@contextmanager
-def _refused(json_path: str) -> Iterator[None]:
-    """Report a tier's refusal as a fault of the field at `json_path`."""
-    try:
-        yield
-    except TierUnavailable as error:
-        raise ConfigError(json_path, str(error).removeprefix(f"{error.tier}: ")) from error
-    except OSError as error:
-        raise ConfigError(json_path, f"{error.filename} cannot be used: {reason_of(error)}") from error
+def _of_one_file_system(placed: Sequence[tuple[DriveConfig, str, str]]) -> list[str]:
+    said, seen = [], dict[int, str]()
+    for drive, _, place in placed:
+        first = seen.setdefault(existing(drive.path).stat().st_dev, place)
+        if first != place:
+            said.append(
+                f"{place}: {drive.path} is on the same drive as {first}; it adds neither room nor speed"
+            )
+    return said
 
 
 def _resolved(size: int | Percent) -> int:
     assert isinstance(size, int), "a percentage becomes bytes in resolve(), which comes first"
     return size
-
-
-def _refuse_below_one_chunk(
-    written: int | Percent, capacity_bytes: int, chunk_bytes: int, json_path: str
-) -> None:
-    if capacity_bytes < chunk_bytes:
-        share = "" if isinstance(written, int) else f"{shown(str(written))} is "
-        raise ConfigError(
-            json_path,
-            f"{share}{capacity_bytes} bytes, too small for one chunk; it needs at least {chunk_bytes}",
-        )
 
 
 def _refuse_unknown_node(node: int, json_path: str) -> None:
@@ -221,37 +257,3 @@ def _refuse_unknown_node(node: int, json_path: str) -> None:
             else "it has none to choose from; leave the key out"
         )
         raise ConfigError(json_path, f"this machine has no NUMA node {node}; {there}")
-
-
-def _probed(path: Path, json_path: str) -> Path:
-    """Return the part of `path` that exists, if this user can make or use the directory there."""
-    found = _existing(path, json_path)
-    if not found.is_dir():
-        raise ConfigError(json_path, f"{_cannot(path, found)} is not a directory")
-    if not os.access(found, WRITABLE):
-        raise ConfigError(json_path, f"{_cannot(path, found)} is not writable by user {os.geteuid()}")
-    return found
-
-
-def _existing(path: Path, json_path: str) -> Path:
-    for found in (path, *path.parents):
-        if found.exists():
-            return found
-        if found.is_symlink():
-            raise ConfigError(json_path, f"{_cannot(path, found)} is a dangling link; create its target")
-    raise AssertionError("the root of an absolute path exists")
-
-
-def _cannot(path: Path, found: Path) -> str:
-    subject = quoted(found)
-    return subject if found == path else f"{quoted(path)} cannot be created: {subject}"
-
-
-def _file_system_bytes(path: Path, json_path: str) -> int:
-    try:
-        status = os.statvfs(_probed(path, json_path))
-    except OSError as error:
-        raise ConfigError(json_path, f"{quoted(path)} cannot be used: {reason_of(error)}") from error
-    if status.f_blocks == 0:
-        raise ConfigError(json_path, f"{quoted(path)} is on a file system that cannot hold files")
-    return status.f_blocks * status.f_frsize

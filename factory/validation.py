@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..tiers import ConfigError
-from .wording import listed, nearest, shown
+from ..tiers import ConfigError, TierUnavailable
+from .wording import listed, nearest, reason_of, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -24,7 +25,22 @@ def validated(model: type[Model], entry: Mapping[str, Any], json_path: str) -> M
         return model.model_validate(dict(entry))
     except ValidationError as error:
         wrong = min(error.errors(include_url=False), key=_rank)
-        raise ConfigError(joined(json_path, wrong["loc"]), _message(model, entry, wrong)) from None
+        place, inner = joined(json_path, wrong["loc"]), wrong.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError):  # of a part of the field: its path continues this one
+            part = inner.path if place else inner.path.removeprefix(".")
+            raise ConfigError(f"{place}{part}", str(inner).removeprefix(f"{inner.path}: ")) from None
+        raise ConfigError(place, _message(model, entry, wrong)) from None
+
+
+@contextmanager
+def refused(json_path: str) -> Iterator[None]:
+    """Report a tier's refusal as a fault of the field at `json_path`."""
+    try:
+        yield
+    except TierUnavailable as error:
+        raise ConfigError(json_path, str(error).removeprefix(f"{error.tier}: ")) from error
+    except OSError as error:
+        raise ConfigError(json_path, f"{error.filename} cannot be used: {reason_of(error)}") from error
 
 
 def joined(json_path: str, steps: Sequence[int | str]) -> str:

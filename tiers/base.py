@@ -167,6 +167,15 @@ class ReportsProgress(Protocol):
 
 
 @runtime_checkable
+class GuardsItself(Protocol):
+    """A tier of several parts, each behind a breaker: one around it would give up all parts for one."""
+
+    def rename(self, name: str) -> None:
+        """Take the name that the chain gives it, before anybody uses it."""
+        ...
+
+
+@runtime_checkable
 class Wrapper(Protocol):
     """A tier around another tier, which may have abilities that the wrapper does not repeat."""
 

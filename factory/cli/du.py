@@ -1,34 +1,47 @@
-"""`kvtier du`: shows how a directory uses its space."""
+"""`kvtier du`: shows how directories use their space."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from ..sizes import format_size
-from .opened import Directory, opened
+from .opened import Directories, opened
 from .output import AsJson, print_pairs
 
 if TYPE_CHECKING:
     from ...tiers.nvme.admin.survey import Usage
 
 
-def du(path: Directory, as_json: AsJson = False) -> None:
-    """Show how a directory uses its space.
+def du(paths: Directories, as_json: AsJson = False) -> None:
+    """Show how a directory uses its space. Of several, show each and the total.
 
     "read back" is what servers have loaded at least once since it was stored.
     """
+    found = {path: _usage(path) for path in paths}
+    if as_json:
+        by_path = {str(path): asdict(usage) for path, usage in found.items()}
+        typer.echo(json.dumps(by_path if len(by_path) > 1 else next(iter(by_path.values())), indent=2))
+        return
+    for path, usage in found.items():
+        if len(found) > 1:
+            typer.echo(str(path))
+        _print(usage)
+    if len(found) > 1:
+        typer.echo("total")
+        _print_total(found.values())
+
+
+def _usage(path: Path) -> Usage:
     from ...tiers.nvme.admin.survey import usage
 
     with opened(path) as store:
-        found = usage(store)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
-    else:
-        _print(found)
+        return usage(store)
 
 
 def _print(found: Usage) -> None:
@@ -40,4 +53,14 @@ def _print(found: Usage) -> None:
         ("read back", f"{format_size(found.useful_bytes)} ({share:.1f}%)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
         ("quarantined", f"{found.quarantined} chunks"),
+    )
+
+
+def _print_total(found: Collection[Usage]) -> None:
+    allocated_bytes = sum(usage.allocated_bytes for usage in found)
+    capacity_bytes = sum(usage.capacity_bytes for usage in found)
+    live_bytes = sum(usage.live_bytes for usage in found)
+    print_pairs(
+        ("allocated", f"{format_size(allocated_bytes)} of {format_size(capacity_bytes)}"),
+        ("chunks", f"{sum(usage.live_chunks for usage in found)}, {format_size(live_bytes)}"),
     )

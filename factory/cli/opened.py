@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ...tiers.nvme.store.opening import Store
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
+Directories = Annotated[
+    list[Path], typer.Argument(help="The directories of an nvme tier, one a drive.", show_default=False)
+]
 
 
 @contextmanager

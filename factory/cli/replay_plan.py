@@ -15,6 +15,7 @@ from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ...tiers import ConfigError, Tier
 from ..base import TierConfig, unique_name
 from ..config import KvtierConfig
+from ..drives import DriveConfig
 from ..entries import NvmeConfig, PinnedConfig
 from ..sizes import Percent, format_size, size_bytes
 from ..wording import quoted, shown
@@ -96,9 +97,15 @@ def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPl
 
 
 def _capacity_bytes(tier: NvmeConfig, json_path: str) -> int:
-    if isinstance(tier.capacity, int):
-        return tier.capacity
-    return size_bytes(tier.capacity, _file_system_bytes(tier.path, tier.capacity, json_path))
+    """The capacity of all drives of the tier together."""
+    return sum(_drive_bytes(drive, json_path) for drive in tier.drives)
+
+
+def _drive_bytes(drive: DriveConfig, json_path: str) -> int:
+    assert drive.capacity is not None, "the tier's own stands in"
+    if isinstance(drive.capacity, int):
+        return drive.capacity
+    return size_bytes(drive.capacity, _file_system_bytes(drive.path, drive.capacity, json_path))
 
 
 def _file_system_bytes(path: Path, share: Percent, json_path: str) -> int:

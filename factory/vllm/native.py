@@ -34,7 +34,7 @@ from ...engine.chain import ChainStats
 from ...engine.events import EventLog
 from ...engine.lifetime import STEP_S
 from ...engine.loop import LoopThread
-from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason
+from ...tiers.base import Buffer, ChunkKey, Failure, GuardsItself, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
 from ...tiers.errors import TierError
 from ..base import PART_ALIGNMENT_BYTES, TierContext
@@ -103,7 +103,8 @@ class KvtierNvmeTier(SecondaryTierManager):
             self._loop.close()
             raise
         warn_of_random_hashes()
-        self._tier = Breaker(tier, slow_s=config.load_deadline_s)
+        guarded = isinstance(tier, GuardsItself)
+        self._tier = tier if guarded else Breaker(tier, slow_s=config.load_deadline_s)
         self._events = EventLog() if facts.has_events else None
         if self._events is not None:
             self._events.watch([self._tier])

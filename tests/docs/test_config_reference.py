@@ -11,6 +11,7 @@ from kvtier.factory.entries import NvmeConfig, PinnedConfig
 
 TIER = re.compile(r"\| \*\*(\w+)\*\* \|")
 FIELD = re.compile(r"\| `(\w+)` \| .+ \| `?(.+?)`? \|")
+REQUIRED_OF_ONE_DRIVE = (NvmeConfig, "capacity")  # of several, each may have its own
 
 
 def reference() -> dict[str, dict[str, str]]:
@@ -28,7 +29,9 @@ def reference() -> dict[str, dict[str, str]]:
 
 def defaults(model: type[PinnedConfig] | type[NvmeConfig] | type[KvtierConfig]) -> dict[str, str]:
     return {
-        name: "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        name: "required"
+        if field.is_required() or (model, name) == REQUIRED_OF_ONE_DRIVE
+        else _shown(field.get_default(call_default_factory=True))
         for name, field in model.model_fields.items()
         if name not in ("type", "module_path", "tiers")
     }

@@ -487,7 +487,7 @@ def test_percentages_become_bytes(document: Document, monkeypatch: pytest.Monkey
     _, pinned, nvme = resolved(document).tiers
     assert isinstance(pinned, PinnedConfig)
     assert isinstance(nvme, NvmeConfig)
-    status = os.statvfs(nvme.path.parent)
+    status = os.statvfs(nvme.drives[0].path.parent)
     whole_bytes = status.f_blocks * status.f_frsize
     assert pinned.capacity_bytes == 80 * GIB
     assert nvme.capacity_bytes == whole_bytes // 2
@@ -738,7 +738,8 @@ def test_a_directory_open_to_others_is_refused(small: Document, tmp_path: Path) 
     (tmp_path / "store").chmod(0o750)
     expected = (
         f"tiers[2].path: {tmp_path}/store is open to other users (mode 0750): anyone could read prompts; "
-        f"chmod 0700 {tmp_path}/store"
+        f"name a directory inside it, which kvtier makes for itself: {tmp_path}/store/kvtier, "
+        f"or chmod 0700 {tmp_path}/store"
     )
     assert not_probed(small) == expected
 
@@ -749,11 +750,14 @@ def test_a_directory_of_another_user_is_refused(
     (tmp_path / "store").mkdir(mode=0o700)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    expected = (
-        f"tiers[2].path: {tmp_path}/store belongs to user {owner}, not to us ({owner + 1}); "
-        f"chown it, or choose another path"
-    )
-    assert not_probed(small) == expected
+    belongs = f"tiers[2].path: {tmp_path}/store belongs to user {owner}, not to us ({owner + 1}); "
+    inside = f"name a directory inside it, which kvtier makes for itself: {tmp_path}/store/kvtier"
+    assert not_probed(small) == belongs + inside
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "store")
+    with pytest.raises(ConfigError, match="chown it, or choose another path"):
+        parse_config(small).tiers[2].model_copy(update={"capacity": 64 * MIB, "reserve": 0}).probe(
+            chunk_bytes=MIB, json_path="tiers[2]"
+        )
 
 
 @pytest.mark.parametrize(

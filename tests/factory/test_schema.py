@@ -66,6 +66,32 @@ def test_a_tier_of_another_package_is_open() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"path": "/a", "capacity": "1TiB", "mount": "/"},
+        {"path": ["/a"], "capacity": "1TiB"},
+        {"path": ["/a", {"path": "/b", "capacity": "80%", "reserve": 0, "mount": "/"}], "capacity": 1 << 40},
+        {"path": [{"path": "/a", "capacity": "1TiB"}, {"path": "/b", "capacity": "1TiB"}]},
+    ],
+)
+def test_drives_are_written_in_several_ways(fields: dict[str, Any]) -> None:
+    document = copy.deepcopy(GOOD)
+    document["tiers"][2] = {"type": "nvme", **fields}
+    assert accepts(document)
+    config = parse_config(document)
+    assert parse_config(json.loads(config.model_dump_json(exclude_none=True))) == config
+
+
+@pytest.mark.parametrize("fields", [{"path": "/a"}, {"path": ["/a", {"path": "/b", "capacity": "1TiB"}]}])
+def test_a_drive_without_a_capacity_is_refused(fields: dict[str, Any]) -> None:
+    document = copy.deepcopy(GOOD)
+    document["tiers"][2] = {"type": "nvme", **fields}
+    assert not accepts(document)
+    with pytest.raises(ConfigError, match=r"^tiers\[2\]\.capacity: missing; for example"):
+        parse_config(document)
+
+
+@pytest.mark.parametrize(
     ("i", "wrong"),
     [
         (0, {"colour": "red"}),
@@ -80,6 +106,13 @@ def test_a_tier_of_another_package_is_open() -> None:
         (2, {"load_deadline_s": 0}),
         (2, {"write_amplification": 0.5}),
         (2, {"reserve": "half"}),
+        (2, {"mount": "relative"}),
+        (2, {"path": []}),
+        (2, {"path": ["/a", "relative"]}),
+        (2, {"path": ["/a", 5]}),
+        (2, {"path": ["/a", {"capacity": "1TiB"}]}),
+        (2, {"path": ["/a", {"path": "/b", "colour": "red"}]}),
+        (2, {"path": ["/a", {"path": "/b", "capacity": "64G"}]}),
     ],
 )
 def test_the_schema_and_the_models_refuse_the_same(i: int, wrong: dict[str, Any]) -> None:

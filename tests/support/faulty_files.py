@@ -36,8 +36,10 @@ class UnsyncedFiles(Files):
         before = scratch(size_bytes)
         os.preadv(fd, [before], offset)
         written = super().pwritev(fd, buffers, offset)
-        with self._lock:
-            self._unsynced.append(_Write(_path_of(fd), offset, bytes(before[:written])))
+        path = _path_of(fd)
+        if not path.endswith(" (deleted)"):  # a probe's file, which no power loss leaves anything of
+            with self._lock:
+                self._unsynced.append(_Write(path, offset, bytes(before[:written])))
         return written
 
     def sync_data(self, fd: int) -> None:

@@ -1,29 +1,120 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_rig import MIB, drive
 
 from kvtier.factory.cli.check import NOT_CHECKED
+from kvtier.tiers.nvme.store.mounts import mount_of
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 def test_a_good_document_is_summed_up(run: Run, file: Path) -> None:
+    file.write_text(file.read_text().replace("2TiB", "64MiB"))
     expected = (
         f"{file}: 3 tiers\n"
         "  tiers[0]  gpu\n"
         "  tiers[1]  pinned  64MiB, lru\n"
-        f"  tiers[2]  nvme    {file.parent}/store: 2TiB, reserve 1GiB\n"
+        f"  tiers[2]  nvme    {file.parent}/store: 64MiB, reserve 1GiB\n"
     )
-    assert run("check", file, "--chunk-bytes", "1MiB") == (0, expected, "")
-    assert run("check", file) == (0, f"{expected}{NOT_CHECKED}\n", "")
+    status, output, _ = run("check", file, "--chunk-bytes", "1MiB")
+    assert (status, output.startswith(expected)) == (0, True)
+    mount = mount_of(file.parent)
+    detail = output.removeprefix(expected)
+    assert detail.strip().startswith(f"{mount.kind} on {mount.device} at {mount.point}: ")
+    assert " free; the tier can take 64MiB\n" in detail
+    assert len(detail.splitlines()) == 1
+    status, output, _ = run("check", file)
+    assert (status, output.endswith(f"{NOT_CHECKED}\n")) == (0, True)
     assert not (file.parent / "store").exists()
+
+
+@pytest.fixture
+def drives(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two drives, mounted."""
+    with drive("ext4", tmp_path, 64 * MIB) as first, drive("xfs", tmp_path, 300 * MIB) as second:
+        yield first.point, second.point
+
+
+def document(file: Path, **nvme: Any) -> Path:
+    tiers = [{"type": "gpu"}, {"type": "pinned", "capacity": "64MiB"}, {"type": "nvme", **nvme}]
+    file.write_text(json.dumps({"version": 1, "tiers": tiers}))
+    return file
+
+
+@pytest.mark.root
+def test_every_drive_is_shown_with_its_device_mount_and_room(
+    run: Run, file: Path, drives: tuple[Path, Path]
+) -> None:
+    first, second = drives
+    places = [str(first / "kvtier"), {"path": str(second / "kvtier"), "capacity": "200MiB"}]
+    status, output, errors = run("check", document(file, path=places, capacity="16MiB", reserve=0))
+    assert (status, errors) == (0, "")
+    one, two = output.splitlines()[4:6]
+    assert f"ext4 on {mount_of(first).device} at {first}: " in one
+    assert "the tier can take 16MiB" in one
+    assert f"xfs on {mount_of(second).device} at {second}: " in two
+    assert "the tier can take 200MiB" in two
+
+
+@pytest.mark.root
+def test_a_capacity_above_the_drive_is_a_warning_with_what_it_takes(
+    run: Run, file: Path, drives: tuple[Path, Path]
+) -> None:
+    status, _, errors = run("check", document(file, path=f"{drives[0]}/kvtier", capacity="2TiB"))
+    assert status == 0
+    assert errors.startswith("warning: tiers[2].capacity: 2TiB is more than the whole file system of ")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.root
+def test_a_mount_that_is_not_there_refuses(run: Run, file: Path, drives: tuple[Path, Path]) -> None:
+    first, _ = drives
+    nvme = {"capacity": "16MiB", "reserve": 0}
+    good = document(file, path=f"{first}/kvtier", mount=str(first), **nvme)
+    assert run("check", good)[0] == 0
+    for mount, message in (
+        (first.parent, f'nothing is mounted at "{first.parent}"'),
+        (first / "gone", f'nothing is mounted at "{first}/gone"'),
+        (drives[1], f'"{first}/kvtier" is not in "{drives[1]}"'),
+    ):
+        status, _, errors = run("check", document(file, path=f"{first}/kvtier", mount=str(mount), **nvme))
+        assert (status, errors.startswith(f"tiers[2].mount: {message}")) == (2, True), errors
+    places = [{"path": f"{first}/kvtier", "mount": f"{first}/gone", "capacity": "16MiB"}]
+    status, _, errors = run("check", document(file, path=places))
+    assert (status, errors.startswith("tiers[2].path[0].mount: nothing is mounted")) == (2, True)
+
+
+@pytest.mark.parametrize("path", ["/dev/shm/kvtier-check", "/dev/nvme99n1"])
+def test_a_directory_in_memory_is_a_warning_that_names_it(run: Run, file: Path, path: str) -> None:
+    status, _, errors = run("check", document(file, path=path, capacity="16MiB", reserve=0))
+    assert (status, f"warning: tiers[2].path: {path}: " in errors, "memory" in errors) == (0, True, True)
+    assert not Path(path).exists()
+
+
+def test_a_directory_on_the_root_file_system_is_a_warning(run: Run, file: Path) -> None:
+    status, _, errors = run("check", document(file, path="/kvtier-check/x", capacity="16MiB", reserve=0))
+    expected = "container" if mount_of(Path("/")).kind == "overlay" else "on the root file system"
+    assert (status, expected in errors) == (0, True)
+    assert not Path("/kvtier-check").exists()
+
+
+def test_two_paths_on_one_drive_are_a_warning(run: Run, file: Path, tmp_path: Path) -> None:
+    places = [f"{tmp_path}/a", f"{tmp_path}/b"]
+    status, _, errors = run("check", document(file, path=places, capacity="16MiB", reserve=0))
+    assert status == 0
+    assert f"tiers[2].path[1]: {tmp_path}/b is on the same drive as tiers[2].path[0]" in errors
 
 
 def test_a_good_document_is_printed_as_this_machine_makes_it(run: Run, file: Path) -> None:
     status, output, errors = run("check", "--json", file)
-    assert (status, errors) == (0, "")
+    assert status == 0
+    assert all(line.startswith("warning: tiers[2].") for line in errors.splitlines()), "beside the JSON"
     assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 20, "policy": "lru"}
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvme_rig import CHUNK_BYTES
-from store_cli import CHUNKS, run, run_json
+from nvme_rig import CHUNK_BYTES, keys_of, stored
+from store_cli import CHUNKS, run, run_json, with_tier
 
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import allocated_bytes
@@ -20,3 +20,16 @@ def test_du_tells_what_was_ever_of_use(path: Path) -> None:
     code, text = run("du", str(path))
     assert code == 0
     assert "160KiB (25.0%)" in text
+
+
+def test_du_of_several_drives_shows_each_and_the_total(path: Path) -> None:
+    other = path.with_name("other")
+    with_tier(other, lambda tier: stored(tier, keys_of(0, 7)))
+    code, output = run("du", str(path), str(other))
+    assert code == 0
+    whole = output.splitlines()
+    headings = [str(path), str(other), "total"]
+    assert [line for line in whole if line in headings] == headings
+    assert whole[-1].startswith(f"chunks     {CHUNKS + 7}, ")
+    found = run_json("du", str(path), str(other))
+    assert [found[str(one)]["live_chunks"] for one in (path, other)] == [CHUNKS, 7]

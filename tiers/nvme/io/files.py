@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from ...base import Buffer
 from . import forks
+from .kernel import NOT_SUPPORTED, fallocate
+
+ZEROS_BYTES = 1024 * 1024  # of one write: larger ones gain nothing (docs/performance.md)
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
@@ -46,8 +50,26 @@ class Files:
         os.close(fd)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
-        """Take `size_bytes` of the drive for the file, so that no later write can run out of space."""
-        os.posix_fallocate(fd, 0, size_bytes)
+        """Take `size_bytes` of the drive for an empty file, so that no later write can run out of space.
+
+        Where the file system cannot promise room it is written full of zeros, once in a segment's life.
+        """
+        try:
+            fallocate(fd, size_bytes)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            self._write_zeros(fd, size_bytes)
+
+    def _write_zeros(self, fd: int, size_bytes: int) -> None:
+        with mmap.mmap(-1, ZEROS_BYTES) as memory, memoryview(memory) as zeros:
+            done_bytes = 0
+            while done_bytes < size_bytes:
+                with zeros[: size_bytes - done_bytes] as part:
+                    written = self.pwritev(fd, [part], done_bytes)
+                if written <= 0:
+                    raise OSError(errno.EIO, "a write made no progress")
+                done_bytes += written
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         return os.pwritev(fd, buffers, offset)

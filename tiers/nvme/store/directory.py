@@ -22,9 +22,9 @@ The index lies in shared memory. Which one is the store's, `in-use` says, which 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -38,8 +38,13 @@ from ..io.files import Files
 from ..log.budget import Facts
 from ..log.segments import Segments
 from .facts import FACTS, read_facts, write_facts
+from .filesystem import COPIES_ON_WRITE
 from .mark import IN_USE
 from .namespaces import Namespaces
+from .ownership import refuse_foreign, tighten
+from .probe import PROBE_PREFIX, examined, overwrite_in_place
+
+logger = logging.getLogger(__name__)
 
 OPENING_BYTE, USERS_BYTE = 0, 1
 CATCH_UP_BYTE, NAMESPACES_BYTE, QUARANTINE_BYTE, CHECKPOINT_BYTE = 2, 3, 4, 5
@@ -204,6 +209,10 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
 
 def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDirectory:
     _known(_look(root), new, root)  # what is refused is not touched
+    mount, abilities, warnings = examined(files, root)
+    files.direct = abilities.direct
+    for warning in warnings:
+        logger.warning("nvme: %s", warning)
     made: list[Path] = []
     with ExitStack() as undo:
         undo.callback(_remove_empty, made)
@@ -213,10 +222,13 @@ def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDire
         if there is None:
             undo.callback(_remove_store, root)
         facts = _known(there, new, root)
+        if mount.kind in COPIES_ON_WRITE:
+            overwrite_in_place(root)  # before anything is made in it
         if there is None:
             facts = write_facts(files, root, facts)
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o700, exist_ok=True)
+        tighten(root)
         alone = files.try_lock(lock_fd, USERS_BYTE, exclusive=True)
         return StoreDirectory(files, root, lock_fd, facts, alone=alone, place=place, undo=undo.pop_all())
 
@@ -267,10 +279,23 @@ def _remove_empty(paths: Iterable[Path]) -> None:
 
 
 def _look(root: Path) -> Facts | None:
-    (root / _LONGEST).exists()  # no answer matters, but the error that names below the root are too long
-    if not root.exists():
-        return None
-    _refuse_unsafe(root)
+    try:
+        (root / _LONGEST).exists()  # no answer matters, but the error that names below the root are too long
+        if not root.exists():
+            return None
+        if not root.is_dir():
+            raise TierUnavailable("nvme", f"{root} is not a directory")
+        facts = _facts_or_room(root)
+    except PermissionError:
+        refuse_foreign(root, is_store=False)
+        raise
+    # What is in it goes before its mode: a directory of something else is not to be made fit for kvtier.
+    refuse_foreign(root, is_store=facts is not None)
+    return facts
+
+
+def _facts_or_room(root: Path) -> Facts | None:
+    """The facts of the store that is there; None where one could be made."""
     facts = read_facts(root)
     if facts is None and (obstacle := _obstacle(root)) is not None:
         # Another process may have made the store meanwhile: its facts are written first of all.
@@ -284,28 +309,11 @@ def _obstacle(root: Path) -> str | None:
     """Why no store can be made in a directory that has none."""
     if any((root / name).exists() for name in ("namespaces", "segments")):
         return f"{root / FACTS} is missing from a store; remove {root}, or choose another path"
-    others = sorted({path.name for path in root.iterdir()} - _EXPECTED)
+    names = {path.name for path in root.iterdir()} - _EXPECTED
+    others = sorted(name for name in names if not name.startswith(PROBE_PREFIX))
     if others:
         return f"{root} holds other files ({others[0]}); choose another path, which kvtier has for itself"
     return None
-
-
-def _refuse_unsafe(root: Path) -> None:
-    state = root.stat()
-    if not stat.S_ISDIR(state.st_mode):
-        raise TierUnavailable("nvme", f"{root} is not a directory")
-    if state.st_uid != os.geteuid():
-        raise TierUnavailable(
-            "nvme",
-            f"{root} belongs to user {state.st_uid}, not to us ({os.geteuid()}); "
-            "chown it, or choose another path",
-        )
-    if stat.S_IMODE(state.st_mode) & 0o077:
-        mode = f"{stat.S_IMODE(state.st_mode):04o}"
-        raise TierUnavailable(
-            "nvme",
-            f"{root} is open to other users (mode {mode}): anyone could read prompts; chmod 0700 {root}",
-        )
 
 
 def _wait_for_opening(files: Files, lock_fd: int, root: Path, wait_s: float) -> None:

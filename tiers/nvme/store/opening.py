@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ..index.errors import IndexDamaged
 from ..index.memory import SHARED_MEMORY
 from ..index.records import KEY_BYTES_MAX, SegmentState
 from ..index.transaction import Transaction
-from ..io.blocks import BLOCK_BYTES, aligned, blocks_of, scratch
+from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .catchup import CatchUp
@@ -74,7 +73,6 @@ def open_store(
         refuse_large(directory.facts, chunk_bytes)
         files.reached("opening")
         with mapped_os_errors(root):
-            _probe_direct(files, directory)
             sizes = Sizes.of(capacity_bytes, chunk_bytes)
             store = _with_index(directory, undo, lambda: index_alone(directory, sizes))
             files.reached("index opened")
@@ -141,7 +139,6 @@ def _open_existing(
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
         with mapped_os_errors(root):
-            _probe_direct(files, directory)
             there_bytes = len(directory.segments.paths()) * directory.facts.segment_bytes
             sizes = Sizes.of(there_bytes, directory.facts.chunk_bytes)
             store = _with_index(directory, undo, lambda: open_alone(directory, sizes))
@@ -254,27 +251,6 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
             f"chunks of {chunk_bytes} bytes do not fit the segments of {facts.segment_bytes} bytes that this "
             f"store was made with; give the tier another directory",
         )
-
-
-def _probe_direct(files: Files, directory: StoreDirectory) -> None:
-    if not files.direct:
-        return
-    path = directory.root / "segments" / "probe"
-    try:
-        fd = files.open_data(path, create=True, write=True)
-        try:
-            files.pwritev(fd, [scratch(BLOCK_BYTES)], 0)
-        finally:
-            files.close(fd)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return  # no verdict; the store that is there is what can give room back
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        files.direct = False
-        logger.warning("nvme: %s has no direct I/O; going through the page cache", directory.root)
-    finally:
-        files.unlink(path)
 
 
 def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:

@@ -1,0 +1,148 @@
+"""Real file systems on loop devices, made and taken down by a test; only root can, with the tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+MIB = 1024 * 1024
+UNMOUNT_ATTEMPTS = 100  # a killed child lets go of its files a little after it was waited for
+UNMOUNT_WAIT_S = 0.05
+
+MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"],
+    "ext3": ["mkfs.ext3", "-q", "-F", "-m", "0"],
+    "ext2": ["mkfs.ext2", "-q", "-F", "-m", "0"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+}
+LEAST_BYTES = {"xfs": 300 * MIB, "btrfs": 256 * MIB}  # mkfs refuses less
+KINDS = (*MAKE, "tmpfs", "overlay", "bindfs")
+
+
+def needs(*tools: str) -> None:
+    """Skip the test where one of the tools is not installed."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+
+
+def run(*command: str | Path) -> str:
+    """Run a command that must succeed; returns its output."""
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"{command}: {ended.stderr}"
+    return ended.stdout
+
+
+class Drive:
+    """A mounted file system.
+
+    Attributes:
+        point: where it is mounted.
+        image: the file behind its loop device; None where it has none.
+        device: the loop device, likewise.
+    """
+
+    def __init__(self, kind: str, point: Path, image: Path | None = None, device: str | None = None) -> None:
+        self.kind, self.point, self.image, self.device = kind, point, image, device
+
+    def cut(self) -> None:
+        """Take the medium away under the device: whatever is not cached is an I/O error from now on."""
+        assert self.image is not None
+        os.truncate(self.image, 0)
+
+    def drop_caches(self) -> None:
+        """Have the next reads come from the device."""
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+
+    def remount(self, options: str) -> None:
+        run("mount", "-o", f"remount,{options}", self.point)
+
+    def free_bytes(self) -> int:
+        state = os.statvfs(self.point)
+        return state.f_bavail * state.f_frsize
+
+    def fill(self, leave_bytes: int = 0) -> Path:
+        """Fill the file system with another program's file, but for some bytes."""
+        path = self.point / f"filler-{time.monotonic_ns()}"
+        block = b"x" * MIB
+        with path.open("wb", buffering=0) as file, suppress(OSError):
+            while (room_bytes := self.free_bytes() - leave_bytes) > 0:
+                if not file.write(block[: min(len(block), room_bytes)]):
+                    break
+            os.fsync(file.fileno())
+        return path
+
+
+@contextmanager
+def drive(kind: str, place: Path, size_bytes: int = 400 * MIB, *, sector_bytes: int = 512) -> Iterator[Drive]:
+    """Make and mount a file system below `place`; skips the test where its tools are not installed."""
+    with ExitStack() as undo:
+        point = place / f"mount-{kind}-{time.monotonic_ns()}"
+        point.mkdir()
+        yield _MOUNT.get(kind, _on_loop)(kind, point, size_bytes, sector_bytes, undo)
+
+
+def _on_loop(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
+    needs(MAKE[kind][0], "losetup")
+    image = point.with_name(f"{point.name}.img")
+    with image.open("wb") as file:
+        file.truncate(max(size_bytes, LEAST_BYTES.get(kind, 0)))
+    undo.callback(image.unlink, missing_ok=True)
+    device = run("losetup", "--find", "--show", "--sector-size", str(sector_bytes), image).strip()
+    undo.callback(_detach, device)
+    run(*MAKE[kind], device)
+    run("mount", device, point)
+    undo.callback(_unmount, point)
+    return Drive(kind, point, image, device)
+
+
+def _tmpfs(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
+    run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0755", "tmpfs", point)
+    undo.callback(_unmount, point)
+    return Drive(kind, point)
+
+
+def _overlay(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
+    layers = [point.with_name(f"{point.name}-{name}") for name in ("lower", "upper", "work")]
+    for layer in layers:
+        layer.mkdir()
+    lower, upper, work = layers
+    run("mount", "-t", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay", point)
+    undo.callback(_unmount, point)
+    return Drive(kind, point)
+
+
+def _bindfs(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
+    needs("bindfs")
+    source = point.with_name(f"{point.name}-source")
+    source.mkdir()
+    run("bindfs", source, point)
+    undo.callback(_unmount, point)
+    return Drive(kind, point)
+
+
+_MOUNT: dict[str, Callable[[str, Path, int, int, ExitStack], Drive]] = {
+    "tmpfs": _tmpfs,
+    "overlay": _overlay,
+    "bindfs": _bindfs,
+}
+
+
+def _unmount(point: Path) -> None:
+    for _ in range(UNMOUNT_ATTEMPTS):
+        if subprocess.run(["umount", str(point)], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(UNMOUNT_WAIT_S)
+    run("umount", "--lazy", point)
+
+
+def _detach(device: str) -> None:
+    subprocess.run(["losetup", "--detach", device], capture_output=True, check=False)

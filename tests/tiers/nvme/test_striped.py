@@ -1,0 +1,333 @@
+"""Several drives as one tier: shares, drives that fail or hang, and what concerns them all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from loop_rig import drive
+from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+
+from kvtier.tiers.base import (
+    Buffer,
+    ChunkKey,
+    Failure,
+    GuardsItself,
+    Invalidates,
+    Outcome,
+    RemoveReason,
+    ReportsRemovals,
+)
+from kvtier.tiers.breaker import BAD_CALLS_MAX, PAUSE_S, Breaker
+from kvtier.tiers.errors import TierError
+from kvtier.tiers.nvme.striped import Drive, StripedTier
+from kvtier.tiers.testing import MemoryTier, TierContract, aligned_buffers
+
+SLOW_S = 5.0
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Rig:
+    """A striped tier over tiers in memory, whose drives a test can break or hold up."""
+
+    def __init__(self, count: int = 3, all_wait_s: float = 0.05) -> None:
+        self.clock = Clock()
+        self.tiers = [FailingTier(f"drive-{i}") for i in range(count)]
+        drives = [
+            Drive(f"/mnt/{i}", Breaker(tier, slow_s=SLOW_S, clock=self.clock), 1.0)
+            for i, tier in enumerate(self.tiers)
+        ]
+        self.tier = StripedTier("nvme", drives, all_wait_s=all_wait_s)
+
+    async def break_down(self, number: int) -> None:
+        """Let calls fail until the drive is out."""
+        self.tiers[number].fails = True
+        for start in range(1_000_000, 1_000_000 + BAD_CALLS_MAX):
+            await self.tier.store(keys_of(start * 100, 30), filled(keys_of(start * 100, 30), 64))
+        assert self.tier.stats().gauges["drives_out"] == 1
+
+
+class FailingTier(MemoryTier):
+    fails = False
+
+    async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        if self.fails:
+            return Outcome(failed=dict.fromkeys(keys, Failure.IO_ERROR))
+        return await super().store(keys, buffers)
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        return await super().load(keys, buffers)
+
+    async def flush(self) -> None:
+        await self.gate.wait()
+        if self.fails:
+            raise TierError(self.name, "it is gone")
+        await super().flush()
+
+    async def invalidate(self) -> None:
+        await self.gate.wait()
+        if self.fails:
+            raise TierError(self.name, "it is gone")
+        await super().invalidate()
+
+    async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        await self.gate.wait()
+        await super().remove(keys, reason)
+
+    async def close(self) -> None:
+        await self.gate.wait()
+        await super().close()
+
+
+class TestStripedTierContract(TierContract):
+    @pytest.fixture
+    async def tier(self, tmp_path: Path) -> AsyncIterator[StripedTier]:
+        drives = [
+            Drive(
+                name, Breaker(await opened(tmp_path / name, chunk_bytes=self.CHUNK_BYTES), slow_s=SLOW_S), 1.0
+            )
+            for name in ("a", "b", "c")
+        ]
+        tier = StripedTier("nvme", drives)
+        yield tier
+        await tier.close()
+
+
+def test_it_has_the_abilities_of_a_drive_and_guards_itself() -> None:
+    tier = Rig().tier
+    assert isinstance(tier, Invalidates)
+    assert isinstance(tier, ReportsRemovals)
+    assert isinstance(tier, GuardsItself)
+    tier.rename("nvme1")
+    assert tier.name == "nvme1"
+
+
+async def test_one_request_uses_all_drives_and_each_chunk_lies_on_one() -> None:
+    rig, keys = Rig(), keys_of(0, 90)
+    assert (await rig.tier.store(keys, filled(keys, 64))).succeeded == tuple(keys)
+    each = [len(tier.chunks) for tier in rig.tiers]
+    assert min(each) > 15
+    assert sum(each) == 90
+    assert rig.tier.lookup([*keys, b"never stored"]) == [True] * 90 + [False]
+    assert len(rig.tiers[0].log) == 1, "one call a drive"
+
+
+async def test_a_failing_drive_takes_its_own_chunks_and_no_more() -> None:
+    rig, keys = Rig(), keys_of(0, 90)
+    await rig.tier.store(keys, filled(keys, 64))
+    lost = set(rig.tiers[1].chunks)
+    rig.tiers[1].fails = True
+    outcome = await rig.tier.load(keys, aligned_buffers(90, 64))
+    assert outcome.failed == dict.fromkeys(sorted(lost), Failure.IO_ERROR)
+    assert outcome.succeeded == tuple(key for key in keys if key not in lost)
+
+
+async def test_while_a_drive_is_out_its_share_goes_to_the_others_and_it_gets_it_back() -> None:
+    rig, old, new = Rig(), keys_of(0, 90), keys_of(1000, 90)
+    await rig.tier.store(old, filled(old, 64))
+    lost = set(rig.tiers[1].chunks)
+    await rig.break_down(1)
+    assert rig.tier.lookup(old) == [key not in lost for key in old], "the rest of it is as good as before"
+    assert (await rig.tier.store(new, filled(new, 64))).succeeded == tuple(new)
+    assert await right(rig.tier, new, 64) == new  # type: ignore[arg-type]
+    assert (await rig.tier.store(old, filled(old, 64))).succeeded == tuple(old), "prompts are whole again"
+    assert rig.tier.lookup(old) == [True] * 90
+    rig.tiers[1].fails = False
+    rig.clock.now_s = 2 * PAUSE_S
+    assert len(await right(rig.tier, old, 64)) == 90  # type: ignore[arg-type]
+    assert rig.tier.stats().gauges["drives_out"] == 0
+    assert rig.tier.lookup(old) == [True] * 90
+
+
+async def test_where_every_drive_is_out_all_is_a_miss() -> None:
+    rig, keys = Rig(1), keys_of(0, 8)
+    await rig.tier.store(keys, filled(keys, 64))
+    await rig.break_down(0)
+    assert rig.tier.lookup(keys) == [False] * 8
+    assert (await rig.tier.load(keys, aligned_buffers(8, 64))).failed == dict.fromkeys(keys, Failure.MISSING)
+    assert (await rig.tier.store(keys, filled(keys, 64))).failed == dict.fromkeys(keys, Failure.DROPPED)
+
+
+async def test_a_cancelled_load_returns_once_no_drive_touches_a_buffer() -> None:
+    rig, keys = Rig(), keys_of(0, 30)
+    await rig.tier.store(keys, filled(keys, 64))
+    held = HoldsOn("late")
+    drives = [Drive(str(i), Breaker(tier, slow_s=SLOW_S), 1.0) for i, tier in enumerate([*rig.tiers, held])]
+    tier = StripedTier("nvme", drives)
+    load = asyncio.ensure_future(tier.load(keys, aligned_buffers(30, 64)))
+    await held.began.wait()
+    load.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not load.done(), "a thread still writes into the buffers"
+    held.lets_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+
+
+class HoldsOn(MemoryTier):
+    """A tier whose load cannot be stopped, as a read that the kernel has begun."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.began, self.lets_go = asyncio.Event(), asyncio.Event()
+
+    async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+        self.began.set()
+        try:
+            await self.lets_go.wait()
+        except asyncio.CancelledError:
+            await self.lets_go.wait()
+            raise
+        return await super().load(keys, buffers)
+
+
+async def test_a_flush_reaches_every_drive_and_names_the_one_that_failed() -> None:
+    rig = Rig()
+    rig.tiers[0].fails = True
+    with pytest.raises(TierError, match=r"/mnt/0: .*it is gone"):
+        await rig.tier.flush()
+    assert [tier.log for tier in rig.tiers[1:]] == [[("flush", ())]] * 2
+
+
+@pytest.mark.parametrize("what", ["flush", "remove"])
+async def test_a_drive_that_hangs_keeps_no_other_and_is_named(what: str) -> None:
+    rig, keys = Rig(), keys_of(0, 30)
+    await rig.tier.store(keys, filled(keys, 64))
+    rig.tiers[2].gate.clear()
+    work = rig.tier.flush() if what == "flush" else rig.tier.remove(keys, RemoveReason.REQUESTED)
+    with pytest.raises(TierError, match="/mnt/2 has not answered"):
+        await work
+    if what == "remove":
+        assert not rig.tiers[0].chunks
+        assert not rig.tiers[1].chunks
+    rig.tiers[2].gate.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not rig.tier._left_behind
+
+
+async def test_a_removal_reaches_what_another_drive_took_over() -> None:
+    rig, keys = Rig(2), keys_of(0, 30)
+    await rig.tier.store(keys, filled(keys, 64))
+    await rig.break_down(1)
+    await rig.tier.store(keys, filled(keys, 64))
+    await rig.tier.remove(keys, RemoveReason.REQUESTED)
+    assert not set(keys) & (rig.tiers[0].chunks.keys() | rig.tiers[1].chunks.keys())
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_drive_that_cannot_be_told_of_new_weights_is_used_no_more(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, keys = Rig(), keys_of(0, 90)
+    await rig.tier.store(keys, filled(keys, 64))
+    rig.tiers[0].fails = how == "fails"
+    if how == "hangs":
+        rig.tiers[0].gate.clear()
+    await rig.tier.invalidate()
+    assert rig.tiers[0].chunks, "it was not told"
+    rig.tiers[0].fails = False
+    rig.tiers[0].gate.set()
+    await asyncio.sleep(0)
+    rig.tiers[0].chunks = dict.fromkeys(keys, b"old weights")
+    assert not any(rig.tier.lookup(keys))
+    assert (await rig.tier.store(keys, filled(keys, 64))).succeeded == tuple(keys)
+    assert len(await right(rig.tier, keys, 64)) == 90  # type: ignore[arg-type]
+    assert "/mnt/0 could not be told" in caplog.text
+
+
+async def test_where_no_drive_can_be_told_it_is_an_error() -> None:
+    rig = Rig(2)
+    for tier in rig.tiers:
+        tier.fails = True
+    with pytest.raises(TierError, match="it is gone"):
+        await rig.tier.invalidate()
+
+
+async def test_a_drive_that_hangs_keeps_no_other_from_closing(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.tiers[0].gate.clear()
+    await rig.tier.close()
+    assert [tier._closed for tier in rig.tiers] == [False, True, True]
+    assert "close of /mnt/0" in caplog.text
+    rig.tiers[0].gate.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_numbers_are_summed_and_told_for_each_drive(tmp_path: Path) -> None:
+    sizes = {"a": 16 * MIB, "b": 48 * MIB}
+    drives = [
+        Drive(name, Breaker(await opened(tmp_path / name, capacity_bytes=size), slow_s=SLOW_S), size)
+        for name, size in sizes.items()
+    ]
+    tier = StripedTier("nvme", drives)
+    try:
+        keys = keys_of(0, 200)
+        await stored(tier, keys)  # type: ignore[arg-type]
+        stats = tier.stats()
+        assert stats.chunks == 200
+        assert stats.capacity_bytes == sum(sizes.values())
+        assert stats.counters["stored_bytes"] == 200 * CHUNK_BYTES
+        each = [stats.gauges[f"drive{number}_chunks"] for number in range(2)]
+        assert sum(each) == 200
+        assert each[1] > 2 * each[0], "a larger drive gets more"
+        assert stats.gauges["breaker_state"] == stats.gauges["drives_out"] == 0
+    finally:
+        await tier.close()
+
+
+async def test_what_a_drive_evicts_is_reported_but_for_what_another_has(tmp_path: Path) -> None:
+    told: list[bytes] = []
+    drives = [
+        Drive(name, Breaker(await opened(tmp_path / name, capacity_bytes=4 * MIB), slow_s=SLOW_S), 1.0)
+        for name in ("a", "b")
+    ]
+    tier = StripedTier("nvme", drives)
+    tier.watch(lambda keys, reason: told.extend(keys) if reason is RemoveReason.EVICTED else None)
+    keys = keys_of(0, 1280)
+    for first in range(0, 1280, 16):
+        await stored(tier, keys[first : first + 16])  # type: ignore[arg-type]
+    await asyncio.gather(*(one.tier.wrapped._upkeep.once() for one in drives))  # type: ignore[attr-defined]
+    gone = [key for key, hit in zip(keys, tier.lookup(keys), strict=True) if not hit]
+    await tier.close()
+    assert gone
+    assert set(gone) <= set(told)
+    assert len(told) == len(set(told))
+
+
+@pytest.mark.root
+async def test_one_of_two_drives_dies_while_serving(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 128 * MIB) as dying, drive("ext4", tmp_path, 128 * MIB) as living:
+        paths = [dying.point / "store", living.point / "store"]
+        drives = [
+            Drive(str(path), Breaker(await opened(path, capacity_bytes=32 * MIB), slow_s=SLOW_S), 1.0)
+            for path in paths
+        ]
+        tier = StripedTier("nvme", drives)
+        try:
+            keys = keys_of(0, 200)
+            await stored(tier, keys)  # type: ignore[arg-type]
+            await tier.flush()
+            on_living = [key for key, hit in zip(keys, drives[1].tier.lookup(keys), strict=True) if hit]
+            assert 60 < len(on_living) < 140
+            dying.cut()
+            loaded = await right(tier, keys)  # type: ignore[arg-type]
+            assert loaded == on_living, "right bytes of the one, misses of the other"
+            for start in range(1000, 1000 + 100 * BAD_CALLS_MAX, 100):
+                outcome = await tier.store(keys_of(start, 20), filled(keys_of(start, 20)))
+                assert set(outcome.failed.values()) <= {Failure.IO_ERROR, Failure.NO_SPACE, Failure.DROPPED}
+            assert set(on_living) <= set(await right(tier, keys))  # type: ignore[arg-type]
+        finally:
+            await tier.close()
