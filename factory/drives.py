@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from ..tiers import ConfigError
 from ..tiers.nvme.io.files import Files, allocated_bytes
 from ..tiers.nvme.store.directory import StoreDirectory
-from ..tiers.nvme.store.mounts import is_mount_point, mount_of
-from ..tiers.nvme.store.probe import examined, existing
+from ..tiers.nvme.volume.mounts import is_mount_point, mount_of
+from ..tiers.nvme.volume.probe import examined, existing
 from .sizes import Capacity, Percent, Size, format_size, size_bytes
 from .validation import refused, validated
 from .wording import quoted, reason_of, shown

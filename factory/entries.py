@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..tiers import ConfigError
-from ..tiers.nvme.store.probe import existing
+from ..tiers.nvme.volume.probe import existing
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.pinned.eviction import POLICIES
 from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room

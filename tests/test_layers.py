@@ -34,6 +34,7 @@ FLOORS = [
     [
         "tiers",
         "tiers/nvme/io",
+        "tiers/nvme/volume",
         "tiers/nvme/format",
         "tiers/nvme/index",
         "tiers/nvme/log",

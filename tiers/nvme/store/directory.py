@@ -37,12 +37,12 @@ from ..index.memory import SHARED_MEMORY, Home, home_path
 from ..io.files import Files
 from ..log.budget import Facts
 from ..log.segments import Segments
+from ..volume.filesystem import COPIES_ON_WRITE
+from ..volume.ownership import refuse_foreign, tighten
+from ..volume.probe import PROBE_PREFIX, examined, overwrite_in_place
 from .facts import FACTS, read_facts, write_facts
-from .filesystem import COPIES_ON_WRITE
 from .mark import IN_USE
 from .namespaces import Namespaces
-from .ownership import refuse_foreign, tighten
-from .probe import PROBE_PREFIX, examined, overwrite_in_place
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
 from kvtier.tiers.nvme.store import probe
-from kvtier.tiers.nvme.store.filesystem import Abilities
-from kvtier.tiers.nvme.store.mounts import Mount
-from kvtier.tiers.nvme.store.probe import examined
+from kvtier.tiers.nvme.volume.filesystem import Abilities
+from kvtier.tiers.nvme.volume.mounts import Mount
+from kvtier.tiers.nvme.volume.probe import examined
 
 ALL = Abilities()
 EXPECTED = {

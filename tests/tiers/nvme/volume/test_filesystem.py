@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.tiers.nvme.store.filesystem import VERDICTS, Abilities, Standing, verdict_of, verdicts
-from kvtier.tiers.nvme.store.mounts import Mount
+from kvtier.tiers.nvme.volume.filesystem import VERDICTS, Abilities, Standing, verdict_of, verdicts
+from kvtier.tiers.nvme.volume.mounts import Mount
 
 
 def mount(kind: str, *, is_read_only: bool = False) -> Mount:

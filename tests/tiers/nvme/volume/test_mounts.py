@@ -6,7 +6,7 @@ import pytest
 from loop_rig import KINDS, drive, run
 
 from kvtier.tiers.nvme.store import mounts
-from kvtier.tiers.nvme.store.mounts import Mount, is_mount_point, mount_of, parsed
+from kvtier.tiers.nvme.volume.mounts import Mount, is_mount_point, mount_of, parsed
 
 TABLE = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
