@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from loop_rig import KINDS, drive, run
 
-from kvtier.tiers.nvme.store import mounts
+from kvtier.tiers.nvme.volume import mounts
 from kvtier.tiers.nvme.volume.mounts import Mount, is_mount_point, mount_of, parsed
 
 TABLE = """\

@@ -16,7 +16,7 @@ from nvme_rig import keys_of, names, opened, right, stored
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
-from kvtier.tiers.nvme.store import probe
+from kvtier.tiers.nvme.volume import probe
 from kvtier.tiers.nvme.volume.filesystem import Abilities
 from kvtier.tiers.nvme.volume.mounts import Mount
 from kvtier.tiers.nvme.volume.probe import examined
