@@ -30,7 +30,7 @@ class Presence:
         if self.is_gone or self._directory.is_there():
             return
         self.is_gone = True
-        logger.error("nvme: %s", self.error())
+        logger.error("%s", self.error())
 
     def error(self) -> TierError:
         root = self._directory.root

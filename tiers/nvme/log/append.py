@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
@@ -27,24 +26,13 @@ from .batch import PlacedBatch
 from .chunks import Removals, Target
 from .events import Events
 from .lifecycle import is_open
-from .order import is_outdated, next_order, note
+from .order import Since, is_outdated, next_order, note
 from .room import index_is_tight
 from .segments import Segments
 from .tail import Tail
 
 _NO_BYTES = memoryview(b"")
 REORDERS_MAX = 8  # of one append: who meets so many removals in a row is shed
-
-
-class Since(NamedTuple):
-    """A moment of the store: the order that was given out then, and how many segments had been opened."""
-
-    order: int
-    opened: int
-
-
-class Rolled(Exception):  # not an error: the caller looks again
-    """The open segment was replaced since; a removal of that time would not be kept as long as it is."""
 
 
 Accept = Callable[[ChunkKey, Extent, Extent | None], Extent | None]
@@ -76,19 +64,14 @@ class Appender:
         """Write the chunks and commit what `accept` takes; returns why the others failed.
 
         `since` is when the chunks were last known to be wanted: a removal after that counts, were the index
-        to be rebuilt. Now, if not given.
-
-        Raises:
-            Rolled: the open segment is a later one than `since` allows; nothing was written.
+        to be rebuilt. Now, if not given. No segment that was opened after it takes a chunk, because such a
+        removal is not kept as long as that segment; what has no place for this reason is dropped.
         """
         batches: list[PlacedBatch] = []
         failed: dict[ChunkKey, Failure] = {}
-        order = None if since is None else since.order
         try:
-            placed, why = await self._tail.place(target, chunks, batches, order=order)
+            placed, why = await self._tail.place(target, chunks, batches, since=since)
             failed.update((key, why) for key, _ in chunks[placed:])
-            if since is not None and any(batch.segment.opened > since.opened for batch in batches):
-                raise Rolled
             if batches:
                 failed.update(await self._written(target, batches, accept, ordered=since is not None))
         finally:
@@ -128,8 +111,8 @@ class Appender:
     async def _placed(self, removals: Removals, batches: list[PlacedBatch]) -> Sequence[Callable[[], None]]:
         entries, first = removals.entries, len(batches)
         chunks = [(entry.key, _NO_BYTES) for entry in entries]
-        order = removals.order
-        placed, why = await self._tail.place(removals.target, chunks, batches, order=order, pieces=False)
+        since = Since(removals.order, None)
+        placed, why = await self._tail.place(removals.target, chunks, batches, since=since, pieces=False)
         if placed < len(entries):
             lacking = TierError("nvme", f"there is no segment to write them to ({why})")
             self._tail.not_durable("removals", lacking)

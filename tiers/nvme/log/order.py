@@ -13,10 +13,21 @@ those of two processes may differ, so the index keeps the highest order that was
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from ..index.transaction import Transaction
 
 _LAST, _LAST_REMOVAL = "order", "removed"  # numbers in the index
+
+
+class Since(NamedTuple):
+    """A moment of the store: the order that was given out then, and how many segments had been opened.
+
+    Where `opened` is None, it does not matter in which segment something is written.
+    """
+
+    order: int
+    opened: int | None
 
 
 def next_order(txn: Transaction) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ...base import ChunkKey
+from ...base import ChunkKey, Failure
 from ...errors import TierError
 from ..format.checksum import ChunkChecksum
 from ..index.environment import Index
@@ -21,16 +21,16 @@ from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, scratch
 from ..io.lanes import Lanes
 from ..io.pieces import Wanted, plan_reads
-from .append import Appender, Rolled, Since
+from .append import Appender
 from .chunks import Live, Target
-from .order import next_order
+from .order import Since, next_order
 from .readers import Readers
 from .segments import Segments
 from .tail import Tail
 from .victim import Victim, Victims
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
-CARRY_TRIES_MAX = 4  # of one step: the open segment is replaced once in many steps
+CARRY_TRIES_MAX = 4  # in a row: stores beside it may replace the open segment each time
 ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
 
 
@@ -124,19 +124,18 @@ class Carrier:
         bad = {piece.chunks[position].key for piece in pieces for position in piece.failed}
         good = [chunk for chunk in wanted if chunk.key not in bad]
         target = Target(namespace, scope, checksum)
-        for _ in range(CARRY_TRIES_MAX):
+        tries = 0
+        while good and tries < CARRY_TRIES_MAX:
             since, there = await self._lanes.index(
                 partial(self._index.write, partial(_still_there, scope, good))
             )
             chunks = [(chunk.key, chunk.buffer) for chunk in there]
             moved: dict[ChunkKey, _Move] = {}
             accept = partial(_moved, scope, {chunk.key: chunk.place for chunk in there}, moved)
-            try:
-                failed = await self._appender.append(target, chunks, accept, since=since)
-            except Rolled:
-                continue
+            failed = await self._appender.append(target, chunks, accept, since=since)
             moves += [move for key, move in moved.items() if key not in failed]
-            return
+            good = [chunk for chunk in there if failed.get(chunk.key) is Failure.DROPPED]
+            tries = 0 if len(good) < len(there) else tries + 1
 
 
 class _Move(NamedTuple):

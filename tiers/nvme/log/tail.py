@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from .batch import PlacedBatch
 from .chunks import Removals, Target
 from .events import Events
 from .lifecycle import Log
+from .order import Since
 
 PLACE_TRIES_MAX = 16  # others fill what we claim, or have left it full; then it is the drive or the index
 RECLAIMS_PER_CLAIM_MAX = 4  # what we free may be taken by another process; then there is contention enough
@@ -57,7 +59,7 @@ class Tail:
         chunks: Sequence[tuple[ChunkKey, Buffer]],
         batches: list[PlacedBatch],
         *,
-        order: int | None = None,
+        since: Since | None = None,
         pieces: bool = True,
     ) -> tuple[int, Failure]:
         """Place as many leading chunks as there is room for, adding to `batches`.
@@ -67,6 +69,8 @@ class Tail:
         start = tries = 0
         while start < len(chunks) and tries < PLACE_TRIES_MAX:
             segment, rest = self._current, chunks[start:]
+            if segment is not None and since is not None and segment.opened > (since.opened or math.inf):
+                return start, Failure.DROPPED
             lengths = [len(buffer) for _, buffer in rest]
             placement = segment.place([key for key, _ in rest], lengths) if segment else None
             if segment is None or placement is None:
@@ -77,7 +81,7 @@ class Tail:
                 continue
             tries = 0
             mine = rest[: placement.chunks] if pieces else ()
-            when = self.next_order() if order is None else order
+            when = self.next_order() if since is None else since.order
             batches.append(PlacedBatch(segment, placement, target, when, mine))
             start += placement.chunks
         return start, Failure.NO_SPACE
