@@ -7,6 +7,7 @@
 # make gpu-check   copies between a GPU and slots: every bit, and what they cost; installs nothing
 # make vllm-matrix the token test on every release of vLLM that runs here; ARGS="0.27.0" chooses some
 # make crash     kills of the NVMe tier's process for as long as you like; KILLS=5000
+# make fault-matrix  docs/faults.md anew: each fault is tried, as root on loop devices
 # make clean     remove what was built, but for .venv
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
@@ -18,7 +19,7 @@ KILLS ?= 2000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix crash clean
+.PHONY: install demo test lint check bench-nvme gpu-check vllm-matrix crash fault-matrix clean
 
 install: $(VENV)/.kvtier
 
@@ -65,6 +66,9 @@ vllm-matrix: install
 
 crash: install
 	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
+
+fault-matrix: install
+	$(BIN)/python tools/fault_matrix.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
