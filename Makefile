@@ -23,7 +23,7 @@ DEV_BIN := $(DEV)/bin
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test-fast test lint format check demo crash bench-nvme gpu-check vllm-matrix clean
+.PHONY: help install test-fast test lint format check demo crash fault-matrix bench-nvme gpu-check vllm-matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,9 @@ demo: install  ## run a real vLLM with and without kvtier, side by side
 
 crash: install  ## kill the NVMe tier's process KILLS times, 2000 by default
 	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
+
+fault-matrix: $(VENV)/.kvtier  ## try every fault of docs/faults.md, as root on loop devices
+	$(BIN)/python tools/fault_matrix.py $(ARGS)
 
 bench-nvme: install  ## compare the NVMe tier with its peers; ARGS=--quick
 	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)

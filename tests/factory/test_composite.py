@@ -102,7 +102,8 @@ def test_each_of_two_drives_has_numbers_of_its_own(tmp_path: Path) -> None:
 
 
 def _is_given_up(tier: Tier) -> bool:
-    return tier.stats().gauges["breaker_state"] == BreakerState.OPEN
+    """Whether its breaker has opened; a trial may be due by now."""
+    return tier.stats().gauges["breaker_state"] != BreakerState.CLOSED
 
 
 @pytest.mark.usefixtures("_registered")

@@ -1,0 +1,79 @@
+"""Drives that die while they serve"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import fault, in_child, still_open
+from loop_rig import MIB, drive
+from nvme_rig import filled, keys_of, opened, right, stored
+
+from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
+from kvtier.tiers.nvme.striped import Drive, StripedTier
+
+
+@fault(
+    "the drive dies (every call is EIO)",
+    sees="loads miss, stores fail, the breaker opens; no signal, nothing raised",
+    loses="what is on the drive",
+    heals="with another drive, and a restart",
+)
+@still_open("a cold page of the index that is mapped from the drive ends the process by a signal")
+@pytest.mark.root
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_drive_dies(tmp_path: Path, kind: str) -> None:
+    with drive(kind, tmp_path, 300 * MIB) as made:
+
+        async def serve() -> None:
+            tier = Breaker(await opened(made.point / "store", capacity_bytes=32 * MIB), slow_s=10)
+            await tier.store(keys_of(0, 200), filled(keys_of(0, 200)))
+            await tier.flush()
+            made.drop_caches()
+            made.cut()
+            for start in range(1000, 1000 + 40 * BAD_CALLS_MAX, 20):
+                tier.lookup(keys_of(0, 200))
+                await right(tier, keys_of(0, 200))  # type: ignore[arg-type]
+                await tier.store(keys_of(start, 20), filled(keys_of(start, 20)))
+            assert tier.state is not BreakerState.CLOSED
+
+        assert in_child(serve) == 0
+
+
+@fault(
+    "one of several drives of a tier dies",
+    sees="its chunks miss; after some calls its breaker opens and the other drives take its share",
+    loses="its own chunks",
+    heals="with another drive at its path, or its path off the list, and a restart",
+)
+@still_open("a cold page of the index that is mapped from the drive ends the process by a signal")
+@pytest.mark.root
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_of_two_drives_dies(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 128 * MIB) as dying, drive("ext4", tmp_path, 128 * MIB) as living:
+
+        async def serve() -> None:
+            drives = [
+                Drive(
+                    str(made.point),
+                    Breaker(await opened(made.point / "store", capacity_bytes=32 * MIB), slow_s=10),
+                    1.0,
+                )
+                for made in (dying, living)
+            ]
+            tier, keys = StripedTier("nvme", drives), keys_of(0, 200)
+            await stored(tier, keys)  # type: ignore[arg-type]
+            await tier.flush()
+            on_living = {key for key, hit in zip(keys, drives[1].tier.lookup(keys), strict=True) if hit}
+            dying.drop_caches()
+            dying.cut()
+            assert set(await right(tier, keys)) == on_living  # type: ignore[arg-type]
+            for start in range(1000, 5000, 100):
+                await tier.store(keys_of(start, 20), filled(keys_of(start, 20)))
+            assert drives[0].tier.state is not BreakerState.CLOSED
+            late = keys_of(9000, 50)
+            await stored(tier, late)  # type: ignore[arg-type]
+            assert await right(tier, late) == late  # type: ignore[arg-type]
+
+        assert in_child(serve) == 0

@@ -1,0 +1,154 @@
+"""File systems that are full, or that others fill"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from faults import fault, in_child, still_open
+from loop_rig import MIB, Drive, drive, run
+from nvme_rig import filled, keys_of, opened, right, stored
+
+from kvtier.tiers.errors import TierUnavailable
+from kvtier.tiers.nvme.io.files import allocated_bytes
+
+ROUNDS, FILL_AT, BATCH = 60, 20, 32
+NEARLY_FULL_KIB = [0, 8, 12, 20, 28, 50, 100]
+
+
+def says_full(message: str) -> bool:
+    return "No space left" in message or "room" in message
+
+
+async def serve_while_it_fills(made: Drive) -> None:
+    """Whatever the file system says, this ends with right bytes or misses."""
+    tier = await opened(made.point / "store", capacity_bytes=40 * MIB)
+    for number in range(ROUNDS):
+        if number == FILL_AT:
+            made.fill()
+        keys = keys_of(number * BATCH, BATCH)
+        await tier.store(keys, filled(keys))
+        await right(tier, keys)
+    await tier.close()
+
+
+@fault(
+    "another program fills the file system",
+    sees="stores that need a new segment fail, the others go on in the segments that are there",
+    loses="the chunks of failed stores",
+    heals="by itself, once there is room",
+)
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["ext4", "ext3", "xfs", "btrfs", "tmpfs"])
+def test_another_program_fills_it(tmp_path: Path, kind: str) -> None:
+    with drive(kind, tmp_path, 128 * MIB) as made:
+        assert in_child(lambda: serve_while_it_fills(made)) == 0
+
+
+@fault(
+    "a quota ends before the cap does (btrfs qgroup)",
+    sees="as on a full file system",
+    loses="the chunks of failed stores",
+    heals="by itself, once the quota is raised",
+)
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_quota(tmp_path: Path) -> None:
+    with drive("btrfs", tmp_path, 400 * MIB) as made:
+        run("btrfs", "quota", "enable", made.point)
+        run("btrfs", "subvolume", "create", made.point / "sub")
+        run("btrfs", "qgroup", "limit", "24M", made.point / "sub")
+
+        async def serve() -> None:
+            tier = await opened(made.point / "sub" / "store", capacity_bytes=100 * MIB)
+            for number in range(ROUNDS):
+                keys = keys_of(number * 64, 64)
+                await tier.store(keys, filled(keys))
+                await right(tier, keys)
+            await tier.close()
+
+        assert in_child(serve) == 0
+
+
+@fault(
+    "free space falls below the reserve",
+    sees="nothing",
+    loses="the oldest chunks: the directory shrinks until the reserve is free",
+    heals="by itself: it grows again once there is room",
+)
+@pytest.mark.root
+def test_the_reserve_is_given_back(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 200 * MIB) as made:
+
+        async def serve() -> None:
+            tier = await opened(made.point / "store", capacity_bytes=64 * MIB, reserve_bytes=60 * MIB)
+            for first in range(0, 3000, 100):
+                await stored(tier, keys_of(first, 100))
+            before_bytes = allocated_bytes(made.point / "store")
+            filler = made.fill(leave_bytes=30 * MIB)
+            for _ in range(20):
+                await tier._upkeep.once()
+            assert made.free_bytes() >= 58 * MIB
+            assert allocated_bytes(made.point / "store") < before_bytes - 20 * MIB
+            filler.unlink()
+            keys = keys_of(9000, 100)
+            await stored(tier, keys)
+            assert await right(tier, keys) == keys
+            await tier.close()
+
+        asyncio.run(serve())
+
+
+@fault(
+    "a new store on a nearly full file system",
+    sees="it works, or is refused with `TierUnavailable` that says that there is no room",
+    loses="nothing",
+    heals="with room",
+)
+@still_open("the first pages of a file that is mapped from a full file system end the process by a signal")
+@pytest.mark.root
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_new_store_where_there_is_hardly_room(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 100 * MIB) as made:
+        for free_kib in NEARLY_FULL_KIB:
+            filler = made.fill(leave_bytes=free_kib * 1024)
+
+            async def begin() -> None:
+                try:
+                    tier = await opened(made.point / "store")
+                except TierUnavailable as error:
+                    if not says_full(str(error)):
+                        raise
+                    return
+                await tier.store(keys_of(0, 8), filled(keys_of(0, 8)))
+                await tier.close()
+
+            assert in_child(begin) == 0, f"with {free_kib} KiB free"
+            filler.unlink()
+            run("rm", "-rf", made.point / "store")
+
+
+@fault(
+    "a store that is there opens on a full file system",
+    sees="it opens; what is there loads; stores go on in the segments that are there",
+    loses="nothing",
+    heals="-",
+)
+@pytest.mark.root
+def test_an_old_store_opens_on_a_full_one(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 100 * MIB) as made:
+
+        async def go() -> None:
+            tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
+            await stored(tier, keys_of(0, 40))
+            await tier.close()
+            made.fill()
+            tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
+            assert await right(tier, keys_of(0, 40)) == keys_of(0, 40)
+            await tier.close()
+
+        asyncio.run(go())

@@ -1,0 +1,50 @@
+"""Drives and file systems that differ from most"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import fault
+from loop_rig import MIB, drive
+from nvme_rig import keys_of, opened, right, stored
+
+from kvtier.tiers.nvme.io.files import allocated_bytes
+
+CAPACITY_BYTES = 8 * MIB
+
+
+async def goes_round(path: Path) -> None:
+    """Store twice the cap, start again, load what is there."""
+    tier, keys = await opened(path, capacity_bytes=CAPACITY_BYTES), keys_of(0, 1024)
+    for start in range(0, len(keys), 32):
+        await stored(tier, keys[start : start + 32])
+        assert allocated_bytes(path) <= CAPACITY_BYTES
+    await tier.close()
+    tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+    kept = await right(tier, keys)
+    assert kept == keys[-len(kept) :]
+    assert len(kept) > 100
+    await tier.close()
+
+
+@fault("a drive with sectors of 4 KiB", sees="nothing", loses="nothing", heals="-")
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+async def test_sectors_of_4_kib(tmp_path: Path, kind: str) -> None:
+    with drive(kind, tmp_path, 300 * MIB, sector_bytes=4096) as made:
+        await goes_round(made.point / "store")
+
+
+@fault(
+    "a file system without fallocate (ext2, ext3, many FUSE)",
+    sees="one warning; the first stores into a new segment write twice as much",
+    loses="nothing",
+    heals="-",
+)
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["ext2", "ext3", "bindfs"])
+async def test_no_fallocate(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with drive(kind, tmp_path, 128 * MIB) as made:
+        await goes_round(made.point / "store")
+    assert "fallocate" in caplog.text
