@@ -13,8 +13,8 @@ from kvtier.factory.config import parse_config, resolve_config
 from kvtier.tiers import ConfigError
 from kvtier.tiers.base import Failure
 from kvtier.tiers.errors import TierUnavailable
-from kvtier.tiers.nvme.store import probe
-from kvtier.tiers.nvme.store.mounts import Mount
+from kvtier.tiers.nvme.volume import probe
+from kvtier.tiers.nvme.volume.mounts import Mount
 from kvtier.tiers.testing import aligned_buffers
 
 OLD = keys_of(0, 8)
