@@ -2,7 +2,7 @@
 
     python benchmarks/opening.py --chunks 1000000 --since 100000
 
-Makes a store of that many chunks without writing their payloads: tables, trailers and the index are real. Then
+Makes a store of that many chunks without writing their payloads; tables, trailers and index are real. Then
 each start is measured in a process of its own: the time until it serves, until it finds its newest chunks and
 until it has caught up, the peak of resident memory above a process that only imports, and the major faults of
 the first lookups.
@@ -95,8 +95,9 @@ async def start(path: Path, chunks: int) -> None:
     for key in keys_of(0, LOOKUPS):
         tier.lookup([key])
     faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt - faults
-    while not tier.lookup(keys_of(chunks - BATCH, 1))[0]:
-        await asyncio.sleep(0.01)
+    newest = keys_of(chunks - BATCH, 1)
+    while not tier.lookup(newest)[0]:
+        await asyncio.to_thread(time.sleep, 0.01)
     newest_s = time.perf_counter() - began_s
     await tier._keeper.caught_up()
     found = {

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +37,7 @@ def du(path: Directory, as_json: AsJson = False) -> None:
     """Show how the room of a directory is used, and how much of it was ever of use."""
     from ...tiers.nvme.admin.survey import usage
 
-    with _opened(path) as store:
+    with _looked_at(path) as store:
         found = usage(store)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
@@ -61,7 +61,7 @@ def ls(
     """List the namespaces of a directory: models, chunks, bytes, hits, age."""
     from ...tiers.nvme.admin.survey import namespaces
 
-    with _opened(path) as store:
+    with _looked_at(path) as store:
         found = namespaces(store)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
@@ -192,6 +192,23 @@ def _opened(path: Path) -> Iterator[Store]:
             yield store
     finally:
         close_store(store)
+
+
+@contextmanager
+def _looked_at(path: Path) -> Iterator[Store]:
+    """The store for a tool that only looks: where it is out of reach, as its checkpoint says it was."""
+    from ...tiers.nvme.io.files import Files
+    from ...tiers.nvme.store.directory import OutOfReach
+    from ...tiers.nvme.store.glance import glance
+
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(_opened(path))
+        except OutOfReach as error:
+            store, made_s = stack.enter_context(glance(Files(), path))
+            typer.echo(f"{error}", err=True)
+            typer.echo(f"this is its checkpoint, {_age(time.time() - made_s)} old", err=True)
+        yield store
 
 
 def _refuse_no_store(path: Path) -> None:

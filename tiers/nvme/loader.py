@@ -153,7 +153,7 @@ class Loader:
             self._failures.add(f"bad chunks could not be dropped: {error}")
 
     def _keep_evidence(self, corrupt: Sequence[Wanted[Extent]]) -> None:
-        """Keep what was found in place of the chunks, unless another process is at the quarantine for long."""
+        """Keep what was found in place of the chunks, unless another process is at it for too long."""
         with self._index.read() as txn:
             limit_bytes = self._room.budget(txn).quarantine_bytes
         with self._directory.claimed(QUARANTINE_BYTE):

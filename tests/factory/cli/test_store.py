@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import damage
+import mounts
 import pytest
 from nvme_rig import CHUNK_BYTES, keys_of, opened, right, stored
 from typer.testing import CliRunner
@@ -193,3 +195,18 @@ def test_all_four_work_while_a_server_has_the_directory_open(path: Path) -> None
         assert await right(tier, keys_of(0, CHUNKS)) == keys_of(0, 10)
 
     with_tier(path, work)
+
+
+@pytest.mark.root
+def test_du_and_ls_show_the_checkpoint_and_its_age_where_the_store_is_out_of_reach(path: Path) -> None:
+    mounts.run("mount", "--bind", path, path)
+    mounts.run("mount", "-o", "remount,bind,ro", path)
+    try:
+        for command in ("du", "ls"):
+            result = CliRunner().invoke(app, [command, str(path)])
+            assert result.exit_code == 0, result.output
+            assert re.search(r"Read-only.*\nthis is its checkpoint, \d+s old", result.stderr)
+        assert run("rm", str(path), "--all")[0] != 0
+    finally:
+        mounts.run("umount", path)
+    assert run_json("du", str(path))["live_chunks"] == CHUNKS
