@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..sizes import format_size
-from .opened import Directories, opened
+from .opened import Directories, looked_at
 from .output import AsJson, print_pairs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
 def _usage(path: Path) -> Usage:
     from ...tiers.nvme.admin.survey import usage
 
-    with opened(path) as store:
+    with looked_at(path) as store:
         return usage(store)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from ..ages import format_age
 from ..sizes import format_size
-from .opened import Directory, opened
+from .opened import Directory, looked_at
 from .output import DIGEST_DIGITS, AsJson, print_pairs
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def ls(
     """List a directory's namespaces with size, hits and age."""
     from ...tiers.nvme.admin.survey import namespaces
 
-    with opened(path) as store:
+    with looked_at(path) as store:
         found = namespaces(store)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))

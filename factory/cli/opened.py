@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...tiers import ConfigError
+from ..ages import format_age
 from .exits import interruptible
 
 if TYPE_CHECKING:
@@ -39,6 +41,28 @@ def opened(path: Path) -> Iterator[Store]:
             yield store
     finally:
         close_store(store)
+
+
+@contextmanager
+def looked_at(path: Path) -> Iterator[Store]:
+    """Open the store at `path` to look at it; where it is out of reach, open its checkpoint and say so.
+
+    Raises:
+        ConfigError: there is no store.
+        TierUnavailable: neither can be opened.
+    """
+    from ...tiers.nvme.io.files import Files
+    from ...tiers.nvme.store.directory import OutOfReach
+    from ...tiers.nvme.store.glance import glance
+
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(opened(path))
+        except OutOfReach as error:
+            store, made_s = stack.enter_context(glance(Files(), path))
+            typer.echo(f"{error}", err=True)
+            typer.echo(f"showing its checkpoint, {format_age(time.time() - made_s)} old", err=True)
+        yield store
 
 
 def refuse_no_store(path: Path) -> None:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import mounts
+import pytest
 from nvme_rig import CHUNK_BYTES, keys_of, stored
 from store_cli import CHUNKS, run, run_json, with_tier
+from typer.testing import CliRunner
 
+from kvtier.factory.cli.app import app
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import allocated_bytes
 
@@ -33,3 +38,18 @@ def test_du_of_several_drives_shows_each_and_the_total(path: Path) -> None:
     assert whole[-1].startswith(f"chunks     {CHUNKS + 7}, ")
     found = run_json("du", str(path), str(other))
     assert [found[str(one)]["live_chunks"] for one in (path, other)] == [CHUNKS, 7]
+
+
+@pytest.mark.root
+def test_du_and_ls_show_the_checkpoint_and_its_age_where_the_store_is_out_of_reach(path: Path) -> None:
+    mounts.run("mount", "--bind", path, path)
+    mounts.run("mount", "-o", "remount,bind,ro", path)
+    try:
+        for command in ("du", "ls"):
+            result = CliRunner().invoke(app, [command, str(path)])
+            assert result.exit_code == 0, result.output
+            assert re.search(r"Read-only.*\nshowing its checkpoint, \d+s old", result.stderr)
+        assert run("rm", str(path), "--all")[0] != 0
+    finally:
+        mounts.run("umount", path)
+    assert run_json("du", str(path))["live_chunks"] == CHUNKS

@@ -37,6 +37,42 @@ def reads_right(files: Files, fd: int, entry: Entry, checksum: ChunkChecksum) ->
     return done >= entry.length_bytes and checksum.of(entry.key, payload) == entry.checksum
 
 
+def right_entries(
+    files: Files, fd: int, entries: Sequence[Entry], checksum: ChunkChecksum
+) -> Iterator[Entry]:
+    """Those whose chunks can be read and have their checksums; neighbours are read together."""
+    for group in _neighbours(entries):
+        first, last = group[0].block, group[-1].block + group[-1].blocks
+        memory = scratch((last - first) * BLOCK_BYTES)
+        try:
+            done = read_all(files, fd, [memory], first * BLOCK_BYTES)
+        except OSError:
+            yield from (entry for entry in group if reads_right(files, fd, entry, checksum))
+            continue
+        for entry in group:
+            start = (entry.block - first) * BLOCK_BYTES
+            payload = memory[start : start + entry.length_bytes]
+            is_there = done >= start + entry.length_bytes
+            if is_there and checksum.of(entry.key, payload) == entry.checksum:
+                yield entry
+
+
+def _neighbours(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Groups of entries side by side, of one piece each."""
+    group: list[Entry] = []
+    for entry in sorted(entries, key=lambda entry: entry.block):
+        end = entry.block + entry.blocks
+        if group and (
+            entry.block > group[-1].block + group[-1].blocks
+            or (end - group[0].block) * BLOCK_BYTES > PIECE_BYTES
+        ):
+            yield group
+            group = []
+        group.append(entry)
+    if group:
+        yield group
+
+
 class BadBlocks:
     """Counts the blocks that one sweep cannot read. A refusal can take seconds, so few are allowed."""
 

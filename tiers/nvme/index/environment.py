@@ -18,14 +18,10 @@ time (who takes which segment, whether the cap has room) is decided inside one. 
 of ours (`writer.py`), which nobody waits for without a bound. They are not synced: a commit is in the page
 cache, where other processes see it and a killed process leaves it.
 
-The file lies in shared memory (`memory.py`), so that no page of it waits for a drive. LMDB writes pages of
-data.mdb with a system call, which shared memory that is full refuses with an error; its lock file it writes
-through a mapping, and that one has its room from the start (`slots.py`). The room of data.mdb is taken ahead
-of LMDB, in steps: then a change is refused before it begins, not in the middle.
-
-LMDB does not write a page that one transaction has both taken and given up, so its file may end before the
-last page that it knows. Here the file is as long as the map from the start, most of it a hole that costs
-nothing: one that ends before its last page was cut, and reading it would kill the process.
+The file lies in shared memory (`memory.py`), so that no page of it waits for a drive. It is as long as the
+map from the start: LMDB does not write a page that one transaction has both taken and given up, so a shorter
+file could end before the last page that it knows, and reading beyond the end would kill the process. The lock
+file is written through a mapping, and has its room from the start (`slots.py`).
 
 Reads take no lock and wait for nobody.
 """
@@ -46,8 +42,9 @@ import lmdb
 
 from ...base import ChunkKey
 from ...errors import TierError
+from .datafile import DataFile, map_bytes_at
 from .errors import IndexBusy, IndexDamaged, IndexFull
-from .records import EXTENT, MAP_PAGES_MIN, NAMESPACE, READER_BYTES, READERS_MAX, SCOPE, Extent, page_bytes
+from .records import EXTENT, NAMESPACE, READER_BYTES, READERS_MAX, SCOPE, Extent
 from .slots import clear_own_slots, make_lock_file
 from .transaction import Tables, Transaction
 from .writer import WriterLock
@@ -59,8 +56,6 @@ T = TypeVar("T")
 SPARE_READS = 16  # read transactions kept for reuse: loads, lookups and upkeep of one process at once
 FULL_WAIT_S = 0.005  # one switch interval of an interpreter: then a reader that was held up is done
 FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until it goes on or dies
-AHEAD_BYTES = 8 * 1024 * 1024  # of room taken ahead: what one change may need, 512 chunks in 3 pages each
-CRAMPED_FILL_MAX = 1.6  # of what is there: pages in change need the rest; see `limit_bytes`
 
 
 class _MapFull(IndexFull):
@@ -219,7 +214,6 @@ class _Environment:
     """
 
     def __init__(self, path: Path, map_bytes: int) -> None:
-        self._data = path / "data.mdb"
         with contextlib.ExitStack() as undo:
             self.writer = WriterLock(path / "writer")
             undo.callback(self.writer.close)
@@ -232,14 +226,11 @@ class _Environment:
                 self.env, self.tables = _opened(path, map_bytes, readonly=True)
             undo.callback(self.env.close)
             self.page_bytes = int(self.env.stat()["psize"])
-            self.map_bytes = int(self.env.info()["map_size"])
-            _stretch(self._data, self.map_bytes)
+            self._data = DataFile(path / "data.mdb", int(self.env.info()["map_size"]))
+            undo.callback(self._data.close)
             _take_slots(self.env)
-            self._fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
             undo.pop_all()
         self.users = 1
-        self._taken_bytes = 0  # up to where the file has its room; under the writer lock
-        self.cramped = False  # shared memory is full; likewise
 
     @staticmethod
     def shared(path: Path, map_bytes: int, *, alone: bool) -> _Environment:
@@ -249,7 +240,7 @@ class _Environment:
             environment = _OPEN.get(identity)
             if environment is None:
                 _prepare(path, alone=alone)
-                environment = _Environment(path, _map_bytes(path, map_bytes, alone=alone))
+                environment = _Environment(path, map_bytes_at(path / "data.mdb", map_bytes, alone=alone))
                 _OPEN[identity] = environment
                 environment.identity = identity
             else:
@@ -262,30 +253,11 @@ class _Environment:
         return (int(self.env.info()["last_pgno"]) + 1) * self.page_bytes
 
     def limit_bytes(self) -> int:
-        """What the index may take: the map, or where shared memory is full, as much more as it can change.
-
-        A store fills half of it (`log/room.py`); of an index that cannot grow it may then fill four fifths.
-        """
-        if not self.cramped:
-            return self.map_bytes
-        return min(self.map_bytes, int(CRAMPED_FILL_MAX * self.pages_bytes()))
+        return self._data.limit_bytes(self.pages_bytes())
 
     def take_room(self) -> None:
         """Take room for the next change, ahead of LMDB; under the writer lock."""
-        wanted_bytes = min(self.map_bytes, self.pages_bytes() + AHEAD_BYTES // 2)
-        if wanted_bytes <= self._taken_bytes:
-            return
-        start = max(self._taken_bytes, self.pages_bytes())
-        end = min(self.map_bytes, self.pages_bytes() + AHEAD_BYTES)
-        try:
-            if end > start:
-                os.posix_fallocate(self._fd, start, end - start)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            self.cramped = True  # changes go on in what is taken and in pages that others gave up
-        else:
-            self._taken_bytes, self.cramped = end, False
+        self._data.take_room(self.pages_bytes())
 
     def release(self) -> None:
         with _OPEN_LOCK:
@@ -294,13 +266,12 @@ class _Environment:
                 del _OPEN[self.identity]
                 self.env.close()
                 self.writer.close()
-                os.close(self._fd)
+                self._data.close()
 
 
 _OPEN: dict[tuple[int, int], _Environment] = {}
 _OPEN_LOCK = threading.Lock()
 _OF_PARENT: list[_Environment] = []  # never closed: LMDB would take the parent's locks for this process' own
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
 def _forget_parents() -> None:
@@ -317,15 +288,6 @@ os.register_at_fork(after_in_child=_forget_parents)
 def _identity(path: Path) -> tuple[int, int]:
     state = os.stat(path)
     return state.st_dev, state.st_ino
-
-
-def _map_bytes(path: Path, wanted_bytes: int, *, alone: bool) -> int:
-    """The size of the map: never smaller than what is there, and no other than what others have open."""
-    data = path / "data.mdb"
-    there_bytes = data.stat().st_size if data.exists() else 0
-    if there_bytes and not alone:
-        return there_bytes
-    return max(there_bytes, wanted_bytes, MAP_PAGES_MIN * page_bytes())
 
 
 def _prepare(path: Path, *, alone: bool) -> None:
@@ -386,12 +348,6 @@ def _refuse_truncated(path: Path) -> None:
         probe.close()
     if data.stat().st_size < needed:
         raise IndexDamaged("nvme", f"{data} is {data.stat().st_size} bytes long and should be {needed}")
-
-
-def _stretch(data: Path, size_bytes: int) -> None:
-    """Make the file as long as the map; no writer makes it longer, so this never cuts what one appends."""
-    if data.stat().st_size < size_bytes:
-        os.truncate(data, size_bytes)
 
 
 class _Mapped:

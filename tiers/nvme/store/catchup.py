@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from ..format.checksum import ChunkChecksum
 from ..format.codec import Batch, Entry
-from ..format.segment_file import SegmentFile, reads_right
+from ..format.segment_file import SegmentFile, right_entries
 from ..index.environment import Index
 from ..index.ledger import Ledger
 from ..index.records import Extent, SegmentState, Unread
@@ -157,11 +157,9 @@ class CatchUp:
         checksum = ChunkChecksum(batch.namespace)
         with self._index.read() as txn:  # what the checkpoint has was durable when it was made
             known = {entry.key for entry in batch.entries if _is_at(txn, batch, entry)}
-        entries = tuple(
-            entry
-            for entry in batch.entries
-            if entry.key in known or reads_right(file.files, file.fd, entry, checksum)
-        )
+        unknown = [entry for entry in batch.entries if entry.key not in known]
+        there = known | {entry.key for entry in right_entries(file.files, file.fd, unknown, checksum)}
+        entries = tuple(entry for entry in batch.entries if entry.key in there)
         if entries == batch.entries:
             return batch
         fewer = replace(batch, entries=entries)
@@ -230,7 +228,8 @@ def _put(txn: Transaction, one: Unread, part: Sequence[tuple[Batch, Entry]]) -> 
         if before is None or not _is_alive(ledger, before):
             ledger.put(batch.scope, entry.key, before, _place(batch, entry))
             txn.set_number(READ_S, now_s)
-    end_block = max(batch.end_block for batch, _ in part)
+    ends = {id(batch): batch for batch, _ in part}.values()  # once a batch: it adds its keys up
+    end_block = max(batch.end_block for batch in ends)
     segment = ledger.segment(one.number)
     assert segment is not None, "it was there at the start of the transaction"
     ledger.set_segment(one.number, segment._replace(end_block=max(segment.end_block, end_block)))

@@ -22,6 +22,7 @@ The index lies in shared memory. Which one is the store's, `in-use` says, which 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -62,6 +63,10 @@ _LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a st
 _SMALL = (IN_USE, CHECKPOINT, FACTS)  # the facts outlive what they stand for
 _FILES = (*(name + new for name in _SMALL for new in (".new", "")), _LOCK)
 _STEPS = struct.Struct("<Q")
+
+
+class OutOfReach(TierUnavailable):
+    """The store is whole, but cannot be used from here: its checkpoint can be looked at."""
 
 
 class StoreDirectory:
@@ -193,13 +198,29 @@ class StoreDirectory:
             self.files.close(self._lock_fd)
 
 
+def look_only(files: Files, root: Path) -> StoreDirectory:
+    """The directory of a store that is there, without any lock on it.
+
+    Raises:
+        TierUnavailable: there is none, or it may not be looked at.
+    """
+    with mapped_os_errors(root), ExitStack() as undo:
+        facts = _known(_look(root), None, root)
+        lock_fd = os.open(root / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(files.close, lock_fd)
+        return StoreDirectory(
+            files, root, lock_fd, facts, alone=False, place=SHARED_MEMORY, undo=undo.pop_all()
+        )
+
+
 @contextmanager
 def mapped_os_errors(root: Path) -> Iterator[None]:
     """What the system refuses is a `TierUnavailable` that names the store."""
     try:
         yield
     except OSError as error:
-        raise TierUnavailable("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+        kind = OutOfReach if error.errno == errno.EROFS else TierUnavailable
+        raise kind("nvme", f"{root} cannot be used: {error.strerror or error}") from error
     except IndexBusy as error:
         message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
         raise TierUnavailable("nvme", message) from error

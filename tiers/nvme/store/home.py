@@ -19,7 +19,7 @@ from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for
 from ..index.transaction import Transaction
 from .checkpoint import checkpoint_footer, restore_checkpoint, write_checkpoint
-from .directory import StoreDirectory
+from .directory import OutOfReach, StoreDirectory
 from .frame import frame
 from .mark import Mark, pid_namespace, read_mark, write_mark
 
@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 UNCLEAN_MAX = 2  # ends in a row without a close, after which the index is made anew: it may be what ends them
 WHOLE = "whole"  # the number that says that the index was made to its end
 _FIX = "give each its own directory, or let them share both (hostPID or shareProcessNamespace, one /dev/shm)"
-
-
-class OutOfReach(TierUnavailable):
-    """Others use the store, and their index cannot be used from here."""
 
 
 class Sizes(NamedTuple):

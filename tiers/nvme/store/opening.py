@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,8 @@ from .scopes import drop_namespace, drop_unneeded, open_namespace, raise_epoch
 
 logger = logging.getLogger(__name__)
 
-CATCH_UP_MAX = (
-    16384  # entries read at once when a store is opened: a quarter of a second; small stores are whole
-)
+CATCH_UP_MAX = 16384  # entries read at once when a store is opened: small stores are whole
+CATCH_UP_S = 0.5  # and no longer than that, on a slow drive
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,8 @@ def _with_index(
 def _begin_catch_up(store: Store) -> None:
     """Hold what is still to be read, and read a bounded part of it: of a small store, all."""
     store.catch_up.claim()
-    left = CATCH_UP_MAX
-    while left > 0 and (count := store.catch_up.step()):
+    left, end_s = CATCH_UP_MAX, time.monotonic() + CATCH_UP_S
+    while left > 0 and time.monotonic() < end_s and (count := store.catch_up.step()):
         left -= count
 
 
