@@ -15,16 +15,17 @@ from kvtier.tiers.nvme.store.facts import FORMAT, read_facts
 GOOD = {"format": FORMAT, "store": "00" * 16, "segment_bytes": 1 << 20, "chunk_bytes": 16384}
 
 
+def each(name: str, *values: object) -> list[dict[str, object]]:
+    return [{name: value} for value in values]
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        *(
-            {"segment_bytes": value}
-            for value in (0, -4096, "x", "1048576", 1e6, 1048577, None, True, 2**70, [])
-        ),
-        *({"chunk_bytes": value} for value in (0, -1, "x", 1.5, None, False, 2**70, {})),
-        *({"store": value} for value in ("", "ab", "z" * 32, None, 7, "00" * 17)),
-        *({"format": value} for value in (0, -1, True, 1, 1.5, "2", None, FORMAT + 1)),
+        *each("segment_bytes", 0, -4096, "x", "1048576", 1e6, 1048577, None, True, 2**70, []),
+        *each("chunk_bytes", 0, -1, "x", 1.5, None, False, 2**70, {}),
+        *each("store", "", "ab", "z" * 32, None, 7, "00" * 17),
+        *each("format", 0, -1, True, 1, 1.5, "2", None, FORMAT + 1),
     ],
     ids=str,
 )
