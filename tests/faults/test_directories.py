@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import fault, still_open
+from faults import fault
 from nvme_rig import filled, keys_of, names, opened, right, stored
 
 from kvtier.factory.config import parse_config, resolve_config
@@ -46,7 +46,6 @@ async def test_the_directory_is_removed(tmp_path: Path) -> None:
     loses="what was in it",
     heals="-",
 )
-@still_open("a segment that was truncated and removed is taken for a corrupt one")
 async def test_removed_chunks_are_misses(tmp_path: Path) -> None:
     path = tmp_path / "store"
     tier = await opened(path)

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from faults import FailingFiles, fault, still_open
+from faults import FailingFiles, fault
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.errors import TierError
@@ -110,7 +110,6 @@ async def test_a_sync_is_refused(tmp_path: Path) -> None:
     loses="nothing that is stored",
     heals="by itself, once there are descriptors",
 )
-@still_open("an open that fails for want of descriptors is taken for a bad place of the drive")
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 async def test_a_segment_cannot_be_opened(tmp_path: Path, code: int) -> None:
     path, files = tmp_path / "store", FailingFiles()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import fault, in_child, still_open
+from faults import fault, in_child
 from loop_rig import MIB, drive, needs
 from nvme_rig import filled, keys_of, opened, stored
 
@@ -31,7 +31,6 @@ def freeze(point: Path) -> None:
     loses="nothing",
     heals="by itself, when it is thawed",
 )
-@still_open("a lookup writes into a page that is mapped from the drive, and waits for the thaw")
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from faults import fault, in_child, still_open
+from faults import fault, in_child
 from loop_rig import MIB, Drive, drive, run
 from nvme_rig import filled, keys_of, opened, right, stored
 
@@ -109,7 +109,6 @@ def test_the_reserve_is_given_back(tmp_path: Path) -> None:
     loses="nothing",
     heals="with room",
 )
-@still_open("the first pages of a file that is mapped from a full file system end the process by a signal")
 @pytest.mark.root
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_new_store_where_there_is_hardly_room(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import fault, still_open
+from faults import fault
 from faulty_files import AnotherBoot, UnsyncedFiles
 from nvme_rig import keys_of, opened, right, stored
 
@@ -46,7 +46,6 @@ async def test_a_power_loss(tmp_path: Path) -> None:
     loses="nothing: removals stay final, whatever the clock says",
     heals="-",
 )
-@still_open("what is stored and removed is put into order by the clock")
 async def test_a_clock_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store"
     tier = await opened(path)

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from faults import fault, in_child, still_open
+from faults import fault, in_child
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.nvme.io import blocks
@@ -24,7 +24,6 @@ OLD, NEW = keys_of(0, 200), keys_of(1000, 40)
     loses="the chunks of failed stores; nothing that is stored",
     heals="by itself, once there are some",
 )
-@still_open("an open that fails for want of descriptors is taken for a bad place of the drive")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_descriptors(tmp_path: Path) -> None:
     async def serve() -> None:
@@ -72,7 +71,6 @@ def test_a_file_may_not_grow(tmp_path: Path) -> None:
     loses="nothing",
     heals="-",
 )
-@still_open("threads are started when they are first needed")
 async def test_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -93,7 +91,6 @@ async def test_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     loses="the chunks of failed stores; nothing that is stored",
     heals="by itself, once there is some",
 )
-@still_open("memory of a piece is asked for outside of what maps errors to keys")
 async def test_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> mmap.mmap:
         raise OSError(12, "Cannot allocate memory")

@@ -39,8 +39,9 @@ from ..io.files import Files
 from ..log.budget import Facts
 from ..log.segments import Segments
 from ..volume.filesystem import COPIES_ON_WRITE
+from ..volume.mounts import mount_of
 from ..volume.ownership import refuse_foreign, tighten
-from ..volume.probe import PROBE_PREFIX, examined, overwrite_in_place
+from ..volume.probe import PROBE_PREFIX, examined, existing, overwrite_in_place
 from .facts import FACTS, read_facts, write_facts
 from .mark import IN_USE
 from .namespaces import Namespaces
@@ -230,6 +231,8 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
 
 def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDirectory:
     _known(_look(root), new, root)  # what is refused is not touched
+    if new is None and (mount := mount_of(existing(root))).is_read_only:
+        raise OutOfReach("nvme", f"{root} cannot be changed: Read-only {mount.kind} at {mount.point}")
     mount, abilities, warnings = examined(files, root)
     files.direct = abilities.direct
     for warning in warnings:
