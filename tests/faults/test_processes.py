@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import fault, in_child, still_open
+from faults import fault, in_child
 from nvme_rig import MIB, filled, keys_of, opened, right, stored
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -73,7 +73,6 @@ async def test_a_fork(tmp_path: Path) -> None:
     loses="nothing",
     heals="share the PID namespace and /dev/shm, or give each a directory",
 )
-@still_open("the index's locks go by process id, which containers repeat")
 @pytest.mark.root
 def test_two_containers(tmp_path: Path) -> None:
     code = (

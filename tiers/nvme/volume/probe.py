@@ -113,7 +113,8 @@ def _nameless(place: Path) -> Iterator[tuple[int, Path]]:
             yield file.fileno(), Path(file.name)
         return
     try:
-        yield fd, Path(f"/proc/{os.getpid()}/fd/{fd}")
+        # By the pid that /proc knows: in a PID namespace with another one's /proc it is not ours.
+        yield fd, Path(f"/proc/{os.readlink('/proc/self')}/fd/{fd}")
     finally:
         os.close(fd)
 
