@@ -15,16 +15,18 @@ from kvtier.tiers.nvme.store.facts import FORMAT, read_facts
 GOOD = {"format": FORMAT, "store": "00" * 16, "segment_bytes": 1 << 20, "chunk_bytes": 16384}
 
 
+SIZES: list[Any] = [0, -4096, "x", "1048576", 1e6, 1048577, None, True, 2**70, []]
+CHUNKS: list[Any] = [0, -1, "x", 1.5, None, False, 2**70, {}]
+FORMATS: list[Any] = [0, -1, True, 1, 1.5, "2", None, FORMAT + 1]
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        *(
-            {"segment_bytes": value}
-            for value in (0, -4096, "x", "1048576", 1e6, 1048577, None, True, 2**70, [])
-        ),
-        *({"chunk_bytes": value} for value in (0, -1, "x", 1.5, None, False, 2**70, {})),
+        *({"segment_bytes": value} for value in SIZES),
+        *({"chunk_bytes": value} for value in CHUNKS),
         *({"store": value} for value in ("", "ab", "z" * 32, None, 7, "00" * 17)),
-        *({"format": value} for value in (0, -1, True, 1, 1.5, "2", None, FORMAT + 1)),
+        *({"format": value} for value in FORMATS),
     ],
     ids=str,
 )
