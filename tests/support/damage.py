@@ -45,6 +45,12 @@ def lose_memory(path: Path) -> None:
         shutil.rmtree(home)
 
 
+def copy_of_whole_files(path: Path, target: Path) -> None:
+    """What a planned reboot leaves of a store that nobody closed: every file as it is, nothing else."""
+    shutil.copytree(path, target)
+    target.chmod(0o700)
+
+
 def home_of(path: Path) -> Path:
     """The directory in shared memory of the store's index, there or not."""
     store = bytes.fromhex(json.loads((path / "kvtier.json").read_text())["store"])

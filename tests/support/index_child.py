@@ -26,11 +26,17 @@ def say(text: object) -> None:
 
 
 def forked() -> int:
-    """Fork a child that does nothing; it outlives this process."""
+    """Fork a child that does nothing; it outlives this process. Returns once the child runs."""
+    runs, told = os.pipe()
     child = os.fork()
     if not child:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # who waits for our end waits for that of our output
+        os.write(told, b".")
         signal.alarm(60)  # which ends it
         signal.pause()
+    os.read(runs, 1)
+    os.close(runs)
+    os.close(told)
     return child
 
 

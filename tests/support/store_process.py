@@ -59,6 +59,8 @@ class StoreProcess:
     ) -> None:
         self._process.kill()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.read()  # to its end, which is that of whoever else it has started
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):

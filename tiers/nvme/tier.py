@@ -27,7 +27,7 @@ from ..errors import TierError
 from .failures import FailureLog
 from .index.ledger import Ledger
 from .index.memory import SHARED_MEMORY
-from .index.records import Extent, Namespace, Removal
+from .index.records import Extent, Namespace
 from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
@@ -37,7 +37,7 @@ from .log.append import Appender
 from .log.chunks import Live, Target
 from .log.events import Events
 from .log.lifecycle import Log
-from .log.order import next_removal
+from .log.order import record_removal
 from .log.reclaim import Allowance, Carrier
 from .log.tail import Tail
 from .presence import Presence
@@ -372,10 +372,7 @@ def _forget(
     ledger.close()
     if not gone or not requested:
         return scope, gone, 0
-    order, opened = next_removal(txn), txn.number("opened")
-    for key in gone:  # here too: a checkpoint of an index without the chunk must not lack the reason
-        txn.put_removal(scope, key, Removal(order, opened))
-    return scope, gone, order
+    return scope, gone, record_removal(txn, scope, gone)
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

@@ -25,7 +25,7 @@ from ..log.append import Appender
 from ..log.chunks import Target
 from ..log.events import Events
 from ..log.lifecycle import Log
-from ..log.order import next_removal
+from ..log.order import record_removal
 from ..log.tail import Tail
 from ..store.frame import READ_S
 from ..store.namespaces import NamespaceFile
@@ -147,7 +147,7 @@ def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> tuple
             ledger.forget(chosen.scope, key, extent)
             gone[key] = extent.length_bytes
     ledger.close()
-    return gone, next_removal(txn) if gone else 0
+    return gone, record_removal(txn, chosen.scope, gone) if gone else 0
 
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:

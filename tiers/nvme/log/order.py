@@ -13,8 +13,11 @@ those of two processes may differ, so the index keeps the highest order that was
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...base import ChunkKey
+from ..index.records import Removal
 from ..index.transaction import Transaction
 
 _LAST, _LAST_REMOVAL = "order", "removed"  # numbers in the index
@@ -37,10 +40,15 @@ def next_order(txn: Transaction) -> int:
     return order
 
 
-def next_removal(txn: Transaction) -> int:
-    """Give out the order of a removal that this transaction makes."""
-    order = next_order(txn)
+def record_removal(txn: Transaction, scope: int, keys: Iterable[ChunkKey]) -> int:
+    """Record that this transaction removes keys; returns the removal's order.
+
+    A checkpoint of an index that has not got the chunks must not lack the reason.
+    """
+    order, opened = next_order(txn), txn.number("opened")
     txn.set_number(_LAST_REMOVAL, order)
+    for key in keys:
+        txn.put_removal(scope, key, Removal(order, opened))
     return order
 
 

@@ -26,6 +26,7 @@ class Chores:
 
     def __init__(self, store: Store) -> None:
         self._directory, self._index, self._catch_up = store.directory, store.index, store.catch_up
+        self._began_s = time.time()
         self._readers_due_s = time.monotonic() + READERS_PERIOD_S
         self._missed = False
         self._damage_noted = False
@@ -75,7 +76,7 @@ class Chores:
             chunk_bytes = txn.number("chunk_bytes") or self._directory.facts.chunk_bytes
             size_bytes = txn.tree_bytes()
         chunks = segments * self._directory.facts.segment_bytes // chunk_bytes
-        age_s = time.time() - made_s
+        age_s = time.time() - max(made_s, self._began_s)
         return chunks >= CHECKPOINT_CHUNKS or (
             segments > 0 and age_s >= max(CHECKPOINT_PERIOD_S, size_bytes / CHECKPOINT_RATE)
         )

@@ -92,9 +92,9 @@ async def test_a_store_that_a_removal_overtakes_is_kept(tmp_path: Path) -> None:
 
 
 def _removal_now(txn: object) -> None:
-    from kvtier.tiers.nvme.log.order import next_removal
+    from kvtier.tiers.nvme.log.order import record_removal
 
-    next_removal(txn)  # type: ignore[arg-type]
+    record_removal(txn, 0, ())  # type: ignore[arg-type]
 
 
 async def hot_and_cold(tier: NvmeTier, hot: list[ChunkKey]) -> int:
