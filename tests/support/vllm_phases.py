@@ -79,7 +79,8 @@ def in_pairs(server: Server) -> Phase:
 
 def nobodys_shared_memory() -> list[Path]:
     """kvtier's files in shared memory whose lock is to be had: no living server has them."""
-    return [file for file in Path("/dev/shm").glob("kvtier*") if _is_nobodys(file)]
+    # A killed server leaves its index there, a directory, for the next start on this boot.
+    return [file for file in Path("/dev/shm").glob("kvtier*") if file.is_file() and _is_nobodys(file)]
 
 
 def foreign_loads(records: Path) -> list[dict[str, str]]:
