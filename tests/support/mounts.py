@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,6 @@ MKFS = {
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
-
-
-def can_mount() -> bool:
-    """Whether this user and this machine can mount loop devices."""
-    return os.geteuid() == 0 and Path("/dev/loop-control").exists()
 
 
 def run(*command: str | Path) -> None:
