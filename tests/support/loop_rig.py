@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 MIB = 1024 * 1024
 UNMOUNT_ATTEMPTS = 100  # a killed child lets go of its files a little after it was waited for
 UNMOUNT_WAIT_S = 0.05
+MEDIUM_WAIT_S = 30.0  # for a FUSE file system to come, or to go with its process; it takes milliseconds
 
 MAKE = {
     "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"],
@@ -46,17 +48,11 @@ class Drive:
 
     Attributes:
         point: where it is mounted.
-        image: the file behind its loop device; None where it has none.
-        device: the loop device, likewise.
+        device: its loop device; None where it has none.
     """
 
-    def __init__(self, kind: str, point: Path, image: Path | None = None, device: str | None = None) -> None:
-        self.kind, self.point, self.image, self.device = kind, point, image, device
-
-    def cut(self) -> None:
-        """Take the medium away under the device: whatever is not cached is an I/O error from now on."""
-        assert self.image is not None
-        os.truncate(self.image, 0)
+    def __init__(self, kind: str, point: Path, device: str | None = None) -> None:
+        self.kind, self.point, self.device = kind, point, device
 
     def drop_caches(self) -> None:
         """Have the next reads come from the device."""
@@ -81,6 +77,32 @@ class Drive:
         return path
 
 
+class MortalDrive(Drive):
+    """One whose medium can be taken away, or stopped, from any process: a process serves it.
+
+    Attributes:
+        medium: the FUSE file system on which the image behind the loop device lies.
+        pid: the process that serves it.
+    """
+
+    def __init__(self, kind: str, point: Path, device: str, medium: Path, pid: int) -> None:
+        super().__init__(kind, point, device)
+        self.medium, self.pid = medium, pid
+
+    def cut(self) -> None:
+        """Take the medium away: from now on the device fails every read and every write with EIO."""
+        os.kill(self.pid, signal.SIGKILL)
+        _wait_until(lambda: not _answers(self.medium))
+        self.drop_caches()  # of the image too, which would answer reads of the device
+
+    def hang(self) -> None:
+        """Have the device answer nothing, until `go_on`."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
 @contextmanager
 def drive(kind: str, place: Path, size_bytes: int = 400 * MIB, *, sector_bytes: int = 512) -> Iterator[Drive]:
     """Make and mount a file system below `place`; skips the test where its tools are not installed."""
@@ -90,18 +112,55 @@ def drive(kind: str, place: Path, size_bytes: int = 400 * MIB, *, sector_bytes: 
         yield _MOUNT.get(kind, _on_loop)(kind, point, size_bytes, sector_bytes, undo)
 
 
+@contextmanager
+def mortal_drive(kind: str, place: Path, size_bytes: int = 400 * MIB) -> Iterator[MortalDrive]:
+    """The same, on a loop device whose medium can be taken away or stopped.
+
+    A file that is truncated under a loop device does not do: the device makes it longer again, and goes on.
+    So the file lies on a FUSE file system, whose end is an I/O error to whatever is above it.
+    """
+    needs("bindfs")
+    if not Path("/dev/fuse").exists():
+        pytest.skip("needs FUSE")
+    with ExitStack() as undo:
+        point = place / f"mount-{kind}-{time.monotonic_ns()}"
+        point.mkdir()
+        source, medium = (point.with_name(f"{point.name}-{name}") for name in ("source", "medium"))
+        pid = _serve(source, medium, undo)
+        device = _mount_image(kind, medium / "image", point, size_bytes, 512, undo)
+        yield MortalDrive(kind, point, device, medium, pid)
+
+
+def _serve(source: Path, medium: Path, undo: ExitStack) -> int:
+    """Serve a directory at another path, without a cache between; returns the pid of who does."""
+    for path in (source, medium):
+        path.mkdir()
+    server = subprocess.Popen(["bindfs", "-f", "-o", "direct_io", source, medium])
+    undo.callback(server.wait)
+    undo.callback(_unmount, medium)
+    undo.callback(server.kill)
+    _wait_until(medium.is_mount)
+    return server.pid
+
+
 def _on_loop(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
-    needs(MAKE[kind][0], "losetup")
     image = point.with_name(f"{point.name}.img")
+    return Drive(kind, point, _mount_image(kind, image, point, size_bytes, sector_bytes, undo))
+
+
+def _mount_image(
+    kind: str, image: Path, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack
+) -> str:
+    needs(MAKE[kind][0], "losetup")
     with image.open("wb") as file:
         file.truncate(max(size_bytes, LEAST_BYTES.get(kind, 0)))
-    undo.callback(image.unlink, missing_ok=True)
+    undo.callback(_discard, image)
     device = run("losetup", "--find", "--show", "--sector-size", str(sector_bytes), image).strip()
     undo.callback(_detach, device)
     run(*MAKE[kind], device)
     run("mount", device, point)
     undo.callback(_unmount, point)
-    return Drive(kind, point, image, device)
+    return device
 
 
 def _tmpfs(kind: str, point: Path, size_bytes: int, sector_bytes: int, undo: ExitStack) -> Drive:
@@ -142,6 +201,26 @@ def _unmount(point: Path) -> None:
             return
         time.sleep(UNMOUNT_WAIT_S)
     run("umount", "--lazy", point)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + MEDIUM_WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "the FUSE file system neither comes nor goes"
+        time.sleep(UNMOUNT_WAIT_S)
+
+
+def _answers(medium: Path) -> bool:
+    try:
+        os.statvfs(medium)  # which nothing caches
+    except OSError:
+        return False
+    return True
+
+
+def _discard(image: Path) -> None:
+    with suppress(OSError):  # its medium may be gone
+        image.unlink()
 
 
 def _detach(device: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import damage
 import pytest
+from loop_rig import mortal_drive
 from mounts import in_memory, on_loop, run
 from nvme_rig import KIB, MIB, filled, keys_of, opened, right, stored
 from store_process import StoreProcess
@@ -70,15 +71,15 @@ async def test_lookups_and_stats_go_on_while_the_file_system_is_frozen(tmp_path:
 
 
 @pytest.mark.root
-async def test_a_drive_that_dies_ends_no_process(tmp_path: Path) -> None:
-    with on_loop(tmp_path, "ext4", 200 * MIB) as (point, image):
-        with StoreProcess(point / "store") as server:
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+async def test_a_drive_that_dies_ends_no_process(tmp_path: Path, kind: str) -> None:
+    with mortal_drive(kind, tmp_path, 200 * MIB) as made:
+        with StoreProcess(made.point / "store") as server:
             assert server.ask("store 0 64") == "64"
             os.sync()
-            os.truncate(image, 4096)
-            drop_caches()
+            made.cut()
             assert server.ask("look 0 64") == "64"
-            server.ask("store 1000 64")
+            assert server.ask("store 1000 64") == "0"
             assert server.ask("look 0 64") == "64"
             server.tell("close")
             assert server.end() >= 0
@@ -105,10 +106,6 @@ async def test_a_nearly_full_file_system_ends_no_process(
                 assert server.greeting.startswith("TierUnavailable"), server.greeting
                 assert "No space left" in server.greeting
             assert server.end() == 0
-
-
-def drop_caches() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def fill(point: Path, free_bytes: int) -> None:

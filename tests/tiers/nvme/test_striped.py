@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
-from loop_rig import drive
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import (
@@ -305,29 +304,3 @@ async def test_what_a_drive_evicts_is_reported_but_for_what_another_has(tmp_path
     assert gone
     assert set(gone) <= set(told)
     assert len(told) == len(set(told))
-
-
-@pytest.mark.root
-async def test_one_of_two_drives_dies_while_serving(tmp_path: Path) -> None:
-    with drive("ext4", tmp_path, 128 * MIB) as dying, drive("ext4", tmp_path, 128 * MIB) as living:
-        paths = [dying.point / "store", living.point / "store"]
-        drives = [
-            Drive(str(path), Breaker(await opened(path, capacity_bytes=32 * MIB), slow_s=SLOW_S), 1.0)
-            for path in paths
-        ]
-        tier = StripedTier("nvme", drives)
-        try:
-            keys = keys_of(0, 200)
-            await stored(tier, keys)  # type: ignore[arg-type]
-            await tier.flush()
-            on_living = [key for key, hit in zip(keys, drives[1].tier.lookup(keys), strict=True) if hit]
-            assert 60 < len(on_living) < 140
-            dying.cut()
-            loaded = await right(tier, keys)  # type: ignore[arg-type]
-            assert loaded == on_living, "right bytes of the one, misses of the other"
-            for start in range(1000, 1000 + 100 * BAD_CALLS_MAX, 100):
-                outcome = await tier.store(keys_of(start, 20), filled(keys_of(start, 20)))
-                assert set(outcome.failed.values()) <= {Failure.IO_ERROR, Failure.NO_SPACE, Failure.DROPPED}
-            assert set(on_living) <= set(await right(tier, keys))  # type: ignore[arg-type]
-        finally:
-            await tier.close()
