@@ -28,9 +28,11 @@ def test_an_emergency_remount(tmp_path: Path) -> None:
             await stored(tier, keys_of(0, 100))
             await tier.flush()
             made.remount("abort")
-            for start in range(1000, 3000, 50):
+            # As far as the open segment goes, some kernels write on. What comes after it needs new room;
+            # it stays well below the cap, so that nothing that is there has to go.
+            for start in range(1000, 2000, 50):
                 outcome = await tier.store(keys_of(start, 50), filled(keys_of(start, 50)))
-                assert start < 2500 or not outcome.succeeded
+                assert start < 1500 or not outcome.succeeded
             assert await right(tier, keys_of(0, 100)) == keys_of(0, 100)
             await tier.close()
 

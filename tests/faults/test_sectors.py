@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from nvme_rig import keys_of, opened, right, stored
 from kvtier.tiers.nvme.io.files import allocated_bytes
 
 CAPACITY_BYTES = 8 * MIB
+
+
+def has_fallocate(point: Path) -> bool:
+    command = ["fallocate", "--length", "4096", str(point / "probe")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 async def goes_round(path: Path) -> None:
@@ -46,5 +52,7 @@ async def test_sectors_of_4_kib(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ext2", "ext3", "bindfs"])
 async def test_no_fallocate(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     with drive(kind, tmp_path, 128 * MIB) as made:
+        if kind == "bindfs" and has_fallocate(made.point):
+            pytest.skip("this bindfs has fallocate")
         await goes_round(made.point / "store")
     assert "fallocate" in caplog.text
