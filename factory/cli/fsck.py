@@ -10,7 +10,7 @@ import typer
 
 from ...tiers import KvtierError
 from .exits import interruptible
-from .opened import Directory, refuse_no_store
+from .opened import Directory, refuse_no_store, say_from_checkpoint
 from .output import AsJson, progress
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def fsck(
 
     Exit status: 0 if all is well, 1 if something is wrong, 2 if the check could not run. With --repair, 0
     also means that everything found was repaired. A repair rebuilds a lost index from the segments; stop the
-    servers that use the directory first.
+    servers that use the directory first. Where the index in use is out of reach (a read-only mount, another
+    container), the checkpoint is checked instead, and what came since is left out.
     """
     try:
         report = _checked(path, deep, repair)
@@ -43,12 +44,21 @@ def fsck(
 
 
 def _checked(path: Path, deep: bool, repair: bool) -> Report:
+    from ...tiers.nvme.admin.afar import check_afar
     from ...tiers.nvme.admin.fsck import check_directory
     from ...tiers.nvme.io.files import Files
+    from ...tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
     with interruptible(), progress("reading chunks") as bar:
-        return check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
+        try:
+            return check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
+        except OutOfReach as error:
+            if repair:
+                raise
+            report, made_s = check_afar(Files(), path, deep=deep, progress=bar)
+            say_from_checkpoint(error, made_s)
+            return report
 
 
 def _as_json(report: Report) -> str:

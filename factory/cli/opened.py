@@ -15,6 +15,7 @@ from ..ages import format_age
 from .exits import interruptible
 
 if TYPE_CHECKING:
+    from ...tiers.nvme.store.directory import OutOfReach
     from ...tiers.nvme.store.opening import Store
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
@@ -59,10 +60,15 @@ def looked_at(path: Path) -> Iterator[Store]:
         try:
             store = stack.enter_context(opened(path))
         except OutOfReach as error:
-            store, made_s = stack.enter_context(glance(Files(), path))
-            typer.echo(f"{error}", err=True)
-            typer.echo(f"showing its checkpoint, {format_age(time.time() - made_s)} old", err=True)
+            store, made_s, _ = stack.enter_context(glance(Files(), path))
+            say_from_checkpoint(error, made_s)
         yield store
+
+
+def say_from_checkpoint(error: OutOfReach, made_s: int) -> None:
+    """Say that what is shown is not of now, and why."""
+    typer.echo(f"{error}", err=True)
+    typer.echo(f"showing its checkpoint, {format_age(time.time() - made_s)} old", err=True)
 
 
 def refuse_no_store(path: Path) -> None:

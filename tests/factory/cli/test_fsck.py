@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import damage
+import mounts
+import pytest
 from nvme_rig import keys_of
 from store_cli import CHUNKS, run, run_json
+from typer.testing import CliRunner
+
+from kvtier.factory.cli.app import app
 
 
 def test_a_whole_store_is_clean(path: Path) -> None:
@@ -42,3 +48,18 @@ def test_fsck_exits_with_2_where_it_cannot_look(path: Path) -> None:
     (path / "kvtier.json").write_text('{"format": 99}')  # of a newer kvtier
     code, _ = run("fsck", str(path))
     assert code == 2
+
+
+@pytest.mark.root
+def test_fsck_checks_the_checkpoint_and_says_its_age_where_the_store_is_out_of_reach(path: Path) -> None:
+    damage.using(path, damage.flipped(keys_of(7, 1)[0]))
+    mounts.run("mount", "--bind", path, path)
+    mounts.run("mount", "-o", "remount,bind,ro", path)
+    try:
+        for options, code in ([], 0), (["--deep"], 1):
+            result = CliRunner().invoke(app, ["fsck", str(path), *options])
+            assert result.exit_code == code, result.output
+            assert re.search(r"Read-only.*\nshowing its checkpoint, \d+s old", result.stderr)
+        assert run("fsck", str(path), "--deep", "--repair")[0] == 2
+    finally:
+        mounts.run("umount", path)

@@ -36,6 +36,7 @@ from ...errors import TierUnavailable
 from ..index.errors import IndexBusy, IndexFull
 from ..index.memory import SHARED_MEMORY, Home, home_path
 from ..io.files import Files
+from ..io.kernel import NOT_SUPPORTED
 from ..log.budget import Facts
 from ..log.segments import Segments
 from ..volume.filesystem import COPIES_ON_WRITE
@@ -209,9 +210,21 @@ def look_only(files: Files, root: Path) -> StoreDirectory:
         facts = _known(_look(root), None, root)
         lock_fd = os.open(root / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(files.close, lock_fd)
+        files.direct = files.direct and _opens_direct(files, root / _LOCK)
         return StoreDirectory(
             files, root, lock_fd, facts, alone=False, place=SHARED_MEMORY, undo=undo.pop_all()
         )
+
+
+def _opens_direct(files: Files, path: Path) -> bool:
+    """Whether a file can be opened past the page cache; reading is all that is asked for."""
+    try:
+        files.close(files.open_data(path))
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        return False
+    return True
 
 
 @contextmanager

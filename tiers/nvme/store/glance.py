@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import TierUnavailable
 from ..index.environment import Index
@@ -17,12 +18,27 @@ from ..io.files import Files
 from .catchup import CatchUp
 from .checkpoint import restore_checkpoint
 from .directory import StoreDirectory, look_only
+from .mark import read_mark
 from .opening import Store
 
 
+class Glance(NamedTuple):
+    """What a checkpoint shows.
+
+    Attributes:
+        store: as it was; its index is a copy, its files are as they are now.
+        made_s: when the checkpoint was made, in seconds since 1970.
+        is_current: whether nobody has used the store since.
+    """
+
+    store: Store
+    made_s: int
+    is_current: bool
+
+
 @contextmanager
-def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[tuple[Store, int]]:
-    """The store, and when its checkpoint was made, in seconds since 1970.
+def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[Glance]:
+    """The store as its checkpoint shows it.
 
     Raises:
         TierUnavailable: there is no checkpoint that can be read.
@@ -36,4 +52,5 @@ def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[tu
             raise TierUnavailable("nvme", f"{root} has no checkpoint that could be looked at instead")
         index = Index.open(folder, alone=True)
         undo.callback(index.close)
-        yield Store(directory, index, CatchUp(directory, index)), footer.made_s
+        is_current = footer.is_last and read_mark(root) is None
+        yield Glance(Store(directory, index, CatchUp(directory, index)), footer.made_s, is_current)
