@@ -6,6 +6,9 @@
 It is written under a new name, synced and renamed, so that there is always a whole one or none. Every chunk
 that it names is durable: the copy is made first, then all that others have open is synced, then it counts.
 
+The copy is made in memory and written from there. While it is made, no page that it still needs is used
+again, and the index grows with every change: that must not last for as long as a drive takes, or hangs.
+
 The position in the log is in the copy itself: a segment whose header names the generation that the copy has,
 and that was not open then, holds nothing that the copy lacks. `frame.py` reads what came since.
 
@@ -90,7 +93,9 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     try:
         with directory.checkpoint_path.open("rb") as file, target.open("xb") as copy:
             footer = _footer(file.fileno(), directory.facts.store)
-            good = footer is not None and _copied(file.fileno(), copy.fileno(), footer, directory.step)
+            good = footer is not None and footer.checksum == _poured(
+                file.fileno(), copy.fileno(), footer.index_bytes, directory.step
+            )
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -122,14 +127,14 @@ def _written(directory: StoreDirectory, index: Index, *, is_last: bool) -> bool:
         files.unlink(path)
         return False
     draft = path.with_name(path.name + ".new")
-    with _draft(directory, draft) as fd:
-        index.copy_to(fd)
-        size_bytes = os.fstat(fd).st_size
+    with _copy_of(index) as copy, _draft(directory, draft) as fd:
+        size_bytes = os.fstat(copy).st_size
         if size_bytes + BLOCK_BYTES > share_bytes:
             logger.warning("nvme: a checkpoint of %d bytes exceeds its share of the cap", size_bytes)
             return False
+        checksum = _poured(copy, fd, size_bytes, directory.step)
+        assert checksum is not None, "nobody else has the copy"
         _sync_open_segments(directory, index)
-        checksum = _checksum(fd, size_bytes)
         footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks, is_last)
         os.pwrite(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
@@ -148,6 +153,17 @@ def _note(txn: Transaction) -> None:
 def _fits(index: Index, share_bytes: int) -> bool:
     with index.read() as txn:
         return txn.tree_bytes() + 64 * BLOCK_BYTES <= share_bytes
+
+
+@contextmanager
+def _copy_of(index: Index) -> Iterator[int]:
+    """A compact copy of the index, in memory."""
+    fd = os.memfd_create("kvtier-checkpoint")
+    try:
+        index.copy_to(fd)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -182,27 +198,17 @@ def _footer(fd: int, store: bytes) -> Footer | None:
     return footer if right else None
 
 
-def _copied(source: int, target: int, footer: Footer, step: Callable[[], None]) -> bool:
+def _poured(source: int, target: int, size_bytes: int, step: Callable[[], None]) -> int | None:
+    """Copy one file to another; the checksum of what was copied, None where the source is shorter."""
     checksum, offset = 0, 0
-    while offset < footer.index_bytes:
-        data = os.pread(source, min(STEP_BYTES, footer.index_bytes - offset), offset)
+    while offset < size_bytes:
+        data = os.pread(source, min(STEP_BYTES, size_bytes - offset), offset)
         if not data:
-            return False
+            return None
         checksum = crc32c(data, checksum)
-        written = os.pwrite(target, data, offset)
-        if written != len(data):
-            raise TierError("nvme", "shared memory is full")
+        if os.pwrite(target, data, offset) != len(data):
+            raise TierError("nvme", "there is no room for a copy of the index")
         offset += len(data)
         if offset % (64 * STEP_BYTES) == 0:
             step()
-    return checksum == footer.checksum
-
-
-def _checksum(fd: int, size_bytes: int) -> int:
-    checksum, offset = 0, 0
-    while offset < size_bytes:
-        data = os.pread(fd, min(STEP_BYTES, size_bytes - offset), offset)
-        assert data, "nobody else writes the draft"
-        checksum = crc32c(data, checksum)
-        offset += len(data)
     return checksum

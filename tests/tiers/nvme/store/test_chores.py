@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import damage
 import pytest
-from nvme_rig import MIB, keys_of, opened, right, stored
+from loop_rig import drive, needs, run
+from nvme_rig import KIB, MIB, keys_of, opened, right, stored
 
 from kvtier.tiers.base import RemoveReason
+from kvtier.tiers.nvme.index.environment import Index
+from kvtier.tiers.nvme.index.ledger import Ledger
+from kvtier.tiers.nvme.index.transaction import Transaction
 from kvtier.tiers.nvme.store import chores
-from kvtier.tiers.nvme.store.checkpoint import write_checkpoint
+from kvtier.tiers.nvme.store.checkpoint import checkpoint_footer, write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,50 @@ async def test_a_checkpoint_that_is_older_than_a_removal_does_not_bring_a_chunk_
     after = await opened(left, capacity_bytes=16 * MIB)
     assert await right(after, keys_of(0, 16)) == keys_of(6, 1) + keys_of(8, 8)
     await after.close()
+
+
+def overwrite(txn: Transaction) -> None:
+    """What a load of them all changes: every record."""
+    ledger = Ledger(txn)
+    for scope, key, extent in list(txn.extents()):
+        ledger.touch(scope, key, extent, 1)
+    ledger.close()
+
+
+@pytest.mark.root
+@pytest.mark.slow
+async def test_a_checkpoint_that_hangs_on_a_frozen_drive_holds_no_page_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("fsfreeze")
+    with drive("ext4", tmp_path, 128 * MIB) as made:
+        tier = await opened(made.point / "store", capacity_bytes=16 * MIB, chunk_bytes=4 * KIB)
+        await stored(tier, keys_of(0, 2000), 4 * KIB)
+        index, copying, copy_to = tier._index, threading.Event(), Index.copy_to
+
+        def frozen_copy_to(self: Index, fd: int) -> None:
+            run("fsfreeze", "-f", made.point)
+            copying.set()
+            copy_to(self, fd)
+
+        monkeypatch.setattr(Index, "copy_to", frozen_copy_to)
+        try:
+            checkpoint = asyncio.ensure_future(
+                tier._lanes.upkeep(lambda: write_checkpoint(tier._store.directory, index))
+            )
+            await asyncio.to_thread(copying.wait)
+            for _ in range(40):  # several times the map, where no page is used again
+                await tier._lanes.index(lambda: index.write(overwrite))
+            with index.read() as txn:
+                assert index.file_bytes() < 4 * txn.tree_bytes()
+            assert not checkpoint.done()
+        finally:
+            run("fsfreeze", "-u", made.point)
+        assert await checkpoint
+        footer = checkpoint_footer(made.point / "store" / "checkpoint", tier._store.directory.facts.store)
+        assert footer is not None
+        assert footer.chunks == 2000
+        await stored(tier, keys_of(5000, 500), 4 * KIB)
+        assert len(await right(tier, keys_of(5000, 500), 4 * KIB)) == 500
+        monkeypatch.setattr(Index, "copy_to", copy_to)
+        await tier.close()
