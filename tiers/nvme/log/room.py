@@ -11,6 +11,9 @@ from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
 AHEAD_BYTES_MAX = 64 * 1024 * 1024  # kept free for the next stores: tens of milliseconds of a fast drive
 AHEAD_SHARE = 16  # of the cap at most: what is kept free is not used
+KEPT_BYTES = (
+    "kept_bytes"  # the number of bytes in segment files that have no record and are not ours to remove
+)
 SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment freed ahead would be too much of it
 
 
@@ -23,7 +26,8 @@ class Room:
     def budget(self, txn: Transaction) -> Budget:
         """The cap that holds now: the last process that opened the store has set it."""
         facts = self._segments.facts
-        capacity_bytes, reserve_bytes = txn.number("capacity_bytes"), txn.number("reserve_bytes")
+        capacity_bytes = max(0, txn.number("capacity_bytes") - txn.number(KEPT_BYTES))
+        reserve_bytes = txn.number("reserve_bytes")
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
         return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes)
 

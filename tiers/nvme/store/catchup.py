@@ -14,9 +14,10 @@ At the end, extents of past lives leave. Until then a load finds them gone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from ..format.checksum import ChunkChecksum
@@ -28,7 +29,9 @@ from ..index.records import Extent, SegmentState, Unread
 from ..index.transaction import Transaction
 from ..log.room import index_is_tight
 from .directory import CATCH_UP_BYTE, StoreDirectory
-from .frame import PUT_STEP_MAX, READ_S, STALE
+from .frame import PASSING, PUT_STEP_MAX, READ_S, STALE
+
+logger = logging.getLogger(__name__)
 
 SWEEP_STEP_MAX = 4096  # extents looked at in one transaction that only reads
 ALIVE = (SegmentState.OPEN, SegmentState.SEALED)
@@ -45,6 +48,7 @@ class CatchUp:
         self._directory, self._index = directory, index
         self._work: Iterator[int] | None = None
         self._claims: dict[int, int] = {}  # files of unsealed segments that are held, by number
+        self._refused: set[int] = set()  # numbers of those that could not be opened, which a later start may
         self.held = False
 
     def claim(self) -> None:
@@ -54,9 +58,10 @@ class CatchUp:
             for one in txn.unread():
                 segment = txn.segment(one.number)
                 if segment is not None and segment.state is SegmentState.OPEN:
-                    fd = self._directory.segments.claim(one.number)
-                    if fd is not None:
-                        self._claims[one.number] = fd
+                    with self._refusals(one):
+                        fd = self._directory.segments.claim(one.number)
+                        if fd is not None:
+                            self._claims[one.number] = fd
 
     def is_due(self) -> bool:
         """Whether there is something left, for this process or another."""
@@ -108,12 +113,27 @@ class CatchUp:
 
     def _newest(self) -> Unread | None:
         with self._index.read() as txn:
-            return txn.newest_unread()
+            return max((one for one in txn.unread() if one.number not in self._refused), default=None)
+
+    @contextmanager
+    def _refusals(self, one: Unread) -> Iterator[None]:
+        """Leave out a segment that the drive refuses to open, and go on with the others."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in PASSING:
+                raise
+            self._refused.add(one.number)
+            path = self._directory.segments.path(one.number)
+            logger.warning("nvme: %s cannot be opened: %s; what is in it is not found", path, error.strerror)
 
     def _read(self, one: Unread) -> Iterator[int]:
         fd = self._claims.pop(one.number, None)
         if fd is None:
-            fd = self._open(one)
+            with self._refusals(one):
+                fd = self._open(one)
+        if one.number in self._refused:
+            return
         try:
             if fd is not None:
                 file = self._directory.segments.file(fd, one.number, one.generation)

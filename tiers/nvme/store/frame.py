@@ -11,12 +11,14 @@ chunks are taken in later (`catchup.py`), while the store serves.
     newer than the record, or none   unread; what the index has in its older life leaves later
 
 A drive that refuses a place costs what is at that place. A header that cannot be read is found again from the
-footer or the tables; a file is removed only when it can be read and is none of this store's.
+footer or the tables; a file is removed only when it can be read and is none of this store's. One that cannot
+even be opened is kept for a later start, and its room counts under the cap.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -29,14 +31,17 @@ from ..index.records import Namespace, Removal, Segment, SegmentState, Unread
 from ..index.transaction import Transaction
 from ..log import order
 from ..log.budget import SEGMENT_SLACK_BYTES
+from ..log.room import KEPT_BYTES
 from ..log.segments import Segments
 from .directory import StoreDirectory
+
+logger = logging.getLogger(__name__)
 
 READ_S = "rebuilt_s"  # the number that says when tables were read: nobody knows what was read before
 STALE = "stale"  # the number that says whether extents of past lives may be in the index
 PUT_STEP_MAX = 512  # entries of a transaction, so that others' commits get their turn
 OPEN_TRIES_MAX = 3  # of a file, where the system and not the drive refuses
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 
 
 class Found(NamedTuple):
@@ -68,6 +73,7 @@ def frame(directory: StoreDirectory, index: Index, *, is_current: bool, tidy: bo
         lost = before.keys() - directory.segments.paths().keys()
         index.write(lambda txn: _drop_records(txn, lost))
     index.write(lambda txn: _put_frame(txn, directory, found, unread))
+    _note_kept(directory, index, {number: refused[number] for number in refused.keys() - before.keys()})
     if tidy:
         for number in directory.segments.paths().keys() - found.keys() - before.keys() - refused.keys():
             directory.segments.unlink(number)
@@ -100,7 +106,7 @@ def _look_at_all(directory: StoreDirectory, before: dict[int, Segment], *, is_cu
             if _is_unread(one, record, is_current=is_current):
                 looks.unread.add(number)
     for refusal in looks.refused.values():
-        if not looks.found or refusal.errno in _PASSING:
+        if not looks.found or refusal.errno in PASSING:
             raise refusal  # not a place of the drive but the drive, or the system: it may be well some day
     return looks
 
@@ -145,7 +151,7 @@ def _opened(segments: Segments, number: int) -> int:
         try:
             return segments.open(number)
         except OSError as error:
-            if error.errno not in _PASSING:
+            if error.errno not in PASSING:
                 raise
     return segments.open(number)
 
@@ -190,6 +196,41 @@ def _found_again(file: SegmentFile, record: Segment | None) -> Found | None:
     return Found(max(lives), 0, False) if lives else None
 
 
+def is_kept(txn: Transaction, number: int) -> bool:
+    """Whether it could not be opened when all were looked at: it has no record, and may hold chunks."""
+    return bool(txn.number(_kept(number)))
+
+
+def _note_kept(directory: StoreDirectory, index: Index, refused: dict[int, OSError]) -> None:
+    sizes = {number: _allocated_bytes(directory, number) for number in refused}
+    for number, error in sorted(refused.items()):
+        logger.warning(
+            "nvme: %s cannot be opened: %s; it is kept, and its %d bytes count under the cap",
+            directory.segments.path(number),
+            error.strerror,
+            sizes[number],
+        )
+    index.write(lambda txn: _put_kept(txn, directory.segments.taken_numbers(), sizes))
+
+
+def _put_kept(txn: Transaction, numbers: Collection[int], sizes: dict[int, int]) -> None:
+    for number in numbers:
+        if number in sizes or is_kept(txn, number):
+            txn.set_number(_kept(number), int(number in sizes))
+    txn.set_number(KEPT_BYTES, sum(sizes.values()))
+
+
+def _kept(number: int) -> str:
+    return f"kept {number}"
+
+
+def _allocated_bytes(directory: StoreDirectory, number: int) -> int:
+    try:
+        return directory.segments.path(number).lstat().st_blocks * 512
+    except OSError:
+        return directory.facts.segment_bytes + SEGMENT_SLACK_BYTES
+
+
 def _drop_records(txn: Transaction, lost: Collection[int]) -> None:
     for number in lost:
         txn.drop_segment(number)
@@ -209,9 +250,7 @@ def _put_frame(
     records = txn.namespaces().values()
     scopes = [one.scope for one in found.values()] + [record.scope for record in records]
     _raise(txn, "scope", scopes)
-    _raise(
-        txn, "segment", [*found, *(directory.segments.taken_numbers() - directory.segments.paths().keys())]
-    )
+    _raise(txn, "segment", [*directory.segments.taken_numbers()])
     _raise(txn, "opened", [one.opened for one in found.values()])
     for one in found.values():
         order.note(txn, one.order, removal=False)

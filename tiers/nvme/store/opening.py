@@ -22,6 +22,7 @@ from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .catchup import CatchUp
 from .directory import QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
+from .frame import is_kept
 from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
 from .namespaces import Identity
 from .quarantine import Quarantine
@@ -296,7 +297,7 @@ def remove_orphans(directory: StoreDirectory, index: Index) -> None:
     for number in numbers - known.keys():
         with contextlib.suppress(OSError), segments.claimed(number) as file:
             # Whoever makes a segment claims its file before its record can be seen.
-            if file is not None and not _has_record(index, number):
+            if file is not None and _is_orphan(index, number):
                 file.read_header()  # where the drive refuses that, it may hold chunks
                 segments.unlink(number)
 
@@ -309,6 +310,6 @@ def _drop_records(txn: Transaction, directory: StoreDirectory, numbers: list[int
             txn.drop_segment(number)
 
 
-def _has_record(index: Index, number: int) -> bool:
+def _is_orphan(index: Index, number: int) -> bool:
     with index.read() as txn:
-        return txn.segment(number) is not None
+        return txn.segment(number) is None and not is_kept(txn, number)

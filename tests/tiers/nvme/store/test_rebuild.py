@@ -11,13 +11,13 @@ from pathlib import Path
 import damage
 import pytest
 from faulty_files import AnotherBoot, BadPlaces, UnsyncedFiles
-from nvme_rig import keys_of, names, opened, right, stored
+from nvme_rig import MIB, filled, keys_of, names, opened, right, stored
 
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.fsck import check_directory
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
-from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.io.files import Files, allocated_bytes
 from kvtier.tiers.nvme.tier import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
@@ -154,3 +154,87 @@ async def test_what_a_power_loss_left_unfinished_is_not_listed_once_its_segment_
 
 def listed(tier: NvmeTier, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
     return [key for key, found in zip(keys, tier.lookup(keys), strict=True) if found]
+
+
+class Unopenable(Files):
+    """The real files; a certain one cannot be opened.
+
+    Attributes:
+        name: its name; "" while all can.
+        at_framed: which one it is once the segments were looked at; None for the same.
+    """
+
+    def __init__(self, name: str, code: int) -> None:
+        self.name, self._code = name, code
+        self.at_framed: str | None = None
+
+    def reached(self, step: str) -> None:
+        if step == "index framed" and self.at_framed is not None:
+            self.name = self.at_framed
+
+    def open_data(self, path: Path, *, create: bool = False, write: bool = False) -> int:
+        if path.name == self.name:
+            raise OSError(self._code, os.strerror(self._code))
+        return super().open_data(path, create=create, write=write)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+async def test_a_segment_that_cannot_be_opened_is_kept_and_counts_under_the_cap(
+    tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, capacity_bytes = tmp_path / "store", 8 * MIB
+    tier = await opened(path, capacity_bytes=capacity_bytes)
+    await stored(tier, keys_of(0, 200))
+    await tier.close()
+    damage.lose_index(path)
+    segment = max((path / "segments").iterdir())
+    for _ in range(2):  # at the second start the index is the checkpoint's
+        tier = await opened(path, capacity_bytes=capacity_bytes, files=Unopenable(segment.name, code))
+        for first in range(1000, 2000, 50):
+            await tier.store(keys_of(first, 50), filled(keys_of(first, 50)))
+            assert allocated_bytes(path) <= capacity_bytes
+        assert f"{segment.name} cannot be opened" in caplog.text
+        caplog.clear()
+        await tier.close()
+    assert segment.exists()
+
+
+async def test_a_segment_that_could_not_be_opened_once_is_kept(path: Path) -> None:
+    segment = max((path / "segments").iterdir())
+    kept = await keys_in(path, segment)
+    files = Unopenable(segment.name, errno.EIO)
+    files.at_framed = ""
+    tier = await opened(path, files=files)
+    assert not any(tier.lookup(kept))
+    await tier.close()
+    assert segment.exists()
+    damage.lose_index(path)
+    tier = await opened(path)
+    assert await right(tier, kept) == kept
+    await tier.close()
+
+
+async def keys_in(path: Path, segment: Path) -> list[ChunkKey]:
+    """What is in a segment, which a store without an index finds; the index is lost again afterwards."""
+    tier = await opened(path)
+    with tier._index.read() as txn:
+        keys = [key for _, key, extent in txn.extents() if extent.segment == int(segment.stem)]
+    await tier.close()
+    damage.lose_index(path)
+    assert keys
+    return sorted(keys)
+
+
+async def test_one_that_cannot_be_opened_any_more_keeps_no_other_from_being_read(path: Path) -> None:
+    newest = max((path / "segments").iterdir())
+    lost = await keys_in(path, newest)
+    files = Unopenable("", errno.EIO)
+    files.at_framed = newest.name
+    tier = await opened(path, files=files)
+    rest = [key for key in keys_of(0, CHUNKS) if key not in lost]
+    assert await right(tier, rest) == rest
+    await tier.close()
+    damage.lose_index(path)
+    tier = await opened(path)
+    assert await right(tier, lost) == lost
+    await tier.close()
