@@ -215,7 +215,7 @@ class _Environment:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         with contextlib.ExitStack() as undo:
-            self.writer = WriterLock(path / "writer")
+            self.writer = WriterLock(path)
             undo.callback(self.writer.close)
             self.is_read_only = False
             try:

@@ -60,7 +60,7 @@ def make(path: Path, needed_bytes: int, store: Path) -> Home:
     remove(path)
     refuse_small(path.parent, needed_bytes)
     path.mkdir(mode=0o700)
-    (path / OWNER).write_text(f"{store.absolute()}\n")
+    (path / OWNER).write_bytes(os.fsencode(store.absolute()) + b"\n")
     home = look(path)
     assert home is not None, "it was just made"
     return home

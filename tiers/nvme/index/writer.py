@@ -20,16 +20,26 @@ from .errors import IndexBusy
 INDEX_LOCK_WAIT_S = 3.0  # transactions take milliseconds; who holds it for seconds is paused or in trouble
 POLL_MIN_S, POLL_MAX_S = 0.00005, 0.002  # between two questions: quick at first, then cheap
 
+WRITER = "writer"  # the file's name
 _WRITER_BYTE = 0
+USERS_BYTE = 1  # shared by all who have the index open, held alone by who removes it
 
 
 class WriterLock:
     """The lock of one index in this process. Any thread; not reentrant."""
 
     def __init__(self, path: Path) -> None:
+        """Open the lock of the index in the directory `path`; the index counts as used until `close`.
+
+        Raises:
+            IndexBusy: the index is being removed.
+        """
         self._files = Files()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path / WRITER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._threads = threading.Lock()
+        if not self._files.try_lock(self._fd, USERS_BYTE, exclusive=False):
+            self.close()
+            raise IndexBusy("nvme", "the index is being removed by another process")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -58,12 +58,12 @@ OPENING_POLL_S = 0.005  # how often a process looks whether the other one has fi
 OPEN_ATTEMPTS_MAX = 100  # each one lost to another process that took its new store back at that very moment
 
 CHECKPOINT = "checkpoint"
-_LOCK = "lock"
+LOCK = "lock"
 _DIRECTORIES = ("namespaces", "segments", "quarantine")
-_EXPECTED = {_LOCK, FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
+_EXPECTED = {LOCK, FACTS + ".new", "lost+found"}  # in a directory that is not a store yet
 _LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a store
 _SMALL = (IN_USE, CHECKPOINT, FACTS)  # the facts outlive what they stand for
-_FILES = (*(name + new for name in _SMALL for new in (".new", "")), _LOCK)
+_FILES = (*(name + new for name in _SMALL for new in (".new", "")), LOCK)
 _STEPS = struct.Struct("<Q")
 
 
@@ -127,7 +127,7 @@ class StoreDirectory:
     def is_there(self) -> bool:
         """Whether the path still names this directory; True where nobody can say."""
         try:
-            return os.path.samestat((self.root / _LOCK).stat(), os.fstat(self._lock_fd))
+            return os.path.samestat((self.root / LOCK).stat(), os.fstat(self._lock_fd))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
@@ -208,9 +208,9 @@ def look_only(files: Files, root: Path) -> StoreDirectory:
     """
     with mapped_os_errors(root), ExitStack() as undo:
         facts = _known(_look(root), None, root)
-        lock_fd = os.open(root / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        lock_fd = os.open(root / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(files.close, lock_fd)
-        files.direct = files.direct and _opens_direct(files, root / _LOCK)
+        files.direct = files.direct and _opens_direct(files, root / LOCK)
         return StoreDirectory(
             files, root, lock_fd, facts, alone=False, place=SHARED_MEMORY, undo=undo.pop_all()
         )
@@ -287,10 +287,10 @@ def _locked(files: Files, root: Path, made: list[Path]) -> int:
         made += [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # taken back since
-            lock_fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock_fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _wait_for_opening(files, lock_fd, root, OPENING_WAIT_S)
-                if os.path.samestat((root / _LOCK).stat(), os.fstat(lock_fd)):
+                if os.path.samestat((root / LOCK).stat(), os.fstat(lock_fd)):
                     return lock_fd
             except BaseException:
                 os.close(lock_fd)

@@ -46,11 +46,12 @@ def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[Gl
     with ExitStack() as undo:
         directory: StoreDirectory = look_only(files, root)
         undo.callback(directory.close)
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="kvtier-glance-", dir=place)))
-        footer = restore_checkpoint(directory, folder / "data.mdb")
-        if footer is None:
-            raise TierUnavailable("nvme", f"{root} has no checkpoint that could be looked at instead")
-        index = Index.open(folder, alone=True)
-        undo.callback(index.close)
+        # Gone once it is open, so that a tool that is killed leaves nothing in shared memory.
+        with tempfile.TemporaryDirectory(prefix="kvtier-glance-", dir=place) as folder:
+            footer = restore_checkpoint(directory, Path(folder, "data.mdb"))
+            if footer is None:
+                raise TierUnavailable("nvme", f"{root} has no checkpoint that could be looked at instead")
+            index = Index.open(Path(folder), alone=True)
+            undo.callback(index.close)
         is_current = footer.is_last and read_mark(root) is None
         yield Glance(Store(directory, index, CatchUp(directory, index)), footer.made_s, is_current)

@@ -14,6 +14,7 @@ from ...errors import TierError, TierUnavailable
 from ..format.codec import table_bytes
 from ..index.environment import Index
 from ..index.errors import IndexDamaged
+from ..index.leftovers import remove_in_background
 from ..index.memory import SHARED_MEMORY
 from ..index.records import KEY_BYTES_MAX, SegmentState
 from ..index.transaction import Transaction
@@ -21,7 +22,7 @@ from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .catchup import CatchUp
-from .directory import QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
+from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
 from .frame import is_kept
 from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
 from .namespaces import Identity
@@ -91,6 +92,7 @@ def open_store(
             directory.ready()
         undo.pop_all()
     files.reached("opened")
+    remove_in_background(place, LOCK)
     return store
 
 
