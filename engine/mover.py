@@ -7,6 +7,9 @@ takes what is queued and starts one task for each batch:
     promotion:  tier.load(keys, slots)                        -> READY, or a miss
     cascade:    tier.store(keys, slots), one tier after another -> clean, unpinned
 
+Where a tier has parts (several drives), each part of a batch is a task of its own: a drive that hangs holds
+its own share, and no more.
+
 A server's step requests its run for the end of the step: the loop and the drive's threads share the
 interpreter with the step and would delay it.
 """
@@ -22,7 +25,7 @@ from collections import Counter
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from ..tiers.base import Buffer, ChunkKey, Failure, Invalidates, Outcome, RemoveReason, Tier, ability
+from ..tiers.base import Buffer, ChunkKey, Divides, Failure, Invalidates, Outcome, RemoveReason, Tier, ability
 from ..tiers.errors import TierError
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .loop import LoopThread
@@ -171,12 +174,14 @@ class Mover:
             self._requested = Run.NONE
             batches = self._placement.take_batches()
         for tier, slots in batches.promotions:
-            if self._stopped:
-                self._end_promotion(tier, slots, Outcome())
-            else:
-                self._spawn(self._promote(tier, slots))
+            for part in _parts([tier], slots):
+                if self._stopped:
+                    self._end_promotion(tier, part, Outcome())
+                else:
+                    self._spawn(self._promote(tier, part))
         for slots in batches.cascades:
-            self._spawn(self._cascade(slots))
+            parts = [self._spawn(self._cascade(part)) for part in _parts(self._lower.tiers, slots)]
+            self._spawn(self._make_room(parts))
         self._signal()
 
     async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
@@ -187,6 +192,21 @@ class Mover:
             self._end_promotion(tier, slots, outcome)
             self._count("loaded_us", tier.name, _us_since(began_s))
             self._signal()
+
+    async def _make_room(self, parts: Sequence[asyncio.Task[None]]) -> None:
+        """Let the next cascade begin once this one is through.
+
+        A part that hangs while others are through, for one drive of several, holds up no other cascade.
+        Where no part is through, it is the whole tier that is slow.
+        """
+        try:
+            done, late = await asyncio.wait(parts, timeout=self._placement.load_deadline_s)
+            if not done:
+                await asyncio.wait(late)
+        finally:
+            with self._lock:
+                self._placement.cascade_ended()
+            self._pump()
 
     def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
@@ -213,7 +233,7 @@ class Mover:
         finally:
             with self._lock:
                 self._placement.cascaded(slots)
-            self._pump()
+            self._signal()
 
     async def _invalidate(self, tier: Tier) -> None:
         invalidates = ability(tier, Invalidates)  # type: ignore[type-abstract]
@@ -260,10 +280,11 @@ class Mover:
         self._progress.set()
         self._progress = asyncio.Event()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -292,6 +313,16 @@ async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
         failed.__cause__ = error
         return failed
     return None
+
+
+def _parts(tiers: Sequence[Tier], slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+    """The slots by the part of a tier that has or gets them, where one of the tiers has parts."""
+    for tier in tiers:
+        divides = ability(tier, Divides)  # type: ignore[type-abstract]
+        if divides is not None:
+            shares = divides.divide([slot.key for slot in slots])
+            return [[slots[position] for position in positions] for positions in shares]
+    return [slots]
 
 
 def _us_since(began_s: float) -> int:

@@ -89,7 +89,7 @@ class Placement:
         self.table = pinned.table
         self.slot_bytes = pinned.slot_bytes
         self.dirty_max = max(1, int(pinned.table.slots_count * DIRTY_FRACTION_MAX))
-        self._load_deadline_s = load_deadline_s
+        self.load_deadline_s = load_deadline_s
         self._below = below  # the first tier that chunks go down to
         self._events = events
         self._clock = clock
@@ -138,7 +138,7 @@ class Placement:
         if slot.state is SlotState.GONE:
             return Presence.MISS
         since_s = self._since_s.get(slot)
-        late = since_s is not None and self._clock() - since_s > self._load_deadline_s
+        late = since_s is not None and self._clock() - since_s > self.load_deadline_s
         return Presence.LATE if late else Presence.PENDING
 
     def promote(self, key: ChunkKey, tier: Tier) -> Found:
@@ -212,7 +212,7 @@ class Placement:
         return bool(self._to_promote)
 
     def take_batches(self) -> Batches:
-        """Take what may move now; `promoted` or `cascaded` gives each batch back."""
+        """Take what may move now; `promoted`, or `cascaded` and `cascade_ended`, give each batch back."""
         queued, self._to_promote = self._to_promote, []
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in queued:
@@ -240,9 +240,12 @@ class Placement:
         self.count_moved("stored", tier.name, len(outcome.succeeded))
         self._emit_stored(tier.name, outcome.succeeded)
 
-    def cascaded(self, slots: Sequence[Slot]) -> None:
-        """A cascade ended, however it ended."""
+    def cascade_ended(self) -> None:
+        """A cascade makes room for the next one; parts of it may still hang."""
         self._cascades_in_flight -= 1
+
+    def cascaded(self, slots: Sequence[Slot]) -> None:
+        """A cascade, or a part of one, is through with these, however it ended."""
         self._dirty.difference_update(slots)
         self.table.unpin(slots)
 

@@ -176,6 +176,19 @@ class GuardsItself(Protocol):
 
 
 @runtime_checkable
+class Divides(Protocol):
+    """A tier of several parts that work side by side, each of which may hang alone.
+
+    A call of several parts' keys returns when the last of them is through. Who asks each part with a call of
+    its own waits for none that it does not need.
+    """
+
+    def divide(self, keys: Sequence[ChunkKey]) -> Sequence[Sequence[int]]:
+        """The positions of the keys by the part that a call would ask now, each in one; never waits."""
+        ...
+
+
+@runtime_checkable
 class Wrapper(Protocol):
     """A tier around another tier, which may have abilities that the wrapper does not repeat."""
 

@@ -221,6 +221,11 @@ class Breaker:
     def state(self) -> BreakerState:
         return self._switch.state()
 
+    @property
+    def answers(self) -> bool:
+        """Whether a call would go through now, be it as a trial."""
+        return self._switch.answers()
+
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
         if not self._switch.answers():
             self._counters["breaker_missed_chunks"] += len(keys)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from kvtier.engine.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.errors import TierError
+from kvtier.tiers.nvme.striped import Drive, StripedTier
 from kvtier.tiers.testing import Bare, MemoryTier, pattern
 
 
@@ -304,3 +306,67 @@ def test_a_tier_that_could_not_be_told_takes_no_other_with_it() -> None:
     assert deaf.chunks == {}
     assert set(other.chunks) == {b"new"}
     rig.close()
+
+
+SHORT_S = 0.1  # a deadline that a test waits for
+PATIENCE_S = 10.0
+
+
+class TwoDrives:
+    """A chain over two drives, of which the first can be made to hang; its breaker never opens."""
+
+    def __init__(self) -> None:
+        self.loop, self.hanging, self.other = LoopThread(), MemoryTier("a"), MemoryTier("b")
+        drives = [Drive(one.name, Breaker(one, slow_s=PATIENCE_S), 1.0) for one in (self.hanging, self.other)]
+        self.tier = StripedTier("nvme", drives)
+        self.chain = BothFaces(Slots(4096), [self.tier], self.loop, load_deadline_s=SHORT_S)
+
+    def gate(self, opened: bool) -> None:
+        switch = self.hanging.gate.set if opened else self.hanging.gate.clear
+        self.loop.submit(_call(switch)).result(5)
+
+    def shares(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        return [[keys[position] for position in positions] for positions in self.tier.divide(keys)]
+
+
+@pytest.fixture
+def two() -> Iterator[TwoDrives]:
+    two = TwoDrives()
+    yield two
+    two.gate(opened=True)
+    two.loop.submit(two.chain.mover.stop()).result(5)
+    two.chain.check()
+    assert two.chain.stats().pinned_slots == 0
+    two.loop.close()
+
+
+def test_a_load_gets_what_came_in_time_though_one_of_two_drives_hangs(two: TwoDrives) -> None:
+    keys = [b"%d" % number for number in range(40)]
+    for tier in (two.hanging, two.other):
+        tier.chunks.update({key: pattern(key, SLOT_BYTES) for key in keys})
+    two.gate(opened=False)
+    ready, failed = two.loop.submit(two.chain.fetch(keys)).result(5)
+    of = {tuple(sorted(share)) for share in two.shares(keys)}
+    came = tuple(sorted(slot.key for slot in ready))
+    assert {came, tuple(sorted(failed))} == of
+    assert set(failed.values()) == {Failure.TIMEOUT}
+    two.chain.release(ready)
+
+
+def test_one_of_two_drives_that_hangs_holds_up_no_store_of_the_other(two: TwoDrives) -> None:
+    two.gate(opened=False)
+    keys = [b"%d" % number for number in range(1024)]  # in several times the batches that move at once
+    slots = two.chain.reserve(keys).slots
+    for slot in slots:
+        two.chain._pinned.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
+    two.chain.commit(slots)
+    share = next(share for share in two.shares(keys) if two.other.name == owner(two, share[0]))
+    end_s = time.monotonic() + PATIENCE_S
+    while not set(share) <= two.other.chunks.keys():
+        assert time.monotonic() < end_s, f"{len(two.other.chunks)} of {len(share)} have arrived"
+        time.sleep(SHORT_S / 10)
+    assert not two.hanging.chunks
+
+
+def owner(two: TwoDrives, key: bytes) -> str:
+    return two.tier._drives[two.tier._ranking.of(key)[0]].name

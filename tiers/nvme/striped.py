@@ -1,9 +1,13 @@
 """Several drives as one tier: each keeps its share of the chunks, so one load reads from all of them.
 
 Theory of operation. A key's hash ranks the drives (`rendezvous`), and the first one in use has the key: no
-directory is asked twice. A drive is out while its breaker is open. Until it is back, its keys go to the next
-in their rank: what is stored meanwhile is found there, and what the drive has is a miss. Once it is back, it
-gets its keys again; what lies on the others of them is out of sight, and leaves with its segments.
+directory is asked twice. A drive is out while its breaker is open, but for the call that tries it. Until it
+is back, its keys go to the next in their rank: what is stored meanwhile is found there, and what the drive
+has is a miss. Once it is back, it gets its keys again; what lies on the others of them is out of sight, and
+leaves with its segments.
+
+A load or store returns when no drive touches its buffers any more, so one drive that hangs would hold what
+the others have brought. `divide` tells callers whose keys are whose, so that they can ask each drive alone.
 
 Its share goes on instead of being dropped, because a prompt is used up to its first missing chunk: with one
 of four drives left out, a hit would end after four chunks on average, for as long as the drive is dead.
@@ -33,7 +37,7 @@ from ..base import (
     TierStats,
     ability,
 )
-from ..breaker import Breaker, BreakerState
+from ..breaker import Breaker
 from ..errors import TierError
 from ..settled import settled
 from .io.refusal import failure_of
@@ -93,6 +97,13 @@ class StripedTier:
 
     async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         return await self._spread(keys, buffers, lambda drive: drive.tier.load, Failure.MISSING)
+
+    def divide(self, keys: Sequence[ChunkKey]) -> Sequence[Sequence[int]]:
+        """The positions of the keys by drive, and of those that none in use may have."""
+        shares = list(self._shares(keys).values())
+        taken = {position for positions in shares for position in positions}
+        rest = [position for position in range(len(keys)) if position not in taken]
+        return [*shares, rest] if rest else shares
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
         """Forget the keys on every drive: each may have got one while another was out.
@@ -172,7 +183,7 @@ class StripedTier:
     # Shares.
 
     def _is_in_use(self, number: int) -> bool:
-        return number not in self._retired and self._drives[number].tier.state is not BreakerState.OPEN
+        return number not in self._retired and self._drives[number].tier.answers
 
     def _shares(self, keys: Sequence[ChunkKey]) -> dict[int, list[int]]:
         """The positions of the keys by drive; those that no drive in use may have are in none."""

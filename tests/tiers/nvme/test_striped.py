@@ -12,6 +12,7 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 from kvtier.tiers.base import (
     Buffer,
     ChunkKey,
+    Divides,
     Failure,
     GuardsItself,
     Invalidates,
@@ -107,6 +108,7 @@ def test_it_has_the_abilities_of_a_drive_and_guards_itself() -> None:
     assert isinstance(tier, Invalidates)
     assert isinstance(tier, ReportsRemovals)
     assert isinstance(tier, GuardsItself)
+    assert isinstance(tier, Divides)
     tier.rename("nvme1")
     assert tier.name == "nvme1"
 
@@ -146,6 +148,33 @@ async def test_while_a_drive_is_out_its_share_goes_to_the_others_and_it_gets_it_
     assert len(await right(rig.tier, old, 64)) == 90  # type: ignore[arg-type]
     assert rig.tier.stats().gauges["drives_out"] == 0
     assert rig.tier.lookup(old) == [True] * 90
+
+
+async def test_while_a_drive_is_tried_its_share_goes_to_the_others() -> None:
+    rig, old, new = Rig(), keys_of(0, 90), keys_of(1000, 90)
+    await rig.break_down(1)
+    rig.tiers[1].fails = False
+    rig.tiers[1].gate.clear()
+    rig.clock.now_s = 2 * PAUSE_S
+    trial = asyncio.ensure_future(rig.tier.store(old, filled(old, 64)))
+    for _ in range(5):  # it starts a task for each drive
+        await asyncio.sleep(0)
+    assert rig.tier.stats().gauges["drives_out"] == 1
+    assert (await rig.tier.store(new, filled(new, 64))).succeeded == tuple(new)
+    assert rig.tier.lookup(new) == [True] * 90
+    rig.tiers[1].gate.set()
+    assert (await trial).succeeded == tuple(old)
+    assert rig.tier.stats().gauges["drives_out"] == 0
+
+
+async def test_it_says_whose_keys_are_whose() -> None:
+    rig, keys = Rig(), keys_of(0, 90)
+    await rig.tier.store(keys, filled(keys, 64))
+    shares = [{keys[position] for position in positions} for positions in rig.tier.divide(keys)]
+    assert sorted(map(sorted, shares)) == sorted(sorted(tier.chunks) for tier in rig.tiers)
+    alone = Rig(1)
+    await alone.break_down(0)
+    assert alone.tier.divide(keys) == [list(range(90))], "no drive has them"
 
 
 async def test_where_every_drive_is_out_all_is_a_miss() -> None:

@@ -32,6 +32,7 @@ from .scopes import drop_namespace, drop_unneeded, open_namespace, raise_epoch
 logger = logging.getLogger(__name__)
 
 CATCH_UP_MAX = 16384  # entries read at once when a store is opened: small stores are whole
+CHUNK_BYTES_MIN = 512  # of the store's largest: twice a checkpoint's share of a chunk has to fit beside it
 CATCH_UP_S = 0.5  # and no longer than that, on a slow drive
 
 
@@ -220,8 +221,12 @@ def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> 
     """Refuse a cap under which the store of these facts, or else a new one, holds no chunks.
 
     Raises:
-        TierUnavailable: names the least cap that works.
+        TierUnavailable: names the least cap that works, or the least chunk, below which no cap does.
     """
+    if chunk_bytes < CHUNK_BYTES_MIN:
+        raise TierUnavailable(
+            "nvme", f"chunks of {chunk_bytes} bytes are too small; the least that works is {CHUNK_BYTES_MIN}"
+        )
 
     def least_under(cap_bytes: int) -> int:
         sizes = facts or facts_for(cap_bytes, chunk_bytes)

@@ -16,7 +16,7 @@ from faulty_files import AnotherBoot
 from nvme_rig import IDENTITY, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.errors import IdentityMismatch
+from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.namespaces import Identity
 
@@ -188,4 +188,14 @@ async def test_a_namespace_that_was_dropped_starts_anew(path: Path) -> None:
 async def holds(path: Path, chunks: int) -> None:
     tier = await opened(path)
     assert await right(tier, keys_of(0, 8)) == keys_of(0, chunks)
+    await tier.close()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 64, 511])
+async def test_chunks_too_small_for_any_cap_are_refused(tmp_path: Path, chunk_bytes: int) -> None:
+    with pytest.raises(TierUnavailable, match=f"chunks of {chunk_bytes} bytes are too small.*512"):
+        await opened(tmp_path / "new", chunk_bytes=chunk_bytes)
+    assert not (tmp_path / "new").exists()
+    tier = await opened(tmp_path / "new", chunk_bytes=512)
+    await stored(tier, keys_of(0, 8), 512)
     await tier.close()
