@@ -82,6 +82,7 @@ class TierStats:
         capacity_bytes: the cap; 0 where the tier has none of its own.
         counters: monotonic counts by name, names ending in their unit where it is not "times".
         gauges: further numbers of this moment, by name.
+        parts: the numbers of its parts, by what names each for good, where it has several.
     """
 
     chunks: int
@@ -89,6 +90,7 @@ class TierStats:
     capacity_bytes: int
     counters: Mapping[str, int] = field(default_factory=dict)
     gauges: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, TierStats] = field(default_factory=dict)
 
 
 @runtime_checkable

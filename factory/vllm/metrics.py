@@ -93,6 +93,16 @@ GAUGES = {
         "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",
     ),
 }
+# Each drive's own, of a tier of several. Under names of their own: a sum over the tiers would count twice.
+DRIVE_COUNTERS = {
+    "io_errors": ("kvtier:drive_io_errors", "Reads and writes that failed with an I/O error, by drive."),
+    "breaker_openings": ("kvtier:drive_breaker_openings", "How often the drive's breaker opened."),
+}
+DRIVE_USED = ("kvtier:drive_used_bytes", "Bytes in use, by drive of a tier of several.")
+DRIVE_BREAKER = (
+    "kvtier:drive_breaker_state",
+    "State of the drive's breaker, by drive of a tier of several. 0: closed. 1: half-open. 2: open.",
+)
 PENDING = ("kvtier:pending_stores", "Chunks in slots that are not yet stored in the tiers below.")
 PINNED = ("kvtier:pinned_slots", "Slots held by transfers and waiting requests.")
 
@@ -108,6 +118,10 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     metrics[removed] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "reason"))
     for name, text in (USED, CAPACITY, *GAUGES.values()):
         metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
+    for name, text in DRIVE_COUNTERS.values():
+        metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "drive"))
+    for name, text in (DRIVE_USED, DRIVE_BREAKER):
+        metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier", "drive"))
     for name, text in (PENDING, PINNED):
         metrics[name] = OffloadingGaugeMetadata(documentation=text)
     return metrics
@@ -118,7 +132,7 @@ class Reporter:
 
     def __init__(self, stats: Callable[[], ChainStats]) -> None:
         self._stats = stats
-        self._reported: dict[tuple[str, str], int] = {}
+        self._reported: dict[tuple[str, ...], int] = {}  # by counter, tier, and drive
         self._due_at_s = 0.0
 
     def report(self) -> OffloadingConnectorStats | None:
@@ -130,20 +144,29 @@ class Reporter:
 
         stats, report = self._stats(), OffloadingConnectorStats()
         for (counter, tier), total in self._totals(stats).items():
-            change = total - self._reported.get((counter, tier), 0)
-            if change > 0 or (counter, tier) not in self._reported:
-                for name, labels in _series(counter, tier):
-                    report.increase_counter(name, change, labels)
-                self._reported[counter, tier] = total
+            self._add(report, total, counter, tier)
+        for (counter, tier, drive), total in _totals_of_drives(stats).items():
+            self._add(report, total, counter, tier, drive)
         for tier, numbers in stats.tiers.items():
             report.set_gauge(USED[0], numbers.used_bytes, (tier,))
             report.set_gauge(CAPACITY[0], numbers.capacity_bytes, (tier,))
             for gauge, value in numbers.gauges.items():
                 if gauge in GAUGES:
                     report.set_gauge(GAUGES[gauge][0], value, (tier,))
+            for drive, own in numbers.parts.items():
+                report.set_gauge(DRIVE_USED[0], own.used_bytes, (tier, drive))
+                report.set_gauge(DRIVE_BREAKER[0], own.gauges["breaker_state"], (tier, drive))
         report.set_gauge(PENDING[0], stats.dirty_chunks)
         report.set_gauge(PINNED[0], stats.pinned_slots)
         return report
+
+    def _add(self, report: OffloadingConnectorStats, total: int, *of: str) -> None:
+        """Report what was added to a counter since the last time; at first also that there is nothing."""
+        change = total - self._reported.get(of, 0)
+        if change > 0 or of not in self._reported:
+            for name, labels in _series(*of):
+                report.increase_counter(name, change, labels)
+            self._reported[of] = total
 
     def _totals(self, stats: ChainStats) -> dict[tuple[str, str], int]:
         # Where a tier and the chain count the same, the chain's count is used from the first report on.
@@ -158,8 +181,20 @@ class Reporter:
         return zeros | of_tiers | dict(stats.counters)
 
 
-def _series(counter: str, tier: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _totals_of_drives(stats: ChainStats) -> dict[tuple[str, str, str], int]:
+    return {
+        (counter, tier, drive): own.counters[counter]
+        for tier, numbers in stats.tiers.items()
+        for drive, own in numbers.parts.items()
+        for counter in DRIVE_COUNTERS
+    }
+
+
+def _series(counter: str, tier: str, *drive: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The metrics that a counter is part of, each with its labels."""
+    if drive:
+        yield DRIVE_COUNTERS[counter][0], (tier, *drive)
+        return
     if counter in COUNTERS:
         yield COUNTERS[counter][0], (tier,)
     if counter in REASONS:

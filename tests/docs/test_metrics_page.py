@@ -13,12 +13,16 @@ PAGE = (ROOT / "docs" / "vllm.md").read_text()
 ROW = re.compile(r"^\| `(kvtier:\w+)` \| (.+) \|$", re.MULTILINE)
 NAME = re.compile(r"\bkvtier:[a-z_]+")
 
-COUNTERS = {name for name, _ in (*metrics.COUNTERS.values(), metrics.REMOVED)}
+COUNTERS = {
+    name for name, _ in (*metrics.COUNTERS.values(), metrics.REMOVED, *metrics.DRIVE_COUNTERS.values())
+}
 GAUGES = {
     name
     for name, _ in (
         metrics.USED,
         metrics.CAPACITY,
+        metrics.DRIVE_USED,
+        metrics.DRIVE_BREAKER,
         *metrics.GAUGES.values(),
         metrics.PENDING,
         metrics.PINNED,

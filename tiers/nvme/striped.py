@@ -141,15 +141,12 @@ class StripedTier:
             self._raise_first(errors)
 
     def stats(self) -> TierStats:
-        """The drives' numbers added up; as gauges also each drive's own, as `drive0_used_bytes`."""
+        """The drives' numbers added up, and as parts each drive's own, by its name."""
         each = [drive.tier.stats() for drive in self._drives]
         counters: Counter[str] = Counter()
         for stats in each:
             counters.update(stats.counters)
         gauges = {name: mean(stats.gauges.get(name, 0) for stats in each) for name, mean in MEANS.items()}
-        for number, stats in enumerate(each):
-            own = {"chunks": stats.chunks, "used_bytes": stats.used_bytes, **stats.gauges}
-            gauges.update({f"drive{number}_{name}": value for name, value in own.items()})
         gauges["drives_out"] = sum(not self._is_in_use(number) for number in range(len(each)))
         return TierStats(
             chunks=sum(stats.chunks for stats in each),
@@ -157,6 +154,7 @@ class StripedTier:
             capacity_bytes=sum(stats.capacity_bytes for stats in each),
             counters=dict(counters),
             gauges=gauges,
+            parts={drive.name: stats for drive, stats in zip(self._drives, each, strict=True)},
         )
 
     def watch(self, report: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:

@@ -112,6 +112,27 @@ def test_every_metric_that_is_reported_is_defined_with_its_labels(reports: Repor
         assert len(definitions[name].labelnames) == len(labels)
 
 
+def drive_stats(io_errors: int, breaker_state: int) -> TierStats:
+    return TierStats(
+        3, 10, 20, {"io_errors": io_errors, "breaker_openings": 0}, {"breaker_state": breaker_state}
+    )
+
+
+def test_each_of_several_drives_is_told(reports: Reports) -> None:
+    parts = {"/a": drive_stats(0, 0), "/b": drive_stats(7, 2)}
+    reports.now = ChainStats({"nvme": TierStats(6, 20, 40, {}, {}, parts)}, 1, 2, {})
+    report = reports._reporter.report()
+    assert report is not None
+    data = report.data["data"]
+    assert data["kvtier:drive_io_errors"] == {("nvme", "/a"): 0, ("nvme", "/b"): 7}
+    assert data["kvtier:drive_breaker_state"] == {("nvme", "/a"): 0, ("nvme", "/b"): 2}
+    assert data["kvtier:drive_used_bytes"] == {("nvme", "/a"): 10, ("nvme", "/b"): 10}
+    parts["/a"] = drive_stats(1, 0)
+    assert reports.changes() == {("kvtier:drive_io_errors", ("nvme", "/a")): 1}
+    definitions = metrics.definitions()
+    assert all(definitions[name].labelnames == ("tier", "drive") for name in data if "drive" in name)
+
+
 async def test_every_counter_of_the_nvme_tier_and_its_breaker_has_a_metric(tmp_path: Path) -> None:
     breaker = Breaker(await opened(tmp_path / "nvme"), slow_s=1.0)
     stats = breaker.stats()

@@ -308,7 +308,9 @@ async def test_numbers_are_summed_and_told_for_each_drive(tmp_path: Path) -> Non
         assert stats.chunks == 200
         assert stats.capacity_bytes == sum(sizes.values())
         assert stats.counters["stored_bytes"] == 200 * CHUNK_BYTES
-        each = [stats.gauges[f"drive{number}_chunks"] for number in range(2)]
+        assert {name: part.capacity_bytes for name, part in stats.parts.items()} == sizes
+        assert sum(part.counters["stored_bytes"] for part in stats.parts.values()) == 200 * CHUNK_BYTES
+        each = [part.chunks for part in stats.parts.values()]
         assert sum(each) == 200
         assert each[1] > 2 * each[0], "a larger drive gets more"
         assert stats.gauges["breaker_state"] == stats.gauges["drives_out"] == 0
