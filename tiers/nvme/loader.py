@@ -14,7 +14,9 @@ from .index.ledger import Ledger
 from .index.records import Extent
 from .index.transaction import Transaction
 from .io.lanes import Lanes
-from .io.pieces import ReadPiece, Wanted, plan_reads
+from .io.pieces import Wanted
+from .io.plan import Read as PlannedRead
+from .io.plan import plan_reads
 from .log.readers import Readers
 from .log.room import Room
 from .presence import Presence
@@ -113,7 +115,7 @@ class Loader:
         return wanted, scope
 
     def _collect(
-        self, pieces: Sequence[ReadPiece[Extent]], scope: int, failed: dict[ChunkKey, Failure]
+        self, pieces: Sequence[PlannedRead[Extent]], scope: int, failed: dict[ChunkKey, Failure]
     ) -> list[tuple[Wanted[Extent], Failure]]:
         """Sort out what the pieces found; returns the chunks that are to be dropped, and why.
 
