@@ -50,7 +50,7 @@ class BadBlock(Files):
         position = offset
         for buffer in buffers:
             for start in range(0, len(buffer) - BLOCK_BYTES + 1, BLOCK_BYTES):
-                if buffer[start : start + 64] == self.marked:
+                if bytes(buffer[start : start + 64]) == self.marked:
                     self._bad = os.fstat(fd).st_ino, position + start
                     if self.refuses == "write":
                         raise OSError(errno.EIO, "bad block")
