@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 import pytest
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+from reader_slots import all_held, few_slots
 from store_process import StoreProcess
 
 from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
 from kvtier.tiers.errors import TierError
-from kvtier.tiers.nvme.index import environment, slots
 from kvtier.tiers.nvme.index.environment import SPARE_READS, Index
 from kvtier.tiers.nvme.index.errors import IndexDamaged, IndexStarved
 from kvtier.tiers.testing import aligned_buffers
 
 SLOTS = 24  # of the store, for all processes
-HEAD_BYTES = 128  # what stands before the slots in LMDB's lock file
 OLD, NEW = keys_of(0, 8), keys_of(100, 4)
 
 
 @pytest.fixture(autouse=True)
 def _few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock file decides, for other processes too."""
-    monkeypatch.setattr(environment, "READERS_MAX", SLOTS)
-    monkeypatch.setattr(slots, "LOCK_FILE_BYTES", HEAD_BYTES + SLOTS * 64)
-
-
-@contextlib.contextmanager
-def all_held(index: Index) -> Iterator[int]:
-    """Threads that read until the end, as many as there are slots for; how many."""
-    leave, held, refused = threading.Event(), threading.Semaphore(0), threading.Event()
-    threads = []
-
-    def hold() -> None:
-        try:
-            with index.read():
-                held.release()
-                leave.wait()
-        except IndexStarved:
-            refused.set()
-            held.release()
-
-    try:
-        while not refused.is_set():
-            threads.append(threading.Thread(target=hold))
-            threads[-1].start()
-            held.acquire()
-        yield len(threads) - 1
-    finally:
-        leave.set()
-        for thread in threads:
-            thread.join()
+    few_slots(monkeypatch, SLOTS)
 
 
 async def test_without_a_slot_lookups_miss_and_stores_and_loads_say_why(

@@ -218,7 +218,7 @@ class _Environment:
                 self.env, self.tables = _opened(path, map_bytes, readonly=True)
             undo.callback(self.env.close)
             self.page_bytes = int(self.env.stat()["psize"])
-            self._data = DataFile(path / "data.mdb", int(self.env.info()["map_size"]))
+            self._data = DataFile(path / "data.mdb", int(self.env.info()["map_size"]), self.page_bytes)
             undo.callback(self._data.close)
             _take_slots(self.env)
             undo.pop_all()
