@@ -57,19 +57,21 @@ async def measure(path: Path, count: int) -> dict[str, float]:
     tier = await opened(path, count)
     open_s = time.perf_counter() - began_s
     rng = random.Random(0)
-    per_key = []
+    per_key, cached = [], []
     for _ in range(LOOKUPS):
         keys = [key_of(rng.randrange(count)) for _ in range(LOOKUP_BATCH)]
-        began_s = time.perf_counter()
-        found = tier.lookup(keys)
-        per_key.append((time.perf_counter() - began_s) / LOOKUP_BATCH)
-        assert all(found)
+        for costs in (per_key, cached):  # the second time, what it reads is in the CPU's caches
+            began_s = time.perf_counter()
+            found = tier.lookup(keys)
+            costs.append((time.perf_counter() - began_s) / LOOKUP_BATCH)
+            assert all(found)
     rss = psutil.Process().memory_info().rss - EMPTY_RSS_BYTES
     await tier.close()
     return {
         "chunks": count,
         "open_s": open_s,
         "lookup_us_per_key": 1e6 * statistics.median(per_key),
+        "lookup_us_per_key_cached": 1e6 * statistics.median(cached),
         "lookup_us_per_key_p99": 1e6 * sorted(per_key)[int(len(per_key) * 0.99)],
         "rss_mib": rss / (1 << 20),
     }

@@ -29,7 +29,7 @@ from stores import Kvtier, Memory, Pages
 
 from kvtier.tiers.nvme.format import checksum
 from kvtier.tiers.nvme.index import environment as index
-from kvtier.tiers.nvme.io import files, pieces
+from kvtier.tiers.nvme.io import files, parts, pieces
 from kvtier.tiers.nvme.log import batch
 
 STEPS: dict[str, tuple[type, str]] = {
@@ -39,6 +39,7 @@ STEPS: dict[str, tuple[type, str]] = {
     "table": (batch.PlacedBatch, "write_table"),
     "commit": (index.Index, "write"),
     "pieces": (pieces.WritePiece, "__call__"),
+    "parts": (parts.WritePart, "__call__"),
     "read pieces": (pieces.ReadPiece, "__call__"),
 }
 

@@ -52,10 +52,13 @@ class Outcome:
     Attributes:
         succeeded: keys that were stored or loaded, in the order they were given.
         failed: the others, each with its reason.
+        is_sample: whether it says anything about the tier's health. False where something of this process
+            or host was lacking for a moment, before the tier was asked.
     """
 
     succeeded: tuple[ChunkKey, ...] = ()
     failed: Mapping[ChunkKey, Failure] = field(default_factory=dict)
+    is_sample: bool = True
 
     @staticmethod
     def of(keys: Sequence[ChunkKey], failed: Mapping[ChunkKey, Failure]) -> Outcome:

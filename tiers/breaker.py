@@ -279,8 +279,9 @@ class Breaker:
         good: bool | None = None
         try:
             outcome = await call()
-            # Some came: then it is a bad place on the drive, and not the drive.
-            good = bool(outcome.succeeded) or DEVICE_FAILURES.isdisjoint(outcome.failed.values())
+            if outcome.is_sample:
+                # Some came: then it is a bad place on the drive, and not the drive.
+                good = bool(outcome.succeeded) or DEVICE_FAILURES.isdisjoint(outcome.failed.values())
         except Exception:
             good = False
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .base import Failure
+
 
 class KvtierError(Exception):
     """Base of every error that kvtier raises on purpose."""
@@ -27,7 +29,10 @@ class TierError(KvtierError):
 
     Attributes:
         tier: name of the tier that failed.
+        failure: what the keys of the call that met it fail with.
     """
+
+    failure = Failure.IO_ERROR
 
     def __init__(self, tier: str, message: str) -> None:
         super().__init__(f"{tier}: {message}")

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from faults import fault, in_child
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+from reader_slots import all_held, few_slots
 
+from kvtier.tiers.base import Failure
+from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
 from kvtier.tiers.nvme.io import blocks
 from kvtier.tiers.testing import aligned_buffers
 
@@ -104,5 +107,31 @@ async def test_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             await tier.store(NEW, filled(NEW, 5000))
             await tier.load(OLD, aligned_buffers(len(OLD), CHUNK_BYTES))
         assert await right(tier, OLD) == OLD
+    finally:
+        await tier.close()
+
+
+@fault(
+    "every reader slot of the index is taken (512 reads at the same moment)",
+    sees="lookups miss, loads and stores fail as no_resources; the breaker stays closed",
+    loses="the chunks of failed stores; nothing that is stored",
+    heals="by itself, when a read ends; slots of killed processes are freed first",
+)
+async def test_no_reader_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_slots(monkeypatch, 20)
+    tier = await opened(tmp_path / "store")
+    breaker = Breaker(tier, slow_s=60.0)
+    try:
+        await stored(tier, OLD)
+        with all_held(tier._index):
+            for _ in range(2 * BAD_CALLS_MAX):
+                assert not any(breaker.lookup(OLD))
+                outcome = await breaker.load(OLD, aligned_buffers(len(OLD), CHUNK_BYTES))
+                assert outcome.failed == dict.fromkeys(OLD, Failure.NO_RESOURCES)
+                outcome = await breaker.store(NEW, filled(NEW))
+                assert outcome.failed == dict.fromkeys(NEW, Failure.NO_RESOURCES)
+        assert breaker.state is BreakerState.CLOSED
+        assert await right(tier, OLD) == OLD
+        await stored(tier, NEW)
     finally:
         await tier.close()

@@ -9,6 +9,8 @@ import pytest
 from faults import fault
 from loop_rig import MIB, drive
 from nvme_rig import keys_of, opened, right, stored
+from page_shim import page_shim
+from store_process import StoreProcess
 
 from kvtier.tiers.nvme.io.files import allocated_bytes
 
@@ -56,3 +58,25 @@ async def test_no_fallocate(tmp_path: Path, kind: str, caplog: pytest.LogCapture
             pytest.skip("this bindfs has fallocate")
         await goes_round(made.point / "store")
     assert "fallocate" in caplog.text
+
+
+@fault(
+    "pages of 64 KiB (GH200, Grace; told to the process by a shim, on a kernel that has others)",
+    sees="nothing",
+    loses="nothing",
+    heals="-",
+)
+def test_pages_of_64_kib(tmp_path: Path) -> None:
+    path, within = tmp_path / "store", ["env", f"LD_PRELOAD={page_shim(tmp_path, 65536)}"]
+    with StoreProcess(path, within=within) as first, StoreProcess(path, within=within) as second:
+        for start in range(0, 2048, 64):  # twice the cap
+            asked = first if start % 128 else second
+            assert asked.ask(f"store {start} 64") == "64"
+        assert allocated_bytes(path) <= 16 * MIB
+        assert first.ask("look 1920 128") == "128"
+        first.kill()
+        assert second.ask("look 1920 128") == "128"
+        assert second.ask("close") == "closed"
+    with StoreProcess(path, within=within) as third:
+        assert third.ask("look 1920 128") == "128"
+        assert third.ask("close") == "closed"

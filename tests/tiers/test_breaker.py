@@ -1,5 +1,6 @@
 import asyncio
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -39,13 +40,15 @@ class FaultyTier(MemoryTier):
 
     refuses = False
     why = Failure.IO_ERROR
+    is_sample = True
     bad_places: frozenset[bytes] = frozenset()
 
     async def load(self, keys, buffers):
         bad = keys if self.refuses else self.bad_places.intersection(keys)
         good = [(key, buffer) for key, buffer in zip(keys, buffers, strict=True) if key not in bad]
         outcome = await super().load([key for key, _ in good], [buffer for _, buffer in good])
-        return Outcome.of(keys, {**outcome.failed, **dict.fromkeys(bad, self.why)})
+        outcome = Outcome.of(keys, {**outcome.failed, **dict.fromkeys(bad, self.why)})
+        return replace(outcome, is_sample=self.is_sample)
 
 
 class Rig:
@@ -245,6 +248,22 @@ async def test_a_tier_that_has_chosen_leaves_it_closed(rig: Rig, why: Failure) -
     for _ in range(2 * BAD_CALLS_MAX):
         assert await rig.load() is why
     assert rig.state() is BreakerState.CLOSED
+
+
+@pytest.mark.parametrize("why", sorted(DEVICE_FAILURES))
+async def test_what_a_tier_calls_no_sample_leaves_it_as_it_is(rig: Rig, why: Failure) -> None:
+    rig.tier.why, rig.tier.refuses, rig.tier.is_sample = why, True, False
+    for _ in range(2 * BAD_CALLS_MAX):
+        assert await rig.load() is why
+    assert rig.state() is BreakerState.CLOSED
+    rig.tier.is_sample = True
+    for _ in range(BAD_CALLS_MAX):
+        await rig.load()
+    assert rig.state() is BreakerState.OPEN
+    rig.clock.now_s += PAUSE_S + 0.1
+    rig.tier.is_sample = False
+    assert await rig.load() is why, "the trial"
+    assert rig.state() is BreakerState.TRYING, "which says nothing: the next call is one, too"
 
 
 async def test_of_several_calls_the_one_that_hangs_opens_it(rig: Rig) -> None:

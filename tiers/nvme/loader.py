@@ -10,11 +10,14 @@ from functools import partial
 from ..base import Buffer, ChunkKey, Failure, Outcome
 from ..errors import TierError
 from .failures import FailureLog
+from .index.errors import IndexStarved
 from .index.ledger import Ledger
 from .index.records import Extent
 from .index.transaction import Transaction
 from .io.lanes import Lanes
-from .io.pieces import ReadPiece, Wanted, plan_reads
+from .io.pieces import Wanted
+from .io.plan import Read as PlannedRead
+from .io.plan import plan_reads
 from .log.readers import Readers
 from .log.room import Room
 from .presence import Presence
@@ -62,19 +65,36 @@ class Loader:
         """Fill each buffer with its key's bytes; a chunk of another length is a miss."""
         failed: dict[ChunkKey, Failure] = {}
         rest = list(zip(keys, buffers, strict=True))
-        for _ in range(LOOKS_MAX):
-            rest = await self._look(rest, failed)
-            if not rest:
-                break
+        try:
+            for _ in range(LOOKS_MAX):
+                rest = await self._look(rest, failed)
+                if not rest:
+                    break
+        except IndexStarved as error:
+            starved = self.starved([key for key, _ in rest], error)
+            failed.update(starved.failed)
+            outcome = self._loaded(keys, buffers, failed)
+            return outcome if len(rest) < len(keys) else starved
         return self._loaded(keys, buffers, failed)
 
     def find(self, keys: Sequence[ChunkKey]) -> tuple[int, list[Extent | None]]:
-        """The scope in force and each key's extent; scope 0 where the index cannot say, which is logged."""
+        """The scope in force and each key's extent; scope 0 where the index cannot say, which is logged.
+
+        Raises:
+            IndexStarved: it could not be asked.
+        """
         try:
             return self._view.find(keys)
+        except IndexStarved:
+            raise
         except TierError as error:
             self._failures.add(f"{error}")
             return 0, [None] * len(keys)
+
+    def starved(self, keys: Sequence[ChunkKey], error: IndexStarved) -> Outcome:
+        """What becomes of a call that could not ask the index: no sample of the drive."""
+        self._failures.add(f"{error}")
+        return Outcome(failed=dict.fromkeys(keys, error.failure), is_sample=False)
 
     def follow(self) -> None:
         """Read from the namespace that the view has entered."""
@@ -113,7 +133,7 @@ class Loader:
         return wanted, scope
 
     def _collect(
-        self, pieces: Sequence[ReadPiece[Extent]], scope: int, failed: dict[ChunkKey, Failure]
+        self, pieces: Sequence[PlannedRead[Extent]], scope: int, failed: dict[ChunkKey, Failure]
     ) -> list[tuple[Wanted[Extent], Failure]]:
         """Sort out what the pieces found; returns the chunks that are to be dropped, and why.
 

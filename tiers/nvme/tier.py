@@ -25,6 +25,7 @@ from typing import Any
 from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
 from .failures import FailureLog
+from .index.errors import IndexStarved
 from .index.ledger import Ledger
 from .index.memory import SHARED_MEMORY
 from .index.records import Extent, Namespace
@@ -262,7 +263,11 @@ class NvmeTier:
             if self._presence.is_gone:
                 self._counters["dropped_chunks"] += len(keys)
                 return Outcome(failed=dict.fromkeys(keys, Failure.GONE))
-            now, extents = self._loader.find(keys)
+            try:
+                now, extents = self._loader.find(keys)
+            except IndexStarved as error:
+                self._counters["dropped_chunks"] += len(keys)
+                return self._loader.starved(keys, error)
             if now != scope or not scope:
                 failed = dict.fromkeys(keys, Failure.DROPPED)
             else:

@@ -1,4 +1,5 @@
 import fcntl
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -242,8 +243,10 @@ def test_names_that_differ_have_files_that_differ(pair: tuple[str, str]) -> None
     assert len(first.name) < 255
 
 
-def test_nothing_of_a_slot_shares_a_page_with_the_marks() -> None:
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_nothing_of_a_slot_shares_a_page_with_the_marks(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", page)
     layout = ArenaLayout(slot_count=1000, part_bytes=1, parts=3, ranks=3, mappers=4)
-    assert layout.slots_offset % 4096 == 0
-    assert layout.slots_offset >= 4096 + 3 * 1000 * (4 + 4 + 1)
+    assert layout.slots_offset % page == 0
+    assert layout.slots_offset >= page + 3 * 1000 * (4 + 4 + 1)
     assert layout.size_bytes == layout.slots_offset + 1000 * 3 * 4096

@@ -113,9 +113,16 @@ def test_a_slot_larger_than_a_piece_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert Pinning(4096, SLOT_BYTES, 3, start=0.0).piece_bytes == SLOT_BYTES
 
 
-def test_pieces_share_no_page_where_pages_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmap, "PAGESIZE", 65536)
-    assert Pinning(65536, SLOT_BYTES, 100, start=0.0).piece_bytes == 16 * SLOT_BYTES
+@pytest.mark.parametrize("slot_bytes", [4096, SLOT_BYTES, 16 * 4096, 17 * 4096])
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_pieces_share_no_page_however_large_pages_are(
+    page: int, slot_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", page)
+    pieces = Pinning(65536, slot_bytes, 100, start=0.0)._left
+    assert all(piece.address % page == 0 for piece in pieces)
+    assert [piece.address for piece in pieces][1:] == [p.address + p.size_bytes for p in pieces][:-1]
+    assert sum(piece.size_bytes for piece in pieces) == 100 * slot_bytes
 
 
 def test_processes_begin_at_different_pieces() -> None:

@@ -11,9 +11,9 @@ import errno
 import os
 from pathlib import Path
 
-from .records import MAP_PAGES_MIN, page_bytes
+from .records import MAP_PAGES_MIN, page_bytes, system_page_bytes
 
-AHEAD_BYTES = 8 * 1024 * 1024  # what one change may need: 512 chunks in 3 pages each
+AHEAD_PAGES = 2048  # what one change may need: 512 chunks in 3 pages each, and some
 CRAMPED_FILL_MAX = 1.6  # of what is there: pages in change need the rest; see `limit_bytes`
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
@@ -24,14 +24,15 @@ def map_bytes_at(data: Path, wanted_bytes: int, *, alone: bool) -> int:
     there_bytes = data.stat().st_size if data.exists() else 0
     if there_bytes and not alone:
         return there_bytes
-    return max(there_bytes, wanted_bytes, MAP_PAGES_MIN * page_bytes())
+    return max(there_bytes, wanted_bytes, MAP_PAGES_MIN * page_bytes(system_page_bytes()))
 
 
 class DataFile:
     """The file of one index in this process. Changes under the writer lock."""
 
-    def __init__(self, path: Path, map_bytes: int) -> None:
+    def __init__(self, path: Path, map_bytes: int, page: int) -> None:
         self._map_bytes = map_bytes
+        self._ahead_bytes = AHEAD_PAGES * page
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             # No writer makes it longer, so this never cuts what one appends.
@@ -52,10 +53,10 @@ class DataFile:
 
     def take_room(self, pages_bytes: int) -> None:
         """Take room for the next change behind the pages that are there."""
-        if min(self._map_bytes, pages_bytes + AHEAD_BYTES // 2) <= self._taken_bytes:
+        if min(self._map_bytes, pages_bytes + self._ahead_bytes // 2) <= self._taken_bytes:
             return
         start = max(self._taken_bytes, pages_bytes)
-        end = min(self._map_bytes, pages_bytes + AHEAD_BYTES)
+        end = min(self._map_bytes, pages_bytes + self._ahead_bytes)
         try:
             if end > start:
                 os.posix_fallocate(self._fd, start, end - start)

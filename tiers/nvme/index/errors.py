@@ -1,7 +1,8 @@
-"""How the index fails: damaged, full, or held by somebody else for too long."""
+"""How the index fails: damaged, full, starved, or held by somebody else for too long."""
 
 from __future__ import annotations
 
+from ...base import Failure
 from ...errors import TierError
 
 
@@ -11,6 +12,12 @@ class IndexDamaged(TierError):
 
 class IndexFull(TierError):
     """The index may not grow further; its store has to evict chunks first."""
+
+
+class IndexStarved(TierError):
+    """No reader slot or no memory was left for a call. That passes; what is stored is as good as before."""
+
+    failure = Failure.NO_RESOURCES
 
 
 class IndexBusy(TierError):

@@ -13,6 +13,7 @@ LOCK_FILE_BYTES = 9 * 4096  # of all slots and what stands before them; LMDB use
 KEY_BYTES_MAX = 256  # of a chunk's key
 MAP_PAGES_MIN = 256  # room for a few thousand chunks, and for a change of them all
 PAGE_BYTES_MAX = 32 * 1024  # of LMDB; it takes the system's page, up to this
+SMALL_FILES = 2  # beside an index in shared memory: the writer lock, and whose it is
 MAP_FACTOR = 4  # pages may be half full, and as many may be in change
 SHARED_BYTES_PER_CHUNK = (
     256  # what a chunk with an ordinary key takes: 131 were measured, without old readers
@@ -96,24 +97,33 @@ class Unread(NamedTuple):
     generation: int
 
 
-def page_bytes() -> int:
+def system_page_bytes() -> int:
+    """The unit of shared memory, and of maps."""
+    return os.sysconf("SC_PAGESIZE")
+
+
+def page_bytes(system_page: int) -> int:
     """The size of the pages of a new index."""
-    return min(PAGE_BYTES_MAX, os.sysconf("SC_PAGESIZE"))
+    return min(PAGE_BYTES_MAX, system_page)
 
 
-def map_bytes_for(capacity_bytes: int, chunk_bytes: int, page: int | None = None) -> int:
+def map_bytes_for(capacity_bytes: int, chunk_bytes: int, system_page: int) -> int:
     """How far an index may grow: the cap full of chunks with the longest keys. It takes only what it uses."""
-    page = page or page_bytes()
     record_bytes = 8 + SCOPE.size + KEY_BYTES_MAX + EXTENT.size + 2  # with LMDB's own head and pointer
     chunks_bytes = capacity_bytes // chunk_bytes * record_bytes * MAP_FACTOR
-    return max(MAP_PAGES_MIN * page, -(-chunks_bytes // page) * page)
+    return _whole_pages(max(MAP_PAGES_MIN * page_bytes(system_page), chunks_bytes), system_page)
 
 
-def shared_bytes_for(capacity_bytes: int, chunk_bytes: int, page: int | None = None) -> int:
+def shared_bytes_for(capacity_bytes: int, chunk_bytes: int, system_page: int) -> int:
     """How much shared memory an index takes when the cap is full of chunks with ordinary keys."""
-    page = page or page_bytes()
     chunks_bytes = capacity_bytes // chunk_bytes * SHARED_BYTES_PER_CHUNK
-    return max(MAP_PAGES_MIN * page, chunks_bytes) + LOCK_FILE_BYTES + page
+    data_bytes = max(MAP_PAGES_MIN * page_bytes(system_page), chunks_bytes)
+    lock_bytes = _whole_pages(LOCK_FILE_BYTES, system_page)
+    return _whole_pages(data_bytes, system_page) + lock_bytes + SMALL_FILES * system_page
+
+
+def _whole_pages(size_bytes: int, page: int) -> int:
+    return -(-size_bytes // page) * page
 
 
 def decode_segment(raw: bytes) -> Segment:

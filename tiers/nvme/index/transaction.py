@@ -24,6 +24,8 @@ from .records import (
     decode_segment,
 )
 
+OTHER_PAGES = 64  # of a compact copy, for the other tables
+
 
 class Transaction:
     """One LMDB transaction, in the index's words. Belongs to the thread that began it."""
@@ -137,6 +139,10 @@ class Transaction:
         """What the extents take."""
         stat = self._txn.stat(self._extents)
         return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) * self._room.page_bytes
+
+    def copy_bytes(self) -> int:
+        """What a compact copy takes: the extents, and little beside them."""
+        return self.tree_bytes() + OTHER_PAGES * self._room.page_bytes
 
     def fill(self) -> float:
         """Which part of what the index may take the extents take."""

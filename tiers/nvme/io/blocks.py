@@ -25,6 +25,13 @@ def blocks_of(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES)
 
 
+def parts_of(size_bytes: int) -> list[slice]:
+    """The chunk's equal parts of whole blocks, each at most a piece; the last one ends with the chunk."""
+    count = max(1, -(-size_bytes // PIECE_BYTES))
+    part_bytes = max(BLOCK_BYTES, aligned(-(-size_bytes // count)))
+    return [slice(start, min(start + part_bytes, size_bytes)) for start in range(0, size_bytes, part_bytes)]
+
+
 def scratch(size_bytes: int) -> Buffer:
     """Fresh zeroed memory for direct I/O, at least `size_bytes`, in whole blocks."""
     return memoryview(mmap.mmap(-1, max(BLOCK_BYTES, aligned(size_bytes))))
@@ -48,9 +55,9 @@ def write_all(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> 
             batch = [_copy(batch)]  # memory that the drive cannot read from: through an aligned copy
             written = files.pwritev(fd, batch, offset)
         if written < size_bytes:
+            written -= written % BLOCK_BYTES
             if written <= 0:
                 raise OSError(errno.EIO, "a write made no progress")
-            written -= written % BLOCK_BYTES
             parts.extendleft(reversed(_rest(batch, written)))
         offset += written
 
@@ -62,24 +69,27 @@ def read_all(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> i
         OSError: the device or file system refused.
     """
     assert len(buffers) <= IOV_MAX, "the plan splits reads"
-    wanted = sum(map(len, buffers))
     try:
-        done = files.preadv(fd, buffers, offset)
+        return _read(files, fd, buffers, offset)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return _read_through_copy(files, fd, buffers, offset)
-    while 0 < done < wanted and done % BLOCK_BYTES == 0:
-        more = files.preadv(fd, _rest(buffers, done), offset + done)
-        if more <= 0:
-            break
-        done += more
+
+
+def _read(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Read on after a short read, from the last whole block, until all is there or nothing more comes."""
+    wanted, done, before = sum(map(len, buffers)), 0, -1
+    while before < done < wanted:
+        before, start = done, done - done % BLOCK_BYTES
+        done = max(done, start + files.preadv(fd, _rest(buffers, start), offset + start))
     return done
 
 
 def _read_through_copy(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-    copy = scratch(sum(map(len, buffers)))
-    done = min(files.preadv(fd, [copy], offset), sum(map(len, buffers)))
+    size_bytes = sum(map(len, buffers))
+    copy = scratch(size_bytes)
+    done = min(_read(files, fd, [copy], offset), size_bytes)
     start = 0
     for buffer in buffers:
         part = copy[start : min(start + len(buffer), done)]
@@ -97,7 +107,9 @@ def _copy(buffers: Sequence[Buffer]) -> Buffer:
     return copy
 
 
-def _rest(buffers: Sequence[Buffer], skip_bytes: int) -> list[Buffer]:
+def _rest(buffers: Sequence[Buffer], skip_bytes: int) -> Sequence[Buffer]:
+    if not skip_bytes:
+        return buffers
     rest = []
     for buffer in buffers:
         if skip_bytes < len(buffer):

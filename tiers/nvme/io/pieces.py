@@ -1,8 +1,8 @@
-"""Pieces: what one vectored call writes or reads, planned apart from running.
+"""Pieces: what one vectored call writes or reads.
 
-A plan is pure: it says which chunks lie side by side and go in one call. A piece then runs on a lane
-thread and keeps its result for the event loop to collect. It computes the checksum right beside the transfer,
-while the bytes are in the CPU's cache.
+A piece runs on a lane thread and keeps its result for the event loop to collect. It computes the checksum
+right beside the transfer, while the bytes are in the CPU's cache. Which chunks are a piece says `plan.py`;
+of a chunk that is too large for one, `parts.py` makes several.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
-from .blocks import BLOCK_BYTES, IOV_MAX, PIECE_BYTES, blocks_of, read_all, scratch, write_all
+from .blocks import BLOCK_BYTES, blocks_of, read_all, scratch, write_all
 from .files import Files
 from .refusal import BAD_PLACE, failure_of
-
-GAP_BLOCKS_MAX = 4  # read over up to 16 KiB between neighbours: cheaper than a call of its own
-PIECE_CHUNKS_MAX = IOV_MAX // 3  # each chunk is at most three parts of a call: gap, whole blocks, tail
 
 
 class Checksum(Protocol):
     """Computes the checksum that a chunk carries; called on lane threads."""
 
     def of(self, key: ChunkKey, payload: Buffer | bytes) -> int: ...
+    def of_part(self, payload: Buffer | bytes) -> int: ...
+    def of_parts(self, key: ChunkKey, parts: Sequence[tuple[int, int]]) -> int: ...
 
 
 class Place(Protocol):
@@ -44,7 +43,6 @@ class Place(Protocol):
     def checksum(self) -> int: ...
 
 
-T = TypeVar("T")
 P = TypeVar("P", bound=Place)
 
 
@@ -80,7 +78,7 @@ class WritePiece:
         stored_s, block, written = int(time.time()), self._block, []
         parts: list[Buffer] = []
         try:
-            tails = _Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
+            tails = Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))
             for key, buffer in self.chunks:
                 written.append(Written(key, block, len(buffer), self._checksum.of(key, buffer), stored_s))
                 parts += tails.written(buffer)
@@ -98,21 +96,6 @@ def as_os_error(error: OSError | MemoryError) -> OSError:
     if isinstance(error, OSError):
         return error
     return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-
-def plan_writes(
-    files: Files,
-    fd: int,
-    checksum: Checksum,
-    block: int,
-    chunks: Sequence[tuple[ChunkKey, Buffer]],
-) -> list[WritePiece]:
-    """Split chunks that go side by side from `block` on into pieces."""
-    pieces = []
-    for group in _grouped(chunks, lambda chunk: len(chunk[1])):
-        pieces.append(WritePiece(files, fd, checksum, block, group))
-        block += sum(blocks_of(len(buffer)) for _, buffer in group)
-    return pieces
 
 
 class Wanted(NamedTuple, Generic[P]):
@@ -161,8 +144,8 @@ class ReadPiece(Generic[P]):
         except FileNotFoundError:
             self._fail_all(Failure.GONE)  # the log has lost what the index still has
             return 0
-        except (OSError, TierError) as error:
-            self.errors.append(error)
+        except (OSError, TierError, MemoryError) as error:
+            self.errors.append(as_os_error(error) if isinstance(error, MemoryError) else error)
             self._fail_all(failure_of(error))
             return 0
         if fd is None:
@@ -191,16 +174,20 @@ class ReadPiece(Generic[P]):
             return 0
         plan.finish()
         for position, wanted, end in zip(positions, chunks, plan.ends, strict=True):
-            self._verify(position, wanted, complete=end <= done)
+            self._check(position, wanted, complete=end <= done)
         return done
 
-    def _verify(self, position: int, wanted: Wanted[P], *, complete: bool) -> None:
+    def _check(self, position: int, wanted: Wanted[P], *, complete: bool) -> None:
         # The bytes are read first and the source is asked afterwards: had the segment been reclaimed and
         # overwritten in between, the source would say so now.
         right = complete and self._checksum.of(wanted.key, wanted.buffer) == wanted.place.checksum
         if not right:
-            current = self._source.in_force(wanted.key, wanted.place)
-            self.failed[position] = Failure.CORRUPT if current else Failure.MISSING
+            self.failed[position] = wrong(self._source, wanted)
+
+
+def wrong(source: Source, wanted: Wanted[P]) -> Failure:
+    """What it means that a chunk's bytes were not found in its place."""
+    return Failure.CORRUPT if source.in_force(wanted.key, wanted.place) else Failure.MISSING
 
 
 class _ReadPlan:
@@ -209,7 +196,7 @@ class _ReadPlan:
     def __init__(self, chunks: Sequence[Wanted[P]]) -> None:
         self.parts: list[Buffer] = []
         self.ends: list[int] = []  # of each chunk, counted from the first byte read
-        tails = _Tails(sum(1 for wanted in chunks if len(wanted.buffer) % BLOCK_BYTES))
+        tails = Tails(sum(1 for wanted in chunks if len(wanted.buffer) % BLOCK_BYTES))
         self._moves: list[tuple[Buffer, Buffer]] = []
         first = position = chunks[0].place.block
         for wanted in chunks:
@@ -224,7 +211,7 @@ class _ReadPlan:
             target[:] = source
 
 
-class _Tails:
+class Tails:
     """Whole blocks for the ends of chunks that do not fill their last one.
 
     Only the end is copied; what lies behind the buffer in memory is neither written out nor overwritten.
@@ -248,44 +235,3 @@ class _Tails:
         tail, self._memory = self._memory[:BLOCK_BYTES], self._memory[BLOCK_BYTES:]
         moves.append((buffer[whole:], tail[: len(buffer) - whole]))
         return [buffer[:whole], tail] if whole else [tail]
-
-
-def plan_reads(
-    files: Files, source: Source, checksum: Checksum, wanted: Sequence[Wanted[P]]
-) -> list[ReadPiece[P]]:
-    """Sort by place, merge neighbours, split into pieces."""
-    ordered = sorted(wanted, key=lambda chunk: (chunk.place.segment, chunk.place.block))
-    runs = _runs(ordered)
-    groups = (group for run in runs for group in _grouped(run, lambda chunk: chunk.place.length_bytes))
-    return [ReadPiece(files, source, checksum, group) for group in groups]
-
-
-def _runs(ordered: Sequence[Wanted[P]]) -> Iterator[list[Wanted[P]]]:
-    run: list[Wanted[P]] = []
-    for chunk in ordered:
-        if run and not _neighbours(run[-1].place, chunk.place):
-            yield run
-            run = []
-        run.append(chunk)
-    if run:
-        yield run
-
-
-def _neighbours(first: Place, second: Place) -> bool:
-    gap = second.block - first.block - blocks_of(first.length_bytes)
-    same = (first.segment, first.generation) == (second.segment, second.generation)
-    return same and 0 <= gap <= GAP_BLOCKS_MAX
-
-
-def _grouped(items: Sequence[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """Cut a sequence where a piece is full; a chunk larger than a piece is a piece of its own."""
-    group: list[T] = []
-    group_bytes = 0
-    for item in items:
-        if group and (group_bytes + size_bytes(item) > PIECE_BYTES or len(group) == PIECE_CHUNKS_MAX):
-            yield group
-            group, group_bytes = [], 0
-        group.append(item)
-        group_bytes += size_bytes(item)
-    if group:
-        yield group

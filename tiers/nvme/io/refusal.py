@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from ...base import Failure
+from ...errors import TierError
 
 # What a drive says of one bad place: media errors, and checksums of its own that do not match.
 BAD_PLACE = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.EBADMSG})
@@ -23,5 +24,7 @@ def failure_of(error: BaseException) -> Failure:
     """What failed; everything that has no other name is the device."""
     if isinstance(error, MemoryError):
         return Failure.NO_RESOURCES
+    if isinstance(error, TierError):
+        return error.failure
     code = error.errno if isinstance(error, OSError) else None
     return Failure.IO_ERROR if code is None else _MEANING.get(code, Failure.IO_ERROR)

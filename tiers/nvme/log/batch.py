@@ -9,7 +9,8 @@ from functools import partial
 from ...base import Buffer, ChunkKey
 from ..format.codec import Batch, Entry
 from ..format.open_segment import OpenSegment, Placement
-from ..io.pieces import WritePiece, as_os_error, plan_writes
+from ..io.pieces import as_os_error
+from ..io.plan import Write, plan_writes
 from .chunks import Target
 
 
@@ -27,9 +28,7 @@ class PlacedBatch:
         self.segment, self.placement, self.target, self.order = segment, placement, target, order
         first_block = placement.block + placement.table_blocks
         file = segment.file
-        self.pieces: Sequence[WritePiece] = plan_writes(
-            file.files, file.fd, target.checksum, first_block, chunks
-        )
+        self.pieces: Sequence[Write] = plan_writes(file.files, file.fd, target.checksum, first_block, chunks)
         self._lock = threading.Lock()
         self._left = len(self.pieces)
         # The result: the table as it was written, and what it names.
@@ -40,7 +39,7 @@ class PlacedBatch:
     def calls(self) -> list[Callable[[], int]]:
         return [partial(self._run, piece) for piece in self.pieces]
 
-    def _run(self, piece: WritePiece) -> int:
+    def _run(self, piece: Write) -> int:
         moved_bytes = piece()
         with self._lock:
             self._left -= 1

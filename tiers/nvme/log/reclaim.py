@@ -20,7 +20,8 @@ from ..index.records import Extent
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, scratch
 from ..io.lanes import Lanes
-from ..io.pieces import Wanted, plan_reads
+from ..io.pieces import Wanted
+from ..io.plan import plan_reads
 from .append import Appender
 from .chunks import Live, Target
 from .order import Since, next_order

@@ -152,7 +152,7 @@ def _note(txn: Transaction) -> None:
 
 def _fits(index: Index, share_bytes: int) -> bool:
     with index.read() as txn:
-        return txn.tree_bytes() + 64 * BLOCK_BYTES <= share_bytes
+        return txn.copy_bytes() <= share_bytes
 
 
 @contextmanager

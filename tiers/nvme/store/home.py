@@ -16,7 +16,7 @@ from ...errors import TierError, TierUnavailable
 from ..index import memory
 from ..index.environment import Index
 from ..index.errors import IndexDamaged
-from ..index.records import map_bytes_for, shared_bytes_for
+from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
 from ..index.transaction import Transaction
 from .checkpoint import checkpoint_footer, restore_checkpoint, write_checkpoint
 from .directory import OutOfReach, StoreDirectory
@@ -38,8 +38,10 @@ class Sizes(NamedTuple):
 
     @staticmethod
     def of(capacity_bytes: int, chunk_bytes: int) -> Sizes:
+        page = system_page_bytes()
         return Sizes(
-            map_bytes_for(capacity_bytes, chunk_bytes), shared_bytes_for(capacity_bytes, chunk_bytes)
+            map_bytes_for(capacity_bytes, chunk_bytes, page),
+            shared_bytes_for(capacity_bytes, chunk_bytes, page),
         )
 
 

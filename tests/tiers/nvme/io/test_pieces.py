@@ -2,115 +2,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from piece_rig import CHECKSUM, Failing, OneFile, chunks_of, extent_of, ran, wanted, written
 
-from kvtier.tiers.base import Buffer, ChunkKey, Failure
-from kvtier.tiers.nvme.format.checksum import ChunkChecksum
-from kvtier.tiers.nvme.index.records import Extent
-from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES, PIECE_BYTES, blocks_of
+from kvtier.tiers.base import Buffer, Failure
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import Files
-from kvtier.tiers.nvme.io.pieces import (
-    PIECE_CHUNKS_MAX,
-    Place,
-    ReadPiece,
-    Wanted,
-    WritePiece,
-    Written,
-    plan_reads,
-    plan_writes,
-)
+from kvtier.tiers.nvme.io.pieces import Wanted, WritePiece
+from kvtier.tiers.nvme.io.plan import plan_reads
 from kvtier.tiers.testing import aligned_buffers
-
-CHECKSUM = ChunkChecksum(b"n" * 32)
-
-
-class Failing(Files):
-    """Fails each call that touches this block."""
-
-    def __init__(self, block: int) -> None:
-        self.block = block
-
-    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        self._check(buffers, offset)
-        return super().preadv(fd, buffers, offset)
-
-    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        self._check(buffers, offset)
-        return super().pwritev(fd, buffers, offset)
-
-    def _check(self, buffers: Sequence[Buffer], offset: int) -> None:
-        if offset <= self.block * BLOCK_BYTES < offset + sum(map(len, buffers)):
-            raise OSError(errno.EIO, "bad block")
-
-
-class OneFile:
-    """A source of one file."""
-
-    def __init__(self, fd: int | None) -> None:
-        self.fd = fd
-        self.users = 0
-        self.current = True
-        self.error: OSError | None = None
-
-    def acquire(self, segment: int, generation: int) -> int | None:
-        if self.error is not None:
-            raise self.error
-        self.users += self.fd is not None
-        return self.fd
-
-    def release(self, segment: int) -> None:
-        self.users -= 1
-
-    def in_force(self, key: ChunkKey, place: Place) -> bool:
-        return self.current
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[OneFile]:
-    fd = Files().open_data(tmp_path / "data", create=True, write=True)
-    source = OneFile(fd)
-    yield source
-    assert source.users == 0, "what is acquired is released"
-    Files().close(fd)
-
-
-def chunks_of(lengths: Sequence[int]) -> list[tuple[ChunkKey, Buffer]]:
-    buffers = [aligned_buffers(1, length)[0] for length in lengths]
-    for buffer in buffers:
-        buffer[:] = os.urandom(len(buffer))
-    return [(b"%d" % i, buffer) for i, buffer in enumerate(buffers)]
-
-
-def written(source: OneFile, chunks: Sequence[tuple[ChunkKey, Buffer]], block: int = 1) -> list[Written]:
-    assert source.fd is not None
-    pieces = plan_writes(Files(), source.fd, CHECKSUM, block, chunks)
-    for piece in pieces:
-        piece()
-        assert piece.error is None
-    return [entry for piece in pieces for entry in piece.written]
-
-
-def wanted(entries: Sequence[Written]) -> list[Wanted[Extent]]:
-    return [
-        Wanted(entry.key, extent_of(entry), aligned_buffers(1, entry.length_bytes)[0]) for entry in entries
-    ]
-
-
-def extent_of(entry: Written, generation: int = 1) -> Extent:
-    return Extent(5, generation, entry.block, entry.length_bytes, entry.checksum, entry.stored_s, 0, 0)
-
-
-def ran(pieces: Sequence[ReadPiece[Extent]]) -> dict[ChunkKey, Failure]:
-    for piece in pieces:
-        piece()
-    return {
-        piece.chunks[position].key: failure for piece in pieces for position, failure in piece.failed.items()
-    }
 
 
 @given(st.lists(st.integers(1, 3 * BLOCK_BYTES), min_size=1, max_size=12))
@@ -137,46 +41,6 @@ def test_what_lies_behind_a_buffer_in_memory_is_left_alone(source: OneFile) -> N
     assert ran(plan_reads(Files(), source, CHECKSUM, [want])) == {}
     assert bytes(memory[:5000]) == bytes(chunks[0][1])
     assert bytes(memory[5000:]) == b"\xaa" * (len(memory) - 5000)
-
-
-@given(
-    st.lists(st.sampled_from([1, 4096, 65536, PIECE_BYTES // 2, PIECE_BYTES, 3 * PIECE_BYTES]), max_size=20)
-)
-def test_write_pieces_cover_every_chunk_once_in_order(lengths: list[int]) -> None:
-    chunks = [(b"%d" % i, memoryview(bytes(length))) for i, length in enumerate(lengths)]
-    pieces = plan_writes(Files(), -1, CHECKSUM, 1, chunks)
-    assert [chunk for piece in pieces for chunk in piece.chunks] == chunks
-    for piece in pieces:
-        assert len(piece.chunks) == 1 or sum(len(buffer) for _, buffer in piece.chunks) <= PIECE_BYTES
-
-
-def test_many_tiny_chunks_stay_within_one_call(source: OneFile) -> None:
-    pieces = plan_writes(Files(), -1, CHECKSUM, 1, [(b"%d" % i, memoryview(b"x")) for i in range(1000)])
-    assert max(len(piece.chunks) for piece in pieces) <= PIECE_CHUNKS_MAX
-    entries = written(source, chunks_of([10] * 1000))
-    assert ran(plan_reads(Files(), source, CHECKSUM, wanted(entries))) == {}
-
-
-def test_neighbours_are_read_together_whatever_their_order(source: OneFile) -> None:
-    entries = written(source, chunks_of([8192] * 10))
-    wants = wanted([entries[i] for i in (3, 1, 2, 0, 9, 7)])
-    pieces = plan_reads(Files(), source, CHECKSUM, wants)
-    # 0 to 3 side by side; 7 and 9 over a gap of two blocks; 3 and 7 too far apart.
-    assert [[chunk.key for chunk in piece.chunks] for piece in pieces] == [
-        [b"0", b"1", b"2", b"3"],
-        [b"7", b"9"],
-    ]
-    assert ran(pieces) == {}
-
-
-def test_lives_and_segments_are_not_read_together() -> None:
-    entry = Written(b"k", 1, 4096, 0, 0)
-    near = [
-        Wanted(b"a", extent_of(entry), memoryview(bytearray(4096))),
-        Wanted(b"b", extent_of(entry._replace(block=2), generation=2), memoryview(bytearray(4096))),
-        Wanted(b"c", extent_of(entry._replace(block=3))._replace(segment=6), memoryview(bytearray(4096))),
-    ]
-    assert len(plan_reads(Files(), OneFile(None), CHECKSUM, near)) == 3
 
 
 def test_one_bad_block_costs_its_own_chunk_only(source: OneFile) -> None:
@@ -248,16 +112,6 @@ def test_a_read_that_the_drive_refuses_is_a_bad_place(source: OneFile, code: int
     (piece,) = plan_reads(Bad(), source, CHECKSUM, wanted(entries))
     assert ran([piece]) == {b"0": Failure.IO_ERROR}
     assert piece.unreadable == {0}
-
-
-def test_every_chunk_is_planned_exactly_once() -> None:
-    entries = [Written(b"%d" % i, 1 + 3 * i, 2 * BLOCK_BYTES, 0, 0) for i in range(50)]
-    wants = wanted(entries)
-    pieces = plan_reads(Files(), OneFile(None), CHECKSUM, wants)
-    assert sorted(chunk.key for piece in pieces for chunk in piece.chunks) == sorted(e.key for e in entries)
-    for piece in pieces:
-        first, last = piece.chunks[0].place, piece.chunks[-1].place
-        assert (last.block + blocks_of(last.length_bytes) - first.block) * BLOCK_BYTES <= 2 * PIECE_BYTES
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
