@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from nvme_rig import KIB, MIB, filled, keys_of, opened, right, stored
 from store_process import StoreProcess
 
 from kvtier.tiers.base import Failure, RemoveReason
+from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.io.files import allocated_bytes
 from kvtier.tiers.nvme.store import opening
@@ -31,6 +34,7 @@ CAPACITY_BYTES = 16 * MIB
 FREEZE_S = 2.0
 STALL_MAX_S = FREEZE_S / 4  # of any thread; without a drive in the way it is milliseconds
 LOOKUPS = 100
+EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("I", 2)  # of the kernel's fs/ext4/ext4.h
 
 
 @contextmanager
@@ -268,3 +272,30 @@ async def test_a_tier_that_is_asked_while_it_catches_up_finds_the_newest_first(
     await tier._keeper.caught_up()
     assert await right(tier, keys_of(0, 600)) == keys_of(10, 590)
     await tier.close()
+
+
+@pytest.mark.root
+async def test_a_file_system_that_shuts_down_is_not_taken_for_a_full_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with on_loop(tmp_path, "ext4", 200 * MIB) as (point, _):
+        tier = Breaker(await opened(point / "store", capacity_bytes=CAPACITY_BYTES), slow_s=10)
+        await tier.store(keys_of(0, 64), filled(keys_of(0, 64)))
+        shut_down(point)
+        why: set[Failure] = set()
+        for start in range(1000, 1000 + 64 * 2 * BAD_CALLS_MAX, 64):
+            why |= set((await tier.store(keys_of(start, 64), filled(keys_of(start, 64)))).failed.values())
+        assert tier.state is BreakerState.OPEN
+        assert Failure.NO_SPACE not in why
+        assert not any(tier.lookup(keys_of(0, 64)))
+        assert len(caplog.records) <= 4, "one line a period and path, and one of the breaker"
+        await tier.close()
+
+
+def shut_down(point: Path) -> None:
+    """Have every call on the file system fail with EIO from now on, as after a write that went wrong."""
+    fd = os.open(point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH)
+    finally:
+        os.close(fd)
