@@ -35,7 +35,7 @@ from comparison.figures import Place, summarised
 from comparison.memory import MIB, random_file
 from comparison.report import plot, show
 from comparison.revisions import checked_out
-from comparison.systems import System, peers, systems
+from comparison.systems import PEERS, System, peers, systems
 from comparison.worker import Worker
 from rich.console import Console
 from rich.progress import Progress
@@ -113,6 +113,11 @@ def index_costs(root: Path, counts: Sequence[int]) -> list[dict[str, float]]:
     return costs
 
 
+def left_out() -> list[str]:
+    """What would be compared, too, if it were installed."""
+    return sorted({*PEERS, "fio"} - {*peers(), *(["fio"] if fio.installed() else [])})
+
+
 @contextmanager
 def scratch(parent: Path | None) -> Iterator[Path]:
     """A directory on the drive to be measured, gone at the end, also after Ctrl-C."""
@@ -175,10 +180,8 @@ def main() -> None:
     options = arguments()
     terminal = Console(stderr=True)
     console = terminal if terminal.is_terminal else Console(stderr=True, width=WIDTH)
-    if not fio.installed():
-        console.print("fio is not installed: no comparison with the drive's limit")
-    if "lmcache" not in peers():
-        console.print("LMCache is not installed: no comparison with its local disk backend")
+    for name in left_out():
+        console.print(f"{name} is not installed: no comparison with it")
     sizes, aim_bytes = (QUICK_SIZES, QUICK_BYTES) if options.quick else (CHUNK_SIZES, CASE_BYTES)
     cases = [
         Case(size, "store", at_once, aim_bytes, REQUEST_CHUNKS) for size in sizes for at_once in (1, AT_ONCE)

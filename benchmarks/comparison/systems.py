@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+PEERS = {"vllm_fs": "vllm", "lmcache": "lmcache"}  # and the package that each is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,4 @@ def systems(
 
 def peers() -> list[str]:
     """Those that are installed here."""
-    return [
-        name
-        for name, package in (("vllm_fs", "vllm"), ("lmcache", "lmcache"))
-        if find_spec(package) is not None
-    ]
+    return [name for name, package in PEERS.items() if find_spec(package) is not None]
