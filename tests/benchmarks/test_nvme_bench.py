@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +99,20 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         nvme.main()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(folder: Path) -> None:
+    """Both processes get the signal, as from a terminal, while a store is open."""
+    command = [sys.executable, nvme.__file__, "--dir", str(folder)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as bench:
+        while not any(folder.glob("kvtier-bench-*/kvtier-*/store/kvtier.json")):
+            assert bench.poll() is None, "it still runs"
+            time.sleep(0.01)
+        os.killpg(bench.pid, signal.SIGINT)
+    assert bench.returncode
+    with pytest.raises(ProcessLookupError):
+        os.killpg(bench.pid, 0)
+    assert list(folder.iterdir()) == []
+    homes = Path("/dev/shm").glob("kvtier-index-*/store")
+    assert not [home for home in homes if str(folder) in home.read_text()]
