@@ -11,6 +11,12 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_namespace = ModuleType("kvtier")
-_namespace.__path__ = [str(ROOT)]
-sys.modules.setdefault("kvtier", _namespace)
+
+def namespace(root: Path) -> ModuleType:
+    """What `import kvtier` gives for the checkout at `root`."""
+    module = ModuleType("kvtier")
+    module.__path__ = [str(root)]
+    return module
+
+
+sys.modules.setdefault("kvtier", namespace(ROOT))

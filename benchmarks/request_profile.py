@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from nvme import CAPACITY_BYTES, KIB, REQUEST_CHUNKS, request, scratch
+from comparison.cases import KIB, REQUEST_CHUNKS, request
+from comparison.kvtier_store import Kvtier
+from comparison.memory import Memory, Pages, random_file
+from comparison.syncs import Syncs
+from nvme import scratch
 from rich.console import Console
 from rich.table import Table
-from stores import Kvtier, Memory, Pages
 
 from kvtier.tiers.nvme.format import checksum
 from kvtier.tiers.nvme.index import environment as index
@@ -85,7 +88,7 @@ def profile(send: Callable[..., Any], requests: int) -> dict[str, dict[str, floa
     calls: list[Call] = []
     with recorded(calls):
         for number in range(requests):
-            keys, _ = request(number)
+            keys, _ = request(number, REQUEST_CHUNKS, b"")
             calls.clear()
             began_s, cpu_s = time.perf_counter(), time.process_time()
             send(keys, list(range(REQUEST_CHUNKS))).result()
@@ -126,11 +129,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     chunk_bytes = arguments.chunk_kib * KIB
-    memory = Memory(Pages(REQUEST_CHUNKS * chunk_bytes), REQUEST_CHUNKS, chunk_bytes)
-    with scratch(arguments.dir) as root:
-        store = Kvtier(root / "store", memory, CAPACITY_BYTES)
+    with scratch(arguments.dir) as root, random_file(REQUEST_CHUNKS * chunk_bytes) as memory_fd:
+        memory = Memory(Pages(memory_fd), REQUEST_CHUNKS, chunk_bytes)
+        store = Kvtier(root / "store", memory, Syncs(0).run, None)
         try:
-            store.store(*request(0, b"warm")).result()
+            store.store(*request(0, REQUEST_CHUNKS, b"warm")).result()
             gc.collect()
             gc.freeze()
             found = {

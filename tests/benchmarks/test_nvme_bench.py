@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 nvme = pytest.importorskip("nvme", reason="the benchmark is not part of the package")
 
-SAMPLES = {
-    ("store_one", 65536, "kvtier"): [nvme.Sample(rate, 0.5, [0.001]) for rate in (300.0, 100.0, 200.0)],
-    ("store_one", 65536, "vllm_fs"): [nvme.Sample(50.0, 2.0, [0.004])],
-}
+from comparison import systems  # noqa: E402 - once it is known to be there
+from comparison.worker import Worker  # noqa: E402
+
+CASES = ("store_one", "load_one", "store_many", "load_many")
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our store alone, a few megabytes."""
-    monkeypatch.setattr(nvme, "STORES", {"kvtier": nvme.Kvtier})
-    monkeypatch.setattr(nvme.shutil, "which", lambda name: None)  # no fio
+    """kvtier alone, a few megabytes."""
+    monkeypatch.setattr(systems, "peers", list)
+    monkeypatch.setattr(nvme.fio, "installed", lambda: False)
     for name, value in {
         "REQUEST_CHUNKS": 4,
         "AT_ONCE": 2,
+        "QUICK_SIZES": (64 * nvme.KIB,),
         "QUICK_BYTES": 2 * nvme.MIB,
         "FLUSHES": 1,
         "LOOKUP_COUNTS": (1000,),
@@ -31,60 +37,82 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(nvme, name, value)
 
 
-def test_ratios_are_of_medians_and_say_what_they_compare() -> None:
-    result = nvme.summarised({"samples": SAMPLES, "limits": {("store_one", 65536): [400.0]}})
-    assert result["ratios"] == [
-        {"case": "store_one", "chunk_bytes": 65536, "peer": "vllm_fs", "ratio": 4.0},
-        {"case": "store_one", "chunk_bytes": 65536, "peer": "fio", "ratio": 0.5},
-    ]
-    assert result["cpu"] == [{"case": "store_one", "chunk_bytes": 65536, "peer": "vllm_fs", "ratio": 0.25}]
+@pytest.fixture
+def run(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: None) -> Any:
+    """Run the script, and return what it has written."""
+
+    def result_of(*options: str) -> Any:
+        file = tmp_path / "figures.json"
+        arguments = ["nvme.py", "--quick", "--json", str(file), "--dir", str(folder), *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        nvme.main()
+        assert list(folder.iterdir()) == [], "nothing is left behind"
+        return json.loads(file.read_text())
+
+    return result_of
 
 
-@pytest.mark.parametrize("at_once", [1, nvme.AT_ONCE])
-@pytest.mark.parametrize("chunk_bytes", nvme.CHUNK_SIZES)
-def test_a_run_is_bounded_and_has_all_its_requests_at_once(chunk_bytes: int, at_once: int) -> None:
-    case = nvme.Case(chunk_bytes, "store", at_once)
-    assert case.requests % at_once == 0
-    assert 0 < case.total_bytes <= max(nvme.CASE_BYTES, at_once * nvme.REQUEST_CHUNKS * chunk_bytes)
-
-
-def test_keys_of_different_requests_differ() -> None:
-    keys = [key for prefix in (b"", b"warm") for i in range(4) for key in nvme.request(i, prefix)[0]]
-    assert len(set(keys)) == len(keys)
-
-
-def test_every_store_is_first_in_its_turn() -> None:
-    orders = [nvme._rotated(["a", "b", "c"], run) for run in range(4)]
+def test_every_system_is_first_in_its_turn() -> None:
+    orders = [nvme.rotated(["a", "b", "c"], run) for run in range(4)]
     assert [order[0] for order in orders] == ["a", "b", "c", "a"]
 
 
-@pytest.mark.usefixtures("tiny")
-def test_a_quick_run_writes_its_figures_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, scratch = tmp_path / "figures.json", tmp_path / "scratch"
-    arguments = ["nvme.py", "--quick", "--json", str(file), "--dir", str(scratch)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    nvme.main()
-    result = json.loads(file.read_text())
+@pytest.mark.slow
+def test_a_quick_run_writes_its_figures(run: Any) -> None:
+    result = run()
     places = {(row["case"], row["chunk_bytes"], row["store"]) for row in result["medians"]}
-    cases = ("store_one", "load_one", "store_many", "load_many")
-    assert places == {(case, size, "kvtier") for case in cases for size in nvme.QUICK_SIZES}
+    assert places == {(case, size, "kvtier") for case in CASES for size in nvme.QUICK_SIZES}
     assert result["ratios"] == [], "there was nobody to compare with"
     assert result["open"].keys() == {"chunks", "open_s", "rss_mib"}
     assert [cost["chunks"] for cost in result["lookup"]] == [1000]
     assert result["machine"]["file_system"]
-    assert list(scratch.iterdir()) == []
+    assert result["starts"]["all"] == len(CASES)
+    for row in result["medians"]:
+        assert ("durable_mib_per_s" in row) == row["case"].startswith("store")
+        assert row.get("durable_mib_per_s", 0) <= row["mib_per_s"], "what makes it durable takes its time"
+
+
+@pytest.mark.slow
+def test_slow_syncs_are_compared_with_none_and_with_another_revision(run: Any, revision: str) -> None:
+    result = run("--sync-delay-ms", "30", "--revision", revision, "--segment-mib", "4")
+    stores = {(row["store"], row["case"]): row for row in result["medians"]}
+    others = {"kvtier_no_sync", f"kvtier@{revision}"}
+    assert {store for store, _ in stores} == {"kvtier", *others}
+    for ratios in (result["ratios"], result["durable_ratios"], result["cpu"]):
+        assert {row["peer"] for row in ratios} == others
+    for case in ("store_one", "store_many"):
+        assert stores["kvtier_no_sync", case]["syncs"] == 0
+        assert stores["kvtier", case]["syncs_s"] >= 0.03 * stores["kvtier", case]["syncs"]
+    assert result["flush"]["flush_ms"] >= 30, "a flush is one sync at least"
+    assert result["options"] == {"sync_delay_ms": 30, "segment_mib": 4, "revision": revision}
 
 
 @pytest.mark.usefixtures("tiny")
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(root: Path, chunk_bytes: int) -> None:
+    def interrupted(worker: Worker, case: object) -> None:
+        (root,) = tmp_path.iterdir()
         (root / "half written").write_bytes(b"something")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nvme, "flush_cost", interrupted)
+    monkeypatch.setattr(Worker, "run_pair", interrupted)
     monkeypatch.setattr(sys, "argv", ["nvme.py", "--quick", "--dir", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
         nvme.main()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(folder: Path) -> None:
+    """Both processes get the signal, as from a terminal, while a store is open."""
+    command = [sys.executable, nvme.__file__, "--dir", str(folder)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as bench:
+        while not any(folder.glob("kvtier-bench-*/kvtier-*/store/kvtier.json")):
+            assert bench.poll() is None, "it still runs"
+            time.sleep(0.01)
+        os.killpg(bench.pid, signal.SIGINT)
+    assert bench.returncode
+    with pytest.raises(ProcessLookupError):
+        os.killpg(bench.pid, 0)
+    assert list(folder.iterdir()) == []
+    homes = Path("/dev/shm").glob("kvtier-index-*/store")
+    assert not [home for home in homes if str(folder) in home.read_text()]

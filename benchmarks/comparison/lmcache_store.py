@@ -1,4 +1,4 @@
-"""LMCache's local disk backend as a `stores.Store`: a file per chunk, four threads, its O_DIRECT switched on.
+"""LMCache's local disk backend as a `Store`: a file per chunk, four threads, its O_DIRECT switched on.
 
 It is measured where `import lmcache` works; README.md says how to get there without CUDA.
 """
@@ -10,20 +10,17 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from stores import Memory, Request
 
-GIB = 1 << 30
+from .base import Request
+from .memory import Memory
+
+CAPACITY_GIB = 64  # nothing is near it
 CALLERS = 16  # its loads block their caller: as many threads as requests at once
-
-
-def installed() -> bool:
-    return find_spec("lmcache") is not None
 
 
 class _Rows:
@@ -65,7 +62,7 @@ class LmcacheDisk:
 
     name = "lmcache"
 
-    def __init__(self, path: Path, memory: Memory, capacity_bytes: int) -> None:
+    def __init__(self, path: Path, memory: Memory) -> None:
         os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
         os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
         from lmcache.v1.config import LMCacheEngineConfig
@@ -73,7 +70,7 @@ class LmcacheDisk:
 
         config = LMCacheEngineConfig.from_defaults(
             local_disk=str(path),
-            max_local_disk_size=capacity_bytes / GIB,
+            max_local_disk_size=CAPACITY_GIB,
             extra_config={"use_odirect": True},
         )
         self._memory = memory
