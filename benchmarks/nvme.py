@@ -46,7 +46,7 @@ QUICK_BYTES = 128 * MIB
 FLUSHES = 5
 FLUSHED_CHUNK_BYTES = MIB
 LOOKUP_COUNTS = (10_000, 100_000, 1_000_000)
-WIDTH = 150  # of the table where nobody looks at a terminal
+WIDTH = 165  # of the table where nobody looks at a terminal
 
 
 def measured(
