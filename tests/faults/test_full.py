@@ -10,6 +10,7 @@ from faults import fault, in_child
 from loop_rig import MIB, Drive, drive, run
 from nvme_rig import filled, keys_of, opened, right, stored
 
+from kvtier.tiers.base import Failure
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.io.files import allocated_bytes
 
@@ -46,6 +47,40 @@ async def serve_while_it_fills(made: Drive) -> None:
 def test_another_program_fills_it(tmp_path: Path, kind: str) -> None:
     with drive(kind, tmp_path, 128 * MIB) as made:
         assert in_child(lambda: serve_while_it_fills(made)) == 0
+
+
+@fault(
+    "another program fills a btrfs, and gives the room back",
+    sees="with a reserve, stores fail and what is there goes; without one, the store goes on in its segments",
+    loses="the chunks of failed stores; with a reserve, what the reserve takes",
+    heals="by itself, once there is room",
+)
+@pytest.mark.root
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("reserve_bytes", [0, 40 * MIB])
+def test_a_full_btrfs_has_room_again(tmp_path: Path, reserve_bytes: int) -> None:
+    with drive("btrfs", tmp_path, 256 * MIB) as made:
+
+        async def serve() -> None:
+            tier = await opened(made.point / "store", capacity_bytes=32 * MIB, reserve_bytes=reserve_bytes)
+            await stored(tier, keys_of(0, 640))
+            filler = made.fill()
+            why: set[Failure] = set()
+            for first in range(1000, 2920, 64):
+                outcome = await tier.store(keys_of(first, 64), filled(keys_of(first, 64)))
+                why.update(outcome.failed.values())
+                await right(tier, outcome.succeeded)
+                await tier._upkeep.once()
+            assert why <= {Failure.NO_SPACE}
+            assert why or not reserve_bytes
+            assert not tier._index.damaged
+            filler.unlink()
+            run("btrfs", "filesystem", "sync", made.point)
+            await stored(tier, keys_of(5000, 640))
+            assert await right(tier, keys_of(5000, 640)) == keys_of(5000, 640)
+            await tier.close()
+
+        assert in_child(serve) == 0
 
 
 @fault(
