@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..io.blocks import BLOCK_BYTES, aligned
 
 SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
+SEGMENTS_MAX = 4096  # of a store so large that its files would be more than a directory is quick with
 SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
 SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 SEGMENT_SLACK_BYTES = 2 * BLOCK_BYTES  # blocks of a fragmented file's own extent list, which du counts
@@ -73,7 +74,9 @@ def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:
     """The size of segments for a new store."""
     smallest = aligned(chunk_bytes) * 2 + 4 * BLOCK_BYTES  # two chunks, header, table, body, footer
     fitting = aligned(capacity_bytes // SEGMENTS_PER_STORE)
-    return max(smallest, min(fitting, max(SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))))
+    few = aligned(capacity_bytes // SEGMENTS_MAX)
+    largest = max(SEGMENT_BYTES_MAX, few, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))
+    return max(smallest, min(fitting, largest))
 
 
 def facts_for(capacity_bytes: int, chunk_bytes: int) -> Facts:
