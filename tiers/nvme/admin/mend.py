@@ -85,6 +85,7 @@ def _write_header(store: Store, where: Where) -> bool:
             return True
         if _has_tables(file):
             file.write_header(segment.opened)
+            file.sync()
             return True
     return _give_up(store, where)
 
@@ -101,6 +102,7 @@ def _write_trailer(store: Store, where: Where) -> bool:
             tables = [batch.encode() for batch in file.sweep()]
         except OSError:
             return False  # a trailer would hide what can be read some day
+        file.sync()
         file.write_trailer(tables)
         return True
 

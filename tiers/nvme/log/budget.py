@@ -19,6 +19,11 @@ DIRECTORY_BYTES_PER_SEGMENT = 64  # a name of twelve bytes, in a directory that 
 QUARANTINE_SHARE = 32  # a 32nd of the cap, so that evidence never costs much cache
 QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what failed
 SEGMENTS_MIN = 2  # one to append to, one to reclaim
+AHEAD_BYTES_MAX = 256 * 1024 * 1024  # ready for stores: tenths of a second, in which others get ready
+AHEAD_SHARE = 16  # of the cap at most: what is kept ready is not used
+SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment kept ready would be too much of it
+SEGMENTS_FOR_CARRYING = 16  # likewise one for carried chunks alone, and one ready for them
+CROWD_SHARE = 4  # others that append to so much of the store leave no room to keep anything ready
 
 
 class Facts(NamedTuple):
@@ -68,6 +73,33 @@ class Budget(NamedTuple):
     def least_bytes(self) -> int:
         """The smallest cap under which a store of these sizes works."""
         return self.set_aside_bytes + BLOCK_BYTES + SEGMENTS_MIN * self.segment_cost_bytes
+
+
+class Plan(NamedTuple):
+    """What a process keeps ready in a store.
+
+    Attributes:
+        segments: how many the cap holds.
+        ahead: how many are kept ready for stores.
+        kept: how many of those that are ready only carried chunks may have.
+    """
+
+    segments: int
+    ahead: int
+    kept: int
+
+    @staticmethod
+    def of(budget: Budget, namespaces_count: int, open_elsewhere: int = 0) -> Plan:
+        """The plan where others have so many segments open."""
+        segments = max(0, budget.segments_bytes(namespaces_count)) // budget.segment_cost_bytes
+        if segments < SEGMENTS_FOR_AHEAD or open_elsewhere * CROWD_SHARE > segments:
+            return Plan(segments, 0, 0)
+        ahead_bytes = min(AHEAD_BYTES_MAX, budget.capacity_bytes // AHEAD_SHARE)
+        kept = 1 if segments >= SEGMENTS_FOR_CARRYING else 0
+        return Plan(segments, max(1, ahead_bytes // budget.segment_bytes), kept)
+
+
+ONE_AT_NEED = Plan(SEGMENTS_MIN, 0, 0)  # of who appends little, and soon ends
 
 
 def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:

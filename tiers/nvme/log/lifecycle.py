@@ -5,7 +5,7 @@ the segment's file, which a killed process gives up, and is confirmed in one sho
 one process at a time. No file is touched inside a transaction, which may run again:
 
     claim     a dead process's open segment first, then a free one, then a new one if the cap has room
-    seal      trailer, then SEALED, then the claim is given up
+    seal      synced, then the trailer, then SEALED, then the claim is given up
     reclaim   the oldest segment that nobody appends to: RECLAIMING, its entries leave the index in steps,
               then FREE; a process that dies half way leaves RECLAIMING, and whoever reclaims next goes on
     shrink    a free segment's file is removed where the cap or the reserve asks for it
@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from ..format.codec import FIRST_BLOCK, SegmentName
 from ..format.open_segment import OpenSegment
+from ..format.segment_file import SegmentFile
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
@@ -61,7 +62,7 @@ class Log:
     # Claiming.
 
     def claim(self) -> OpenSegment | None:
-        """Take a segment to append to, None where there is no room without reclaiming.
+        """Take a segment to append to, once it is synced; None where there is no room without reclaiming.
 
         Raises:
             OSError: the file system refused; nothing is claimed.
@@ -79,7 +80,7 @@ class Log:
                     self._close(claim.number, claim.fd)
                     raise
                 refused, drive_full = error, self._is_drive_full(claim, error)
-                self._put_away(claim)
+                self._put_away(claim.number, claim.fd)
                 if drive_full:
                     return None  # but in the place of an old segment there is room
                 self._events.failed(f"segment {claim.number} cannot be appended to: {error}")
@@ -187,31 +188,46 @@ class Log:
         self._segments.allocate(claim.number, claim.fd)
         file = self._segments.file(claim.fd, claim.number, claim.segment.generation)
         header = file.read_header()
-        if header is None or header.name != file.name:
+        is_damaged = header is None or header.name != file.name
+        if is_damaged:
             file.write_header(claim.segment.opened)
-            if claim.segment.end_block == FIRST_BLOCK:
-                return OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
-            # Else the header was damaged, and the chunks behind it are as good as ever.
+        if is_damaged and claim.segment.end_block == FIRST_BLOCK:
+            segment = OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
+        else:  # the chunks behind a damaged header are as good as ever
+            segment = self._gone_on_with(claim, file)
+        segment.unsynced = True  # its header, or what a process has written that died before it synced it
+        return segment
+
+    def _gone_on_with(self, claim: _Claim, file: SegmentFile) -> OpenSegment:
         file.unseal()
-        batches = list(file.sweep())  # of a process that died; committed or not, each is whole
+        batches = list(file.sweep())  # committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
         tables = [batch.encode() for batch in batches]
-        segment = OpenSegment(file, end, tables, opened=claim.segment.opened)
-        segment.unsynced = True  # it may have died before it synced them
-        return segment
+        return OpenSegment(file, end, tables, opened=claim.segment.opened)
 
     def _is_drive_full(self, claim: _Claim, error: OSError) -> bool:
         """Whether it was the room for the file that the file system refused."""
         allocated = self._segments.is_allocated(claim.fd)
         return not allocated and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
-    def _put_away(self, claim: _Claim) -> None:
-        """Give up a segment that cannot be begun, so that nobody takes it over again."""
+    def put_away(self, segment: OpenSegment) -> None:
+        """Give up a segment that cannot be synced, before anybody has appended to it."""
+        self._put_away(segment.name.segment, segment.file.fd)
+
+    def _put_away(self, number: int, fd: int) -> None:
+        """Give up a segment so that nobody takes it over again."""
         try:
-            if not self._index.write(partial(_leave_to_reclaim, claim)):
-                self.room.remove(claim.number, claim.fd)
+            if not self._index.write(partial(_leave_to_reclaim, number)):
+                self.room.remove(number, fd)
         finally:
-            self._close(claim.number, claim.fd)
+            self._close(number, fd)
+
+    def give_back(self, segment: OpenSegment) -> None:
+        """Give up a segment that nobody has appended to yet: it is free, if nothing lies in it."""
+        try:
+            self._index.write(partial(_free_if_empty, segment.name))
+        finally:
+            self.leave(segment)
 
     def _close(self, number: int, fd: int) -> None:
         """Give up a claim."""
@@ -220,19 +236,15 @@ class Log:
 
     # Sealing.
 
-    def seal(self, segment: OpenSegment) -> None:
-        """Write the trailer and give up the claim.
-
-        Raises:
-            OSError: the trailer may be missing, and a rebuild sweeps the segment instead. It is sealed all
-                the same: taken over, it would be full, and not be sealed, again and again.
-        """
-        assert segment.writers == 0, "nothing is appended while a segment is sealed"
-        with contextlib.ExitStack() as at_last:
-            at_last.callback(self.leave, segment)
-            at_last.callback(self._index.write, lambda txn: _seal(txn, segment.name))
-            segment.file.write_trailer(segment.batches)
-            self._files.reached("trailer written")
+    def seal(self, full: Sequence[OpenSegment]) -> None:
+        """Say in the index that these segments are full, and give up their claims."""
+        assert not any(segment.writers for segment in full), "nothing is appended while a segment is sealed"
+        self._files.reached("trailers written")
+        try:
+            self._index.write(lambda txn: _seal(txn, [segment.name for segment in full]))
+        finally:
+            for segment in full:  # whoever finds one open goes on with it, and seals it again
+                self.leave(segment)
 
     def leave(self, segment: OpenSegment) -> None:
         """Give up the claim of a segment that stays open: the next claim by anybody goes on with it."""
@@ -258,19 +270,27 @@ def is_open(segment: Segment | None, name: SegmentName) -> bool:
     return segment is not None and (segment.state, segment.generation) == (SegmentState.OPEN, name.generation)
 
 
-def _leave_to_reclaim(claim: _Claim, txn: Transaction) -> bool:
+def _leave_to_reclaim(number: int, txn: Transaction) -> bool:
     """Where something lies in it, it can be read until it is reclaimed, next of all."""
-    segment = txn.segment(claim.number)
+    segment = txn.segment(number)
     if segment is None or segment.end_block <= FIRST_BLOCK:
         return False
-    txn.put_segment(claim.number, segment._replace(state=SegmentState.RECLAIMING))
+    txn.put_segment(number, segment._replace(state=SegmentState.RECLAIMING))
     return True
 
 
-def _seal(txn: Transaction, name: SegmentName) -> None:
+def _free_if_empty(name: SegmentName, txn: Transaction) -> None:
     segment = txn.segment(name.segment)
-    if segment is not None and is_open(segment, name):
-        txn.put_segment(name.segment, segment._replace(state=SegmentState.SEALED))
+    if segment is not None and is_open(segment, name) and segment.end_block <= FIRST_BLOCK:
+        for state in (SegmentState.RECLAIMING, SegmentState.FREE):
+            txn.put_segment(name.segment, segment._replace(state=state, end_block=0))
+
+
+def _seal(txn: Transaction, names: Sequence[SegmentName]) -> None:
+    for name in names:
+        segment = txn.segment(name.segment)
+        if segment is not None and is_open(segment, name):
+            txn.put_segment(name.segment, segment._replace(state=SegmentState.SEALED))
 
 
 def _opened(txn: Transaction, generation: int, allocated_bytes: int) -> Segment:

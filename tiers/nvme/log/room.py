@@ -8,15 +8,13 @@ from itertools import islice
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
-from .budget import Budget
+from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
-AHEAD_BYTES_MAX = 64 * 1024 * 1024  # kept free for the next stores: tens of milliseconds of a fast drive
-AHEAD_SHARE = 16  # of the cap at most: what is kept free is not used
+INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
 CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
 CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
-SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment freed ahead would be too much of it
 
 
 class Room:
@@ -37,19 +35,11 @@ class Room:
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
         return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes)
 
-    def is_ahead(self) -> bool:
-        """Whether the next claims will find segments without reclaiming, as far as one can see now.
-
-        A reclaim that nobody waits for can carry chunks over; one in the way of a store cannot.
-        """
-        free_bytes = self._segments.free_bytes()
+    def plan(self) -> Plan:
+        """What this process should keep ready."""
         with self._index.read() as txn:
-            budget = self.budget(txn)
-            room_bytes = txn.totals(SegmentState.FREE).allocated_bytes
-            room_bytes += max(0, -self.excess_bytes_in(txn, free_bytes))
-            small = txn.totals().segments < SEGMENTS_FOR_AHEAD
-        ahead_bytes = min(AHEAD_BYTES_MAX, budget.capacity_bytes // AHEAD_SHARE)
-        return small or room_bytes >= max(ahead_bytes, budget.segment_cost_bytes)
+            open_elsewhere = max(0, txn.totals(SegmentState.OPEN).segments - len(self.own))
+            return Plan.of(self.budget(txn), txn.namespaces_count(), open_elsewhere)
 
     def excess_bytes(self) -> int:
         """How much the store has to give back now, 0 or less where it need not."""
@@ -73,6 +63,11 @@ class Room:
         """Whether chunks have to leave because the index may not grow."""
         with self._index.read() as txn:
             return index_is_tight(txn)
+
+    def index_is_nearly_tight(self) -> bool:
+        """Whether chunks had better leave now, before a store has to wait for it."""
+        with self._index.read() as txn:
+            return txn.fill() > INDEX_FILL_AHEAD
 
     def oldest(self, *states: SegmentState) -> Iterator[tuple[int, Segment]]:
         """The oldest segments of these states that this process does not append to."""

@@ -56,6 +56,12 @@ def claimed(log: Log) -> OpenSegment:
     return segment
 
 
+def sealed(log: Log, segment: OpenSegment) -> None:
+    segment.file.sync()
+    segment.file.write_trailer(segment.batches)
+    log.seal([segment])
+
+
 def segments(store: Store) -> dict[int, Segment]:
     with store.index.read() as txn:
         return txn.segments()
@@ -69,7 +75,7 @@ def freed(store: Store, log: Log, count: int) -> list[int]:
     """Make so many segments and free them."""
     opened = [claimed(log) for _ in range(count)]
     for segment in opened:
-        log.seal(segment)
+        sealed(log, segment)
         victim = log.victims.begin()
         assert victim is not None
         log.victims.finish(victim)
@@ -159,7 +165,7 @@ def test_a_file_system_without_room_for_a_segment_leaves_the_old_ones_to_be_recl
             raise OSError(code, os.strerror(code))
 
     old = claimed(log_over(store))
-    log_over(store).seal(old)
+    sealed(log_over(store), old)
     log = log_over(store, Full())
     assert log.claim() is None
     assert files_of(store) == list(segments(store)) == [old.name.segment]
@@ -306,7 +312,7 @@ def test_removals_are_carried_while_segments_of_their_time_are_there(store: Stor
     noting.complete(noting.file.write_table(batch))
     extent = Extent(other.name.segment, 1, 2, CHUNK_BYTES, 0, 0, 0, 0)
     store.index.write(lambda txn: txn.put_extent(1, b"there again", extent))
-    log.seal(noting)
+    sealed(log, noting)
     victim = log.victims.begin()
     assert victim is not None
     assert victim.removals == (Removals(NAMESPACE, 1, 7, entries[:1]),)
@@ -318,7 +324,7 @@ def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = log_over(store)
-    log.seal(claimed(log))
+    sealed(log, claimed(log))
 
     def refuse(_file: object) -> None:
         raise TierError("nvme", "the index cannot say")

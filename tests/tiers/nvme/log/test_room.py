@@ -89,7 +89,7 @@ def reclaim(log: Log) -> None:
 
 DECISIONS: dict[str, Callable[[Log], object]] = {
     "excess": lambda log: log.room.excess_bytes(),
-    "ahead": lambda log: log.room.is_ahead(),
+    "plan": lambda log: log.room.plan(),
     "claim": claim,
     "take over": claim,  # what the one before has left open
     "reclaim": reclaim,
