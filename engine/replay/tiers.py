@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Mapping, Sequence
 
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
@@ -12,9 +12,8 @@ from ...tiers.nvme.format.segment_file import SegmentFile
 from ...tiers.nvme.index.records import HITS_MAX
 from ...tiers.nvme.io.blocks import aligned
 from ...tiers.nvme.io.files import Files
-from ...tiers.nvme.log.budget import Budget, facts_for
+from ...tiers.nvme.log.budget import Budget, Plan, facts_for
 from ...tiers.nvme.log.reclaim import Allowance
-from ...tiers.nvme.log.room import AHEAD_BYTES_MAX, AHEAD_SHARE, SEGMENTS_FOR_AHEAD
 from ...tiers.pinned.eviction import POLICIES
 from ...tiers.pinned.slots import Slot, SlotTable
 
@@ -45,10 +44,10 @@ class _Chunk:
 
 
 class _Segment:
-    """One life of a segment: its room, and its chunks in the order of place."""
+    """One life of a segment: its room, its age, and its chunks in the order of place."""
 
-    def __init__(self, file: SegmentFile) -> None:
-        self.room = OpenSegment(file, FIRST_BLOCK)
+    def __init__(self, file: SegmentFile, opened: int) -> None:
+        self.room = OpenSegment(file, FIRST_BLOCK, opened=opened)
         self.chunks: dict[ChunkKey, _Chunk] = {}
 
 
@@ -57,8 +56,8 @@ class LogWithoutBytes:
 
     It shares the sizes (`Budget`), the room within a segment (`OpenSegment`) and the allowance for carrying
     with the real tier. It mirrors how `Log` claims and chooses a segment to reclaim, how `Carrier`
-    chooses what is carried, and how `NvmeTier` keeps a segment free ahead. Its upkeep always keeps pace with
-    the stores, the cap is there to be used, and the index never fills; a real one may do worse.
+    chooses what is carried and where to, and how `RoomKeeper` keeps segments ready. Its upkeep always keeps
+    pace with the stores, the cap is there to be used, and the index never fills; a real one may do worse.
 
     Threads: all calls on one event loop.
     """
@@ -73,12 +72,14 @@ class LogWithoutBytes:
         self._file = SegmentFile(Files(), -1, SegmentName(b"", 0, 0), self._budget.segment_bytes)
         self._chunk_bytes = aligned(chunk_bytes)
         self._segments_bytes = self._budget.segments_bytes(namespaces_count=1)
-        self._ahead_bytes = min(AHEAD_BYTES_MAX, capacity_bytes // AHEAD_SHARE)
+        self._plan = Plan.of(self._budget, namespaces_count=1)
         self._allowance = Allowance(write_amplification)
         # Mutable state, changed on the loop only.
         self._where: dict[ChunkKey, _Segment] = {}
-        self._open: _Segment | None = None
-        self._sealed: deque[_Segment] = deque()  # the oldest first
+        # The open segments, by whether they are for carried chunks alone.
+        self._open: dict[bool, _Segment] = {}
+        self._sealed: list[_Segment] = []  # the oldest first
+        self._opened_count = 0
         self._files_count = 0  # segments that have a file, in use or free
         self._free_count = 0
         self._counters = dict.fromkeys(("stored_bytes", "carried_bytes", "evicted_chunks"), 0)
@@ -97,7 +98,7 @@ class LogWithoutBytes:
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         new = {key: _Chunk() for key in keys if key not in self._where}
-        self._append(new, keeping_room=True)
+        self._append(new, carried=False)
         failed = {key: Failure.NO_SPACE for key in new if key not in self._where}
         size_bytes = (len(new) - len(failed)) * self._chunk_bytes
         self._counters["stored_bytes"] += size_bytes
@@ -133,7 +134,7 @@ class LogWithoutBytes:
 
     def check(self) -> None:
         """Assert that every chunk lies in one segment, and that the segments keep to the cap."""
-        held = [*self._sealed, *filter(None, [self._open])]
+        held = [*self._sealed, *self._open.values()]
         assert sum(len(segment.chunks) for segment in held) == len(self._where), "a chunk leaked"
         assert all(key in segment.chunks for key, segment in self._where.items())
         assert len(held) <= self._files_count, "a segment is used that was never made"
@@ -141,21 +142,21 @@ class LogWithoutBytes:
 
     # Writing.
 
-    def _append(self, chunks: Mapping[ChunkKey, _Chunk], *, keeping_room: bool) -> None:
+    def _append(self, chunks: Mapping[ChunkKey, _Chunk], *, carried: bool) -> None:
         """Place the chunks in order, as far as there is room."""
-        waiting = list(chunks.items())
+        waiting, apart = list(chunks.items()), carried and self._plan.kept > 0
         while waiting:
-            placed_count = self._place(waiting)
+            placed_count = self._place(waiting, apart=apart)
             waiting = waiting[placed_count:]
             if not placed_count:
-                if not self._roll():
+                if not self._roll(apart=apart, carried=carried):
                     return
-                if keeping_room:
-                    self._keep_room()
+                if not carried:
+                    self._keep_ready()
 
-    def _place(self, waiting: Sequence[tuple[ChunkKey, _Chunk]]) -> int:
+    def _place(self, waiting: Sequence[tuple[ChunkKey, _Chunk]], *, apart: bool) -> int:
         """Put as many leading chunks as fit into the open segment."""
-        segment = self._open
+        segment = self._open.get(apart)
         if segment is None:
             return 0
         lengths_bytes = [self._chunk_bytes] * len(waiting)
@@ -167,18 +168,22 @@ class LogWithoutBytes:
             self._where[key] = segment
         return placement.chunks
 
-    def _roll(self) -> bool:
+    def _roll(self, *, apart: bool, carried: bool) -> bool:
         """Replace the open segment: by a free one, a new one, or the oldest; False where there is none."""
-        if self._open is not None:
-            self._sealed.append(self._open)
-            self._open = None
+        self._seal(apart=apart)
         if not self._free_count:
             self._create()
-        if not self._free_count and not self._reclaim(carry=False):
+        if not self._free_count and (carried or not self._reclaim()):
             return False
         self._free_count -= 1
-        self._open = _Segment(self._file)
+        self._opened_count += 1
+        self._open[apart] = _Segment(self._file, self._opened_count)
         return True
+
+    def _seal(self, *, apart: bool) -> None:
+        full = self._open.pop(apart, None)
+        if full is not None:
+            insort(self._sealed, full, key=_age)
 
     def _create(self) -> None:
         if (self._files_count + 1) * self._budget.segment_cost_bytes <= self._segments_bytes:
@@ -187,25 +192,23 @@ class LogWithoutBytes:
 
     # Reclaiming.
 
-    def _keep_room(self) -> None:
-        while not self._room_ahead():
-            if not self._reclaim(carry=True):
-                return
+    def _keep_ready(self) -> None:
+        """Reclaim until as many segments are free, or may be made, as the plan says."""
+        while self._lacks_some() and self._reclaim():
+            pass
 
-    def _room_ahead(self) -> bool:
-        cost_bytes = self._budget.segment_cost_bytes
+    def _lacks_some(self) -> bool:
         in_use_count = self._files_count - self._free_count
-        room_bytes = self._segments_bytes - in_use_count * cost_bytes
-        small = self._files_count < SEGMENTS_FOR_AHEAD
-        return small or room_bytes >= max(self._ahead_bytes, cost_bytes)
+        return self._plan.segments - in_use_count < self._plan.ahead + self._plan.kept
 
-    def _reclaim(self, *, carry: bool) -> bool:
+    def _reclaim(self) -> bool:
         """Empty the oldest sealed segment; False where there is none."""
         if not self._sealed:
             return False
-        victim = self._sealed.popleft()
-        if carry:
-            self._carry(victim)
+        victim = self._sealed.pop(0)
+        if True in self._open and _age(self._open[True]) < _age(victim):
+            self._seal(apart=True)
+        self._carry(victim)
         gone = [key for key in victim.chunks if self._where[key] is victim]
         for key in gone:
             del self._where[key]
@@ -220,9 +223,13 @@ class LogWithoutBytes:
         chosen = {key for key, _ in used if self._allowance.take(self._chunk_bytes)}
         # The next lap is earned by being read again.
         carried = {key: _Chunk(chunk.hits) for key, chunk in victim.chunks.items() if key in chosen}
-        self._append(carried, keeping_room=False)
+        self._append(carried, carried=True)
         moved_count = sum(1 for key in carried if self._where[key] is not victim)
         self._counters["carried_bytes"] += moved_count * self._chunk_bytes
+
+
+def _age(segment: _Segment) -> int:
+    return segment.room.opened
 
 
 def _budget(capacity_bytes: int, chunk_bytes: int) -> Budget:

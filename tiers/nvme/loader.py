@@ -21,10 +21,10 @@ from .io.plan import plan_reads
 from .log.readers import Readers
 from .log.room import Room
 from .presence import Presence
+from .reads import Read, Reads
 from .store.directory import QUARANTINE_BYTE
 from .store.opening import Store
 from .store.quarantine import Quarantine
-from .upkeep import Read, Upkeep
 from .view import View
 
 _WHAT = {Failure.CORRUPT: "failed its checksum", Failure.GONE: "has lost its file"}
@@ -45,14 +45,14 @@ class Loader:
         store: Store,
         view: View,
         room: Room,
-        upkeep: Upkeep,
+        reads: Reads,
         failures: FailureLog,
         presence: Presence,
     ) -> None:
         directory = store.directory
         self._lanes, self._files, self._index = lanes, directory.files, store.index
         self._directory = directory
-        self._view, self._room, self._upkeep, self._failures = view, room, upkeep, failures
+        self._view, self._room, self._reads, self._failures = view, room, reads, failures
         self._presence = presence
         self._readers = Readers(directory.segments, store.index, view.digest)
         self._quarantine = Quarantine(directory.files, directory.quarantine_path)
@@ -147,7 +147,7 @@ class Loader:
             for position, wanted in enumerate(piece.chunks):
                 failure = piece.failed.get(position)
                 if failure is None:
-                    self._upkeep.count(Read(scope, wanted.key, wanted.place))
+                    self._reads.add(Read(scope, wanted.key, wanted.place))
                     read_count += 1
                     continue
                 failed[wanted.key] = failure

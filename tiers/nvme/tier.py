@@ -28,24 +28,23 @@ from .failures import FailureLog
 from .index.errors import IndexStarved
 from .index.ledger import Ledger
 from .index.memory import SHARED_MEMORY
+from .index.order import record_removal
 from .index.records import Extent, Namespace
 from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
 from .keeper import Keeper
 from .loader import Loader
-from .log.append import Appender
 from .log.chunks import Live, Target
 from .log.events import Events
-from .log.lifecycle import Log
-from .log.order import record_removal
-from .log.reclaim import Allowance, Carrier
-from .log.tail import Tail
+from .log.reclaim import Allowance
 from .presence import Presence
+from .reads import Reads
 from .store.namespaces import Identity
 from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
 from .view import View
+from .writing import Writing
 
 logger = logging.getLogger(__name__)
 
@@ -75,31 +74,20 @@ class NvmeTier:
     ) -> None:
         self._lanes, self._store, self._index = lanes, store, store.index
         self._capacity_bytes, self._chunk_bytes = capacity_bytes, chunk_bytes
-        segments, index = store.directory.segments, store.index
         self._failures = FailureLog(self.name)
         self._presence = Presence(store.directory)
         self._events = Events()
         self._events.on_failed(self._failures.add)
-        self._view = View(index, identity)
+        self._view = View(self._index, identity)
         self._allowance = Allowance(write_amplification)
-        self._log = Log(segments, index, self._events)
-        self._tail = Tail(lanes, self._log, self._events)
-        self._appender = Appender(lanes, segments, index, self._tail, self._events)
-        self._carrier = Carrier(
-            lanes, segments, index, self._log.victims, self._tail, self._appender, self._allowance
-        )
+        writing = Writing.to(store, lanes, self._events, self._allowance)
+        self._log, self._durability, self._ahead, self._appender, self._carrier = writing
+        self._reads = Reads(lanes, self._index)
         self._upkeep = Upkeep(
-            lanes,
-            store,
-            self._log.room,
-            self._tail,
-            self._carrier,
-            self._events,
-            self._failures,
-            self._presence,
+            lanes, store, writing, self._reads, self._events, self._failures, self._presence
         )
         self._loader = Loader(
-            lanes, store, self._view, self._log.room, self._upkeep, self._failures, self._presence
+            lanes, store, self._view, self._log.room, self._reads, self._failures, self._presence
         )
         self._keeper = Keeper(lanes, store, self._failures)
         # Mutable state, changed on the loop only.
@@ -204,7 +192,7 @@ class NvmeTier:
             if self._presence.is_gone:
                 raise self._presence.error()
             try:
-                await self._tail.flush()
+                await self._durability.flush()
             except (OSError, TierError) as error:
                 raise TierError(self.name, f"what was written may not be durable: {error}") from error
 
@@ -228,11 +216,13 @@ class NvmeTier:
         counters = {
             **self._counters,
             **self._loader.counters,
-            "evicted_chunks": self._tail.evicted_chunks + self._carrier.evicted_chunks,
+            "evicted_chunks": self._carrier.evicted_chunks,
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
         }
-        counters["io_errors"] += self._tail.io_errors + self._appender.io_errors + self._upkeep.io_errors
+        counters["io_errors"] += (
+            self._durability.io_errors + self._appender.io_errors + self._upkeep.io_errors
+        )
         namespace = self._last_record or self._view.record()
         gauges = {"useful_bytes": namespace.useful_bytes}
         used_bytes = self._upkeep.used_bytes

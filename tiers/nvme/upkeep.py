@@ -1,102 +1,115 @@
-"""The background work of the NVMe tier: syncing, counting reads, keeping room.
+"""The background work of the NVMe tier, in tasks that do not delay each other.
 
-One task, which wakes after each change of the open segment and otherwise once a period. No request waits
-for it; but it goes through the same lanes, where loads come first.
+    room         gives back, evicts, keeps segments ready (`roomkeeper.py`); soon after each roll
+    durability   syncs and seals (`log/durability.py`); once a period that follows from what a sync costs
+    reads        counts what was read (`reads.py`)
+    look         whether the directory is there, and how much of the drive it takes
+
+No request waits for them but a store that finds no room; and they go through the same lanes, where loads come
+first.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
 
-from ..base import ChunkKey
+from ..base import Failure
 from ..errors import TierError
 from .failures import FailureLog
-from .index.environment import IndexFull
-from .index.ledger import Ledger
-from .index.records import Extent
-from .index.transaction import Transaction
 from .io.files import allocated_bytes
 from .io.lanes import Lanes
 from .log.events import Events
-from .log.reclaim import Carrier
-from .log.room import Room
-from .log.tail import Tail
+from .periodic import Periodic
 from .presence import Presence
+from .reads import Reads
+from .roomkeeper import RoomKeeper
 from .store.opening import Store
+from .writing import Writing
 
-PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
-READS_MAX = 65536  # reads remembered until they are counted; more within a period are not
-
-
-COUNT_STEP_MAX = 512  # reads counted in one transaction: some 8 ms in which nobody else writes
-
-
-class Read(NamedTuple):
-    """One chunk that was loaded, and from where."""
-
-    scope: int
-    key: ChunkKey
-    extent: Extent
+PERIOD_S = 1.0  # of looks; and what was read is counted at most this much later
 
 
 class Upkeep:
-    """The tier's background task. One event loop.
+    """The tier's background tasks. One event loop.
 
     Attributes:
         used_bytes: allocated bytes of the whole directory, when it was last looked at.
-        io_errors: rounds that an error of the device or the index cut short.
+        io_errors: steps that an error of the device or the index cut short.
     """
 
     def __init__(
         self,
         lanes: Lanes,
         store: Store,
-        room: Room,
-        tail: Tail,
-        carrier: Carrier,
+        writing: Writing,
+        reads: Reads,
         events: Events,
         failures: FailureLog,
         presence: Presence,
     ) -> None:
-        self._lanes, self._store, self._room = lanes, store, room
-        self._tail, self._carrier, self._failures = tail, carrier, failures
-        self._presence = presence
-        events.on_rolled(self.room_changed)
+        self._lanes, self._store, self._failures, self._presence = lanes, store, failures, presence
+        self._ahead, self._durability, self._reads = writing.ahead, writing.durability, reads
+        self._keeper = RoomKeeper(lanes, store.index, writing, reads, writing.log.room.plan)
         # Mutable state, changed on the loop only.
         self.used_bytes = 0
         self.io_errors = 0
-        self._reads: dict[Read, int] = {}
-        self._look_at_room = True
-        self._wake = asyncio.Event()
-        self._round = asyncio.Lock()
-        self._stopping = False
-        self._task = asyncio.create_task(self._run())
-
-    def count(self, read: Read) -> None:
-        """Remember a read, until it is counted in the index."""
-        if read in self._reads or len(self._reads) < READS_MAX:
-            self._reads[read] = self._reads.get(read, 0) + 1
+        self._rolled = True
+        self._looking = Periodic(self._look, lambda: PERIOD_S)
+        self._rounds = Periodic(partial(self._guarded, self._round), lambda: self._durability.period_s)
+        self._keeping = Periodic(self._keep, lambda: PERIOD_S)
+        self._counting = Periodic(partial(self._guarded, reads.count), lambda: PERIOD_S)
+        self._tasks = (self._looking, self._rounds, self._keeping, self._counting)
+        events.on_rolled(self.room_changed)
 
     def room_changed(self) -> None:
         """Look at the room soon: somebody took some, or found none."""
-        self._look_at_room = True
-        self._wake.set()
+        self._rolled = True
+        self._keeper.changed()
+        self._keeping.wake()
+        if self._durability.is_round_due(self._keeper.segments):
+            self._rounds.wake()
 
     async def once(self) -> None:
-        """Run one round, after the one under way. Errors are counted and logged; the next round retries."""
-        async with self._round:
-            # Each for itself: what stops one of them must not stop another, which may be its cure.
-            for step in (self._look_around, self._tail.sync, self._keep_room, self._count_reads):
-                if not self._presence.is_gone:
-                    await self._guarded(step)
+        """Take one step of each task. Errors are counted and logged; the next step retries."""
+        for task in self._tasks:
+            await task.once()
 
-    async def _guarded(self, step: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Run one step. An error of whatever kind is counted and logged, and the next round tries again."""
+    async def stop(self) -> None:
+        """End the tasks, count the last reads, make everything durable and leave the open segments."""
+        self._keeper.stop()
+        for task in self._tasks:
+            await self._safely(task.stop)
+        await self._guarded(self._ahead.close)
+        await self._safely(self._durability.close)  # also where the directory is gone: no file stays open
+        await self._guarded(self._reads.count)
+
+    async def _look(self) -> None:
+        await self._safely(self._look_around)
+
+    async def _look_around(self) -> None:
+        await self._lanes.upkeep(self._presence.look)
+        if self._rolled and not self._presence.is_gone:
+            self._rolled = False
+            root = self._store.directory.root
+            self.used_bytes = await self._lanes.upkeep(partial(allocated_bytes, root))
+
+    async def _keep(self) -> None:
+        if self._presence.is_gone:
+            self._ahead.settle(Failure.GONE)
+        else:
+            await self._safely(self._keeper.keep)
+
+    async def _round(self) -> None:
+        await self._durability.round()
+
+    async def _guarded(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Take one step, unless the directory is gone."""
+        if not self._presence.is_gone:
+            await self._safely(step)
+
+    async def _safely(self, step: Callable[[], Awaitable[object]]) -> None:
+        """An error of whatever kind is counted and logged: it must not end the task, nor stop another."""
         try:
             await step()
         except (OSError, TierError) as error:
@@ -105,64 +118,3 @@ class Upkeep:
         except Exception as error:
             self.io_errors += 1
             self._failures.add_bug("upkeep", error)
-
-    async def _look_around(self) -> None:
-        await self._lanes.upkeep(self._presence.look)
-
-    async def stop(self) -> None:
-        """End the task, leave the open segment, count the last reads."""
-        self._stopping = True
-        self._wake.set()
-        await self._guarded(self._ended)
-        await self._guarded(self._tail.close)
-        if not self._presence.is_gone:
-            await self._guarded(self._count_reads)
-
-    async def _ended(self) -> None:
-        await self._task
-
-    async def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()  # before the work, so that what changes during it is not missed
-            await self.once()
-            if self._stopping:
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PERIOD_S):
-                    await self._wake.wait()
-
-    async def _count_reads(self) -> None:
-        """Count what was read, in steps, between which others write; as many as there are now."""
-        for _ in range(-(-len(self._reads) // COUNT_STEP_MAX)):
-            reads = dict(islice(self._reads.items(), COUNT_STEP_MAX))
-            for read in reads:
-                del self._reads[read]
-            with contextlib.suppress(IndexFull):  # a record may need a page; what was read matters less
-                await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
-
-    async def _keep_room(self) -> None:
-        """Give back what is above the cap, evict what the index cannot hold, free segments ahead."""
-        if not self._look_at_room and not await self._lanes.upkeep(self._room.reserve_is_short):
-            return
-        self._look_at_room = False
-        self._store.index.free_dead_readers()
-        while not self._stopping and await self._lanes.upkeep(self._room.excess_bytes) > 0:
-            if not await self._lanes.upkeep(self._room.shrink) and not await self._carrier.reclaim(
-                carry=False
-            ):
-                break
-        while not self._stopping and await self._lanes.upkeep(self._room.index_is_tight):
-            if not await self._carrier.reclaim(carry=False):
-                break
-        while not self._stopping and not await self._lanes.upkeep(self._room.is_ahead):
-            await self._count_reads()  # up to this moment: what was just read is not to be dropped
-            if not await self._carrier.reclaim(carry=True):
-                break
-        self.used_bytes = await self._lanes.upkeep(partial(allocated_bytes, self._store.directory.root))
-
-
-def _count(reads: dict[Read, int], txn: Transaction) -> None:
-    ledger = Ledger(txn)
-    for (scope, key, extent), times in reads.items():
-        ledger.touch(scope, key, extent, times)
-    ledger.close()

@@ -199,7 +199,7 @@ async def test_a_directory_open_to_others_is_refused_with_the_fix(path: Path) ->
 
 
 async def test_a_newer_format_is_refused_untouched(path: Path) -> None:
-    made(path, 0o700, {"kvtier.json": '{"format": 2}'})
+    made(path, 0o700, {"kvtier.json": '{"format": 99}'})
     with pytest.raises(TierUnavailable, match="newer"):
         await opened(path)
     assert names(path) == ["kvtier.json"]

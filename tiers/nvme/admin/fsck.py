@@ -4,8 +4,8 @@ Theory of operation. A server changes the index and the files at any moment, and
 a first look only suspects, and what it suspects is looked for again in a fresh transaction:
 
     what only the index says    one transaction sees it all at once: suspected is as good as found
-    files and records           their change is one write transaction, file and record; the second look
-                                begins when any that was under way has ended
+    files and records           a new file is claimed before it has a record; the second look begins when any
+                                transaction that was under way has ended
     headers, trailers, tables   written before the index refers to them, and overwritten only when the
                                 generation there was raised: one generation in both looks is one life
     chunks                      read while the segment is held against overwriting, as a load does; what the
@@ -148,9 +148,14 @@ def _shallow(store: Store, view: _View) -> Iterator[Finding]:
 def _files(store: Store, segments: Mapping[int, Segment]) -> Iterator[Finding]:
     on_disk = store.directory.segments.paths().keys()
     for number in sorted(on_disk - segments.keys()):
+        with store.directory.segments.claimed(number) as file:
+            if file is None:  # a server claims a new file before it gives it a record
+                continue
         text = f"segment file {number} is in no record of the index"
         yield Finding(Kind.ORPHAN, Where(number), text)
-    for number in sorted(segments.keys() - on_disk):
+    # A free segment's file goes before its record does, and whoever wants it next drops the record.
+    in_force = {number for number, segment in segments.items() if segment.state in IN_FORCE}
+    for number in sorted(in_force - on_disk):
         where = Where(number, segments[number].generation)
         yield Finding(Kind.LOST_FILE, where, f"segment {number} has a record and no file")
 

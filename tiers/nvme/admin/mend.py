@@ -9,7 +9,6 @@ Chunks are dropped without keeping up the sums, which are counted again at the e
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from ..index.records import Extent, Segment, SegmentState
 from ..index.transaction import Transaction
 from ..log.chunks import Live
 from ..log.events import Events
-from ..log.segments import Segments
-from ..log.victim import FORGET_STEP_MAX, Victim, Victims
+from ..log.room import Room
+from ..log.victim import FORGET_STEP_MAX, Victims
 from ..store.opening import Store
 from .finding import Finding, Kind, Where
 
@@ -65,17 +64,15 @@ def _mend_one(store: Store, finding: Finding) -> bool:
 def _remove_orphan(store: Store, where: Where) -> bool:
     segments = store.directory.segments
 
-    def change(txn: Transaction) -> bool:
-        # Inside the transaction: a server makes a new file, and claims it, inside one too.
-        if txn.segment(where.segment) is not None or not segments.exists(where.segment):
-            return True
-        with segments.claimed(where.segment) as file:
-            if file is None:
-                return False
+    # Under its claim: a server claims a new file before it gives it a record.
+    with segments.claimed(where.segment) as file:
+        if file is None:
+            return not segments.exists(where.segment)
+        with store.index.read() as txn:
+            is_orphan = txn.segment(where.segment) is None
+        if is_orphan:
             segments.unlink(where.segment)
-            return True
-
-    return store.index.write(change)
+        return True
 
 
 def _write_header(store: Store, where: Where) -> bool:
@@ -88,6 +85,7 @@ def _write_header(store: Store, where: Where) -> bool:
             return True
         if _has_tables(file):
             file.write_header(segment.opened)
+            file.sync()
             return True
     return _give_up(store, where)
 
@@ -104,6 +102,7 @@ def _write_trailer(store: Store, where: Where) -> bool:
             tables = [batch.encode() for batch in file.sweep()]
         except OSError:
             return False  # a trailer would hide what can be read some day
+        file.sync()
         file.write_trailer(tables)
         return True
 
@@ -111,12 +110,10 @@ def _write_trailer(store: Store, where: Where) -> bool:
 def _give_up(store: Store, where: Where) -> bool:
     """Drop every extent in a segment that cannot be used, and free the segment as a reclaim does."""
     segments, index = store.directory.segments, store.index
-    victims = Victims(segments, index, Events())
-    with contextlib.ExitStack() as undo:
-        victim = index.write(lambda txn: _take(segments, victims, txn, where, undo))
-        if victim is None:
-            return _now(store, where) is None
-        undo.pop_all()
+    victims = Victims(segments, index, Room(segments, index), Events())
+    victim = victims.take(where.segment, where.generation)
+    if victim is None:
+        return _now(store, where) is None
     with index.read() as txn:
         live = tuple(
             Live(b"", scope, key, extent)
@@ -125,25 +122,6 @@ def _give_up(store: Store, where: Where) -> bool:
         )
     victims.finish(victim._replace(live=live))
     return True
-
-
-def _take(
-    segments: Segments, victims: Victims, txn: Transaction, where: Where, undo: contextlib.ExitStack
-) -> Victim | None:
-    undo.close()  # of an attempt that could not commit
-    segment = txn.segment(where.segment)
-    if segment is None or segment.generation != where.generation:
-        return None
-    fd = segments.claim(where.segment)
-    if fd is not None:
-        undo.callback(segments.files.close, fd)
-    elif segments.exists(where.segment):
-        return None
-    if segment.state is SegmentState.FREE:
-        if fd is None:
-            txn.drop_segment(where.segment)
-        return None
-    return victims.take(txn, where.segment, segment, fd)
 
 
 def _now(store: Store, where: Where) -> Segment | None:

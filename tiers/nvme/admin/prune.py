@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,21 +19,26 @@ from ...base import ChunkKey
 from ...errors import TierError
 from ..format.checksum import ChunkChecksum
 from ..index.ledger import Ledger
+from ..index.order import record_removal
 from ..index.records import Extent
 from ..index.transaction import Transaction
 from ..io.lanes import Lanes
-from ..log.append import Appender
+from ..log.budget import ONE_AT_NEED
 from ..log.chunks import Target
+from ..log.durability import Durability
 from ..log.events import Events
-from ..log.lifecycle import Log
-from ..log.order import record_removal
-from ..log.tail import Tail
+from ..log.reclaim import Allowance
+from ..periodic import Periodic
+from ..reads import Reads
+from ..roomkeeper import RoomKeeper
 from ..store.frame import READ_S
 from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
+from ..writing import Writing
 
 logger = logging.getLogger(__name__)
 
+KEEP_PERIOD_S = 1.0  # between two looks at the room, where nothing is needed
 BATCH_CHUNKS = 512  # removed per call, so that servers' commits get their turn
 DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance are one pair in billions
 
@@ -104,30 +110,40 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
     Raises:
         TierError: the store cannot be used.
     """
-    segments, index, lanes, events = store.directory.segments, store.index, Lanes(), Events()
-    tail = Tail(lanes, Log(segments, index, events), events)
-    appender = Appender(lanes, segments, index, tail, events)
+    index, lanes, events = store.index, Lanes(), Events()
+    writing = Writing.to(store, lanes, events, Allowance(1))
+    keeper = RoomKeeper(lanes, index, writing, Reads(lanes, index), lambda: ONE_AT_NEED)
+    keeping = Periodic(partial(_kept, keeper), lambda: KEEP_PERIOD_S)
+    events.on_rolled(keeper.changed)
+    events.on_rolled(keeping.wake)
     target = Target(chosen.digest, chosen.scope, ChunkChecksum(chosen.digest))
     chunks = size_bytes = 0
     try:
         for start in range(0, len(chosen.keys), BATCH_CHUNKS):
             forget = partial(_forget, chosen, chosen.keys[start : start + BATCH_CHUNKS])
             gone, order = await lanes.index(partial(index.write, forget))
-            await appender.append_removals(target, list(gone), order)
+            await writing.appender.append_removals(target, list(gone), order)
             chunks, size_bytes = chunks + len(gone), size_bytes + sum(gone.values())
             progress(len(gone))
-        await _flush(tail)
+        await _flush(writing.durability)
     finally:
-        try:
-            await tail.close()
-        finally:
-            lanes.close()
+        async with AsyncExitStack() as at_last:
+            at_last.callback(lanes.close)
+            at_last.push_async_callback(writing.durability.close)
+            at_last.push_async_callback(writing.ahead.close)
+            keeper.stop()
+            await keeping.stop()
     return Removed(chosen.digest, chosen.label, chunks, size_bytes)
 
 
-async def _flush(tail: Tail) -> None:
+async def _kept(keeper: RoomKeeper) -> None:
+    with suppress(OSError, TierError):  # who waits for room is told
+        await keeper.keep()
+
+
+async def _flush(durability: Durability) -> None:
     try:
-        await tail.flush()
+        await durability.flush()
     except OSError as error:
         raise TierError("nvme", f"what was removed may come back after a power loss: {error}") from error
 

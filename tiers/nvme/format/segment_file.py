@@ -99,9 +99,8 @@ class SegmentFile:
         self.size_blocks = size_bytes // BLOCK_BYTES
 
     def write_header(self, opened: int) -> None:
-        """Begin this life of the file, durably: from here on no table of an earlier one counts."""
+        """Begin this life of the file: once it is synced, no table of an earlier one counts."""
         self._write(0, Header(self.name, opened).encode())
-        self.files.sync_data(self.fd)
 
     def read_header(self) -> Header | None:
         return Header.decode(self._read(0, 1))
@@ -113,9 +112,12 @@ class SegmentFile:
         return table
 
     def write_trailer(self, tables: Sequence[bytes]) -> None:
-        """Write the trailer: every chunk durable first, then the tables again at the end."""
-        self.files.sync_data(self.fd)
+        """Write the tables again at the end, durably; every chunk that they name was synced before."""
         self._write(*encode_trailer(self.name, tables, self.size_blocks))
+        self.sync()
+
+    def sync(self) -> None:
+        """Make everything that was written so far durable."""
         self.files.sync_data(self.fd)
 
     def read_footer(self) -> Footer | None:
@@ -137,7 +139,7 @@ class SegmentFile:
         footer = self.read_footer()
         if footer is not None and footer.name == self.name:
             self._write(self.size_blocks - 1, bytes(BLOCK_BYTES))
-            self.files.sync_data(self.fd)
+            self.sync()
 
     def read_trailer(self) -> list[Batch] | None:
         """The batches of a sealed segment, or None where the footer is not this life's or is damaged."""

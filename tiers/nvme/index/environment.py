@@ -1,10 +1,12 @@
 """The index: where every chunk lies, in LMDB, shared by all processes that use the store.
 
-Theory of operation. Six tables in one memory-mapped file:
+Theory of operation. Eight tables in one memory-mapped file:
 
     meta        name -> number           the store's uuid and format, the counters of numbers given out
     namespaces  digest -> record         the scope in force, what is in it, what was read from it
     segments    id -> record             state, generation, age, fill
+    ages        state + age + id         the segments of each state, the oldest first
+    totals      state -> record          how many they are, and what they take
     extents     scope + key -> record    where the chunk lies, its checksum, when it came, how often read
     removals    scope + key -> record    when it was removed on request, while the log may still have it
     unread      age + id -> generation   segments whose tables are not in the index yet

@@ -26,6 +26,8 @@ NAMESPACE = struct.Struct("<IIQQQQQ")
 NUMBER = struct.Struct("<Q")
 REMOVAL = struct.Struct("<QI")
 AGE = struct.Struct(">QI")  # big-endian, so that keys sort by it
+STANDING = struct.Struct(">BQI")  # state, age, number: likewise
+TOTALS = struct.Struct("<QQ")
 UNREAD = struct.Struct("<I")
 
 
@@ -69,6 +71,13 @@ class Segment(NamedTuple):
     end_block: int  # behind the last committed batch
     live_chunks: int
     live_bytes: int  # of chunks that the index refers to
+    allocated_bytes: int
+
+
+class Totals(NamedTuple):
+    """What all segments of one state are together."""
+
+    segments: int
     allocated_bytes: int
 
 

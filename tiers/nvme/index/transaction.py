@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -15,11 +16,15 @@ from .records import (
     REMOVAL,
     SCOPE,
     SEGMENT,
+    STANDING,
+    TOTALS,
     UNREAD,
     Extent,
     Namespace,
     Removal,
     Segment,
+    SegmentState,
+    Totals,
     Unread,
     decode_segment,
 )
@@ -30,11 +35,23 @@ OTHER_PAGES = 64  # of a compact copy, for the other tables
 class Transaction:
     """One LMDB transaction, in the index's words. Belongs to the thread that began it."""
 
-    __slots__ = ("_extents", "_meta", "_namespaces", "_removals", "_room", "_segments", "_txn", "_unread")
+    __slots__ = (
+        "_ages",
+        "_extents",
+        "_meta",
+        "_namespaces",
+        "_removals",
+        "_room",
+        "_segments",
+        "_totals",
+        "_txn",
+        "_unread",
+    )
 
     def __init__(self, txn: Any, tables: Tables, room: MapRoom) -> None:
         self._txn, self._room = txn, room
-        self._meta, self._namespaces, self._segments, self._extents, self._removals, self._unread = tables
+        self._meta, self._namespaces, self._segments, self._ages, self._totals = tables[:5]
+        self._extents, self._removals, self._unread = tables[5:]
 
     # Numbers.
 
@@ -75,6 +92,9 @@ class Transaction:
         with self._txn.cursor(db=self._namespaces) as cursor:
             return {bytes(digest): Namespace(*NAMESPACE.unpack(raw)) for digest, raw in cursor}
 
+    def namespaces_count(self) -> int:
+        return int(self._txn.stat(self._namespaces)["entries"])
+
     # Segments.
 
     def segment(self, number: int) -> Segment | None:
@@ -86,9 +106,60 @@ class Transaction:
         if before is not None and before.state is not segment.state:
             assert segment.state in LEGAL[before.state], f"{before.state.name} -> {segment.state.name}"
         self._txn.put(SCOPE.pack(number), SEGMENT.pack(*segment), db=self._segments)
+        self._stand(number, before, segment)
 
     def drop_segment(self, number: int) -> None:
+        before = self.segment(number)
         self._txn.delete(SCOPE.pack(number), db=self._segments)
+        self._stand(number, before, None)
+
+    def _stand(self, number: int, before: Segment | None, after: Segment | None) -> None:
+        """Keep the order of age and the totals in step with a record."""
+        was, now = (_standing(number, segment) for segment in (before, after))
+        if was == now:
+            return
+        if before is not None:
+            self._txn.delete(STANDING.pack(before.state, before.opened, number), db=self._ages)
+            self._count(before, -1)
+        if after is not None:
+            self._txn.put(STANDING.pack(after.state, after.opened, number), b"", db=self._ages)
+            self._count(after, 1)
+
+    def _count(self, segment: Segment, sign: int) -> None:
+        count, allocated_bytes = self.totals(segment.state)
+        totals = TOTALS.pack(count + sign, allocated_bytes + sign * segment.allocated_bytes)
+        self._txn.put(bytes([segment.state]), totals, db=self._totals)
+
+    def totals(self, *states: SegmentState) -> Totals:
+        """What all segments of these states are together, of all where none is given."""
+        raws = (self._txn.get(bytes([state]), db=self._totals) for state in states or SegmentState)
+        sums = [TOTALS.unpack(raw) for raw in raws if raw]
+        return Totals(sum(count for count, _ in sums), sum(size_bytes for _, size_bytes in sums))
+
+    def by_age(self, *states: SegmentState) -> Iterator[tuple[int, Segment]]:
+        """The segments of these states by number, the oldest first; not while writing."""
+        for _, number in heapq.merge(*(self._ages_in(state) for state in states)):
+            segment = self.segment(number)
+            assert segment is not None, "the order of age is of segments that are there"
+            yield number, segment
+
+    def oldest_opened(self, *, other_than: int) -> int | None:
+        """When the oldest segment, of whatever state, was opened; but for one."""
+        firsts = [
+            next((opened for opened, number in self._ages_in(state) if number != other_than), None)
+            for state in SegmentState
+        ]
+        return min((opened for opened in firsts if opened is not None), default=None)
+
+    def _ages_in(self, state: SegmentState) -> Iterator[tuple[int, int]]:
+        with self._txn.cursor(db=self._ages) as cursor:
+            if not cursor.set_range(bytes([state])):
+                return
+            for raw in cursor.iternext(values=False):
+                found, opened, number = STANDING.unpack(raw)
+                if found != state:
+                    return
+                yield opened, number
 
     def segments(self) -> dict[int, Segment]:
         with self._txn.cursor(db=self._segments) as cursor:
@@ -207,6 +278,11 @@ class Transaction:
         return int(self._txn.id())
 
 
+def _standing(number: int, segment: Segment | None) -> tuple[int, ...]:
+    """All of a record that the order of age and the totals are made of."""
+    return (number, segment.state, segment.opened, segment.allocated_bytes) if segment is not None else ()
+
+
 class MapRoom(Protocol):
     """The sizes of the map that a transaction works in."""
 
@@ -219,6 +295,8 @@ class Tables(NamedTuple):
     meta: Any
     namespaces: Any
     segments: Any
+    ages: Any
+    totals: Any
     extents: Any
     removals: Any
     unread: Any

@@ -11,6 +11,7 @@ way, for a bounded time, so that loads come first at the drive as well.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,11 +29,12 @@ Piece = Callable[[], int | None]
 STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/performance.md
 LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
 UPKEEP_LANES = 2  # one may be in a long reclaim while the other counts
+SYNC_LANES = 8  # files that are synced at the same time: a flush is the drive's, so one pays for all of them
 STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
 
 
 class Lanes:
-    """Threads for loads, for stores and for the index, and the way there and back.
+    """Threads for loads, stores, the index, upkeep and syncs, and the way there and back.
 
     Threads: used from one event loop. Cancellation: a cancelled call returns only once no thread works for
     it any more; its pieces that had not started are dropped.
@@ -50,6 +52,7 @@ class Lanes:
             # One thread: there is one write transaction at a time in any case.
             self._index_pool = _started(undo, 1, "kvtier-index")
             self._upkeep_pool = _started(undo, UPKEEP_LANES, "kvtier-upkeep")
+            self._sync_pool = _started(undo, SYNC_LANES, "kvtier-sync")
             self._stop = undo.pop_all()
         self._loads = 0
         self._quiet = threading.Event()
@@ -88,6 +91,12 @@ class Lanes:
     async def upkeep(self, call: Callable[[], T]) -> T:
         """Run one call that may take long and that nobody's request waits for."""
         return await through(self._upkeep_pool, call)
+
+    async def sync(self, calls: Sequence[Callable[[], None]]) -> list[BaseException | None]:
+        """Run calls that wait for the drive's flush, side by side; returns the error of each, or None."""
+        return await asyncio.gather(
+            *(through(self._sync_pool, call) for call in calls), return_exceptions=True
+        )
 
     def close(self) -> None:
         """Stop the threads; waits for what they are doing."""

@@ -18,15 +18,17 @@ from ...errors import TierError
 from ..format.codec import Entry
 from ..index.environment import Index, IndexBusy, IndexFull
 from ..index.ledger import Ledger
+from ..index.order import Since, is_outdated, next_order, note
 from ..index.records import Extent
 from ..index.transaction import Transaction
 from ..io.lanes import Lanes
 from ..io.refusal import failure_of
+from .ahead import Ahead
 from .batch import PlacedBatch
 from .chunks import Removals, Target
+from .durability import Durability
 from .events import Events
 from .lifecycle import is_open
-from .order import Since, is_outdated, next_order, note
 from .room import index_is_tight
 from .segments import Segments
 from .tail import Tail
@@ -47,9 +49,18 @@ class Appender:
     written is either committed as a whole or nothing.
     """
 
-    def __init__(self, lanes: Lanes, segments: Segments, index: Index, tail: Tail, events: Events) -> None:
-        self._lanes, self._segments, self._index, self._tail = lanes, segments, index, tail
-        self._events = events
+    def __init__(
+        self,
+        lanes: Lanes,
+        segments: Segments,
+        index: Index,
+        ahead: Ahead,
+        durability: Durability,
+        tail: Tail,
+        events: Events,
+    ) -> None:
+        self._lanes, self._segments, self._index = lanes, segments, index
+        self._ahead, self._durability, self._tail, self._events = ahead, durability, tail, events
         # Mutable state, changed on the loop only.
         self.io_errors = 0
 
@@ -63,14 +74,19 @@ class Appender:
     ) -> dict[ChunkKey, Failure]:
         """Write the chunks and commit what `accept` takes; returns why the others failed.
 
-        `since` is when the chunks were last known to be wanted: a removal after that counts, were the index
-        to be rebuilt. Now, if not given. No segment that was opened after it takes a chunk, because such a
-        removal is not kept as long as that segment; what has no place for this reason is dropped.
+        Where there is no room it waits for some, unless the chunks are carried: those have a `since`. It is
+        when they were last known to be wanted: a removal after that counts, were the index to be rebuilt. No
+        segment that was opened after it takes a chunk, because such a removal is not kept as long as that
+        segment; what has no place for this reason is dropped.
         """
         batches: list[PlacedBatch] = []
         failed: dict[ChunkKey, Failure] = {}
         try:
-            placed, why = await self._tail.place(target, chunks, batches, since=since)
+            # Before anything is written: what the index cannot take in is not worth a byte.
+            refusal = await self._index_room() if since is None else None
+            if refusal is not None:
+                return dict.fromkeys((key for key, _ in chunks), refusal)
+            placed, why = await self._tail.place(target, chunks, batches, wait=since is None, since=since)
             failed.update((key, why) for key, _ in chunks[placed:])
             if batches:
                 failed.update(await self._written(target, batches, accept, ordered=since is not None))
@@ -83,44 +99,69 @@ class Appender:
     async def append_removals(self, target: Target, keys: Sequence[ChunkKey], order: int) -> None:
         """Append removals of keys that have left the index, so that no rebuild brings them back.
 
-        `order` was given out in the transaction that they left it in. The tail's next `flush` raises what
-        could not be written.
+        `order` was given out in the transaction that they left it in. The next `flush` raises what could not
+        be written.
         """
         with self._index.read() as txn:
             opened = txn.number("opened")  # in none that is opened later do they lie
         now_s = int(time.time())
         entries = tuple(Entry(key, opened, 0, 0, now_s) for key in keys)
-        await self.write_removals([Removals(target.namespace, target.scope, order, entries)])
+        removals = Removals(target.namespace, target.scope, order, entries)
+        if await self.write_removals([removals], wait=True):
+            self._durability.not_durable(
+                "removals", TierError("nvme", "there is no segment to write them to")
+            )
 
-    async def write_removals(self, removals: Sequence[Removals]) -> None:
-        """Append removals; the tail's next `flush` raises what could not be written."""
+    async def write_removals(self, removals: Sequence[Removals], *, wait: bool) -> Sequence[Removals]:
+        """Append removals, waiting for room if it may; returns those for which there is no room.
+
+        The next `flush` raises what could not be written.
+        """
         batches: list[PlacedBatch] = []
         calls: list[Callable[[], None]] = []
+        left: list[Removals] = []
         try:
             for one in removals:
-                calls += await self._placed(one, batches)
+                placed_count, its_calls = await self._placed(one, batches, wait=wait)
+                calls += its_calls
+                if placed_count < len(one.entries):
+                    left.append(one._replace(entries=one.entries[placed_count:]))
             if calls:
                 await self._lanes.store(calls, then=lambda: None)
             for batch in batches:
                 if batch.error is not None:
-                    self._tail.not_durable("removals", batch.error)
+                    self._durability.not_durable("removals", batch.error)
         finally:
             for batch in batches:
                 self._tail.complete(batch.segment, batch.table)
+        return left
 
-    async def _placed(self, removals: Removals, batches: list[PlacedBatch]) -> Sequence[Callable[[], None]]:
+    async def _placed(
+        self, removals: Removals, batches: list[PlacedBatch], *, wait: bool
+    ) -> tuple[int, Sequence[Callable[[], None]]]:
         entries, first = removals.entries, len(batches)
         chunks = [(entry.key, _NO_BYTES) for entry in entries]
         since = Since(removals.order, None)
-        placed, why = await self._tail.place(removals.target, chunks, batches, since=since, pieces=False)
-        if placed < len(entries):
-            lacking = TierError("nvme", f"there is no segment to write them to ({why})")
-            self._tail.not_durable("removals", lacking)
+        placed_count, _ = await self._tail.place(
+            removals.target, chunks, batches, wait=wait, since=since, pieces=False
+        )
         rest = iter(entries)
-        return [
+        return placed_count, [
             partial(batch.write_table, tuple(islice(rest, batch.placement.chunks)), removals=True)
             for batch in batches[first:]
         ]
+
+    async def _index_room(self) -> Failure | None:
+        try:
+            return await self._ahead.index_room()
+        except TierError as error:
+            self.io_errors += 1
+            self._events.failed(f"{error}")
+            return Failure.IO_ERROR
+
+    def retire_older(self, opened: int) -> None:
+        """Append no more to the open segment if it is older than this."""
+        self._tail.retire_older(opened)
 
     # Writing and committing.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..io.blocks import BLOCK_BYTES, aligned
 
 SEGMENT_BYTES_MAX = 256 * 1024 * 1024  # where larger ones gain nothing and a reclaim gets coarse
+SEGMENTS_MAX = 4096  # of a store so large that its files would be more than a directory is quick with
 SEGMENT_CHUNKS_MIN = 16  # of chunks so large that the last one, for which no room is left, would be much
 SEGMENTS_PER_STORE = 64  # of a store too small for segments of that size: the grain of its eviction
 SEGMENT_SLACK_BYTES = 2 * BLOCK_BYTES  # blocks of a fragmented file's own extent list, which du counts
@@ -18,6 +19,11 @@ DIRECTORY_BYTES_PER_SEGMENT = 64  # a name of twelve bytes, in a directory that 
 QUARANTINE_SHARE = 32  # a 32nd of the cap, so that evidence never costs much cache
 QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what failed
 SEGMENTS_MIN = 2  # one to append to, one to reclaim
+AHEAD_BYTES_MAX = 256 * 1024 * 1024  # ready for stores: tenths of a second, in which others get ready
+AHEAD_SHARE = 16  # of the cap at most: what is kept ready is not used
+SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment kept ready would be too much of it
+SEGMENTS_FOR_CARRYING = 16  # likewise one for carried chunks alone, and one ready for them
+CROWD_SHARE = 4  # others that append to so much of the store leave no room to keep anything ready
 
 
 class Facts(NamedTuple):
@@ -69,11 +75,40 @@ class Budget(NamedTuple):
         return self.set_aside_bytes + BLOCK_BYTES + SEGMENTS_MIN * self.segment_cost_bytes
 
 
+class Plan(NamedTuple):
+    """What a process keeps ready in a store.
+
+    Attributes:
+        segments: how many the cap holds.
+        ahead: how many are kept ready for stores.
+        kept: how many of those that are ready only carried chunks may have.
+    """
+
+    segments: int
+    ahead: int
+    kept: int
+
+    @staticmethod
+    def of(budget: Budget, namespaces_count: int, open_elsewhere: int = 0) -> Plan:
+        """The plan where others have so many segments open."""
+        segments = max(0, budget.segments_bytes(namespaces_count)) // budget.segment_cost_bytes
+        if segments < SEGMENTS_FOR_AHEAD or open_elsewhere * CROWD_SHARE > segments:
+            return Plan(segments, 0, 0)
+        ahead_bytes = min(AHEAD_BYTES_MAX, budget.capacity_bytes // AHEAD_SHARE)
+        kept = 1 if segments >= SEGMENTS_FOR_CARRYING else 0
+        return Plan(segments, max(1, ahead_bytes // budget.segment_bytes), kept)
+
+
+ONE_AT_NEED = Plan(SEGMENTS_MIN, 0, 0)  # of who appends little, and soon ends
+
+
 def segment_bytes_for(capacity_bytes: int, chunk_bytes: int) -> int:
     """The size of segments for a new store."""
     smallest = aligned(chunk_bytes) * 2 + 4 * BLOCK_BYTES  # two chunks, header, table, body, footer
     fitting = aligned(capacity_bytes // SEGMENTS_PER_STORE)
-    return max(smallest, min(fitting, max(SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))))
+    few = aligned(capacity_bytes // SEGMENTS_MAX)
+    largest = max(SEGMENT_BYTES_MAX, few, SEGMENT_CHUNKS_MIN * aligned(chunk_bytes))
+    return max(smallest, min(fitting, largest))
 
 
 def facts_for(capacity_bytes: int, chunk_bytes: int) -> Facts:

@@ -1,10 +1,11 @@
 """The life of a segment: claimed, sealed, reclaimed, and removed where the store must shrink.
 
-Theory of operation. Every decision about a segment is made inside one write transaction of the index, so
-by one process at a time, and is bound to a lock on the segment's file, which a killed process gives up:
+Theory of operation. A decision about a segment begins with a look at the index, is acted on under a lock on
+the segment's file, which a killed process gives up, and is confirmed in one short write transaction, so by
+one process at a time. No file is touched inside a transaction, which may run again:
 
     claim     a dead process's open segment first, then a free one, then a new one if the cap has room
-    seal      trailer, then SEALED, then the claim is given up
+    seal      synced, then the trailer, then SEALED, then the claim is given up
     reclaim   the oldest segment that nobody appends to: RECLAIMING, its entries leave the index in steps,
               then FREE; a process that dies half way leaves RECLAIMING, and whoever reclaims next goes on
     shrink    a free segment's file is removed where the cap or the reserve asks for it
@@ -18,21 +19,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ..format.codec import FIRST_BLOCK, SegmentName
 from ..format.open_segment import OpenSegment
+from ..format.segment_file import SegmentFile
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
 from ..io.refusal import NOT_OF_THE_FILE, failure_of
 from .events import Events
-from .room import Room, by_age
+from .room import Room, is_free
 from .segments import READERS_BYTE, Segments
 from .victim import Victims
 
 CLAIM_TRIES_MAX = 4  # bad segments one after the other: then it is the drive
+CREATE_TRIES_MAX = 4  # others take the new file for one that was left: each open of the store may do so once
 
 
 class _Claim(NamedTuple):
@@ -53,12 +57,12 @@ class Log:
         self._segments, self._files, self._index = segments, segments.files, index
         self._events = events
         self.room = Room(segments, index)
-        self.victims = Victims(segments, index, events)
+        self.victims = Victims(segments, index, self.room, events)
 
     # Claiming.
 
     def claim(self) -> OpenSegment | None:
-        """Take a segment to append to, None where there is no room without reclaiming.
+        """Take a segment to append to, once it is synced; None where there is no room without reclaiming.
 
         Raises:
             OSError: the file system refused; nothing is claimed.
@@ -73,129 +77,178 @@ class Log:
             except OSError as error:
                 if failure_of(error) in NOT_OF_THE_FILE:
                     # Left OPEN and unclaimed: another segment would fare no better, and this one is good.
-                    self._files.close(claim.fd)
+                    self._close(claim.number, claim.fd)
                     raise
                 refused, drive_full = error, self._is_drive_full(claim, error)
-                self._put_away(claim)
+                self._put_away(claim.number, claim.fd)
                 if drive_full:
                     return None  # but in the place of an old segment there is room
                 self._events.failed(f"segment {claim.number} cannot be appended to: {error}")
             except BaseException:
                 # Left OPEN and unclaimed, as by a dead process: the next claim takes it over.
-                self._files.close(claim.fd)
+                self._close(claim.number, claim.fd)
                 raise
         assert refused is not None, "each try but the last refused one has returned"
         raise refused
 
     def _claim_one(self) -> _Claim | None:
-        with contextlib.ExitStack() as undo:
-            claim = self._index.write(lambda txn: self._take(txn, undo))
-            if claim is not None:
-                self._files.reached("claimed")
-                undo.pop_all()
-            return claim
+        claim = self._take_over() or self._reuse() or self._create()
+        if claim is not None:
+            self.room.own.add(claim.number)
+            self._files.reached("claimed")
+        return claim
 
-    def _take(self, txn: Transaction, undo: contextlib.ExitStack) -> _Claim | None:
-        undo.close()  # of an attempt that could not commit
-        segments = by_age(txn)
-        for number, segment in segments:
-            fd = self._segments.claim(number) if segment.state is SegmentState.OPEN else None
+    def _take_over(self) -> _Claim | None:
+        """An open segment that nobody has claimed any more."""
+        for number, found in self.room.oldest(SegmentState.OPEN):
+            fd = self._segments.claim(number)
             if fd is not None:
-                undo.callback(self._files.close, fd)
-                return _Claim(number, segment, fd)
-        if self.room.excess_bytes_in(txn, dict(segments)) <= 0:
-            for number, segment in segments:
-                claim = self._reuse(txn, undo, number, segment)
-                if claim is not None:
-                    return claim
-        return self._create(txn, undo, dict(segments))
+                with self._closed_unless_kept(fd) as keep:
+                    with self._index.read() as txn:
+                        segment = txn.segment(number)  # which nobody else moves now
+                    if is_open(segment, self._segments.name(number, found.generation)):
+                        assert segment is not None, "it is open"
+                        keep()
+                        return _Claim(number, segment, fd)
+        return None
 
-    def _reuse(
-        self, txn: Transaction, undo: contextlib.ExitStack, number: int, segment: Segment
-    ) -> _Claim | None:
-        fd = self.room.lock_free(txn, number) if segment.state is SegmentState.FREE else None
-        if fd is None:
+    def _reuse(self) -> _Claim | None:
+        """A free segment that nobody reads, where the store need not shrink."""
+        free_bytes = self._segments.free_bytes()
+        for number, _ in self.room.oldest(SegmentState.FREE):
+            fd = self.room.lock_free(number)
+            if fd is not None:
+                with self._closed_unless_kept(fd) as keep:
+                    self._files.reached("locked a free segment")
+                    reopen = partial(self._reopened, number, free_bytes)
+                    segment = self._index.write(reopen)
+                    if segment is not None:
+                        keep()
+                        return _Claim(number, segment, fd)
+        return None
+
+    def _reopened(self, number: int, free_bytes: int, txn: Transaction) -> Segment | None:
+        segment = txn.segment(number)
+        if segment is None or not is_free(segment) or self.room.excess_bytes_in(txn, free_bytes) > 0:
             return None
-        undo.callback(self._files.close, fd)
-        claimed = _opened(txn, segment.generation + 1, segment.allocated_bytes)
-        txn.put_segment(number, claimed)
-        return _Claim(number, claimed, fd)
+        reopened = _opened(txn, segment.generation + 1, segment.allocated_bytes)
+        txn.put_segment(number, reopened)
+        return reopened
 
-    def _create(
-        self, txn: Transaction, undo: contextlib.ExitStack, segments: dict[int, Segment]
-    ) -> _Claim | None:
+    def _create(self) -> _Claim | None:
+        """A new segment, where the cap has room for one.
+
+        A file comes before its record, so that nobody takes the record for a dead process's. Until it is
+        claimed, whoever opens the store may take it for one that was left, and remove it.
+        """
+        free_bytes = self._segments.free_bytes()
+        for _ in range(CREATE_TRIES_MAX):
+            with self._index.read() as txn:
+                if not self._has_room(txn, free_bytes):
+                    return None
+            number = self._index.write(lambda txn: txn.next_number("segment"))
+            self._files.reached("numbered a segment")
+            fd = self._segments.claim(number, create=True)
+            if fd is not None:
+                return self._recorded(number, fd, free_bytes)
+        return None
+
+    def _recorded(self, number: int, fd: int, free_bytes: int) -> _Claim | None:
+        """Give the new file its record, or remove it where the cap has no room any more."""
+        with self._closed_unless_kept(fd) as keep, contextlib.ExitStack() as undo:
+            undo.callback(self._segments.unlink, number)
+            self._files.reached("locked a new segment")
+            segment = self._index.write(partial(self._put_new, number, free_bytes))
+            if segment is None:
+                return None
+            undo.pop_all()
+            keep()
+            return _Claim(number, segment, fd)
+
+    def _put_new(self, number: int, free_bytes: int, txn: Transaction) -> Segment | None:
+        if not self._has_room(txn, free_bytes):
+            return None
+        segment = _opened(txn, 1, self.room.budget(txn).segment_cost_bytes)
+        txn.put_segment(number, segment)
+        return segment
+
+    def _has_room(self, txn: Transaction, free_bytes: int) -> bool:
         cost_bytes = self.room.budget(txn).segment_cost_bytes
-        if self.room.excess_bytes_in(txn, segments) + cost_bytes > 0:
-            return None
-        number = txn.number("segment") + 1
-        # Made and locked before others can see the record, so that nobody takes it for a dead process's.
-        fd = self._segments.claim(number, create=True)
-        if fd is None:
-            return None  # of somebody whose attempt could not commit, and who is about to make another
-        undo.callback(self._files.close, fd)
-        txn.set_number("segment", number)
-        claimed = _opened(txn, 1, cost_bytes)
-        txn.put_segment(number, claimed)
-        return _Claim(number, claimed, fd)
+        return self.room.excess_bytes_in(txn, free_bytes) + cost_bytes <= 0
+
+    @contextlib.contextmanager
+    def _closed_unless_kept(self, fd: int) -> Iterator[Callable[[], object]]:
+        """Close a locked file at the end, which gives its locks up, unless the function given is called."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._files.close, fd)
+            yield undo.pop_all
 
     def _begin(self, claim: _Claim) -> OpenSegment:
         self._files.unlock(claim.fd, READERS_BYTE)
         self._segments.allocate(claim.number, claim.fd)
         file = self._segments.file(claim.fd, claim.number, claim.segment.generation)
         header = file.read_header()
-        if header is None or header.name != file.name:
+        is_damaged = header is None or header.name != file.name
+        if is_damaged:
             file.write_header(claim.segment.opened)
-            if claim.segment.end_block == FIRST_BLOCK:
-                return OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
-            # Else the header was damaged, and the chunks behind it are as good as ever.
+        if is_damaged and claim.segment.end_block == FIRST_BLOCK:
+            segment = OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
+        else:  # the chunks behind a damaged header are as good as ever
+            segment = self._gone_on_with(claim, file)
+        segment.unsynced = True  # its header, or what a process has written that died before it synced it
+        return segment
+
+    def _gone_on_with(self, claim: _Claim, file: SegmentFile) -> OpenSegment:
         file.unseal()
-        batches = list(file.sweep())  # of a process that died; committed or not, each is whole
+        batches = list(file.sweep())  # committed or not, each is whole
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
         tables = [batch.encode() for batch in batches]
-        segment = OpenSegment(file, end, tables, opened=claim.segment.opened)
-        segment.unsynced = True  # it may have died before it synced them
-        return segment
+        return OpenSegment(file, end, tables, opened=claim.segment.opened)
 
     def _is_drive_full(self, claim: _Claim, error: OSError) -> bool:
         """Whether it was the room for the file that the file system refused."""
         allocated = self._segments.is_allocated(claim.fd)
         return not allocated and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
-    def _put_away(self, claim: _Claim) -> None:
-        """Give up a segment that cannot be begun, so that nobody takes it over again."""
-        try:
-            self._index.write(lambda txn: self._put_away_in(txn, claim))
-        finally:
-            self._files.close(claim.fd)
+    def put_away(self, segment: OpenSegment) -> None:
+        """Give up a segment that cannot be synced, before anybody has appended to it."""
+        self._put_away(segment.name.segment, segment.file.fd)
 
-    def _put_away_in(self, txn: Transaction, claim: _Claim) -> None:
-        segment = txn.segment(claim.number)
-        if segment is None or segment.generation != claim.segment.generation:
-            return
-        if segment.end_block > FIRST_BLOCK:  # its chunks can be read until it is reclaimed, next of all
-            txn.put_segment(claim.number, segment._replace(state=SegmentState.RECLAIMING))
-        else:
-            self.room.remove(txn, claim.number, claim.fd)
+    def _put_away(self, number: int, fd: int) -> None:
+        """Give up a segment so that nobody takes it over again."""
+        try:
+            if not self._index.write(partial(_leave_to_reclaim, number)):
+                self.room.remove(number, fd)
+        finally:
+            self._close(number, fd)
+
+    def give_back(self, segment: OpenSegment) -> None:
+        """Give up a segment that nobody has appended to yet: it is free, if nothing lies in it."""
+        try:
+            self._index.write(partial(_free_if_empty, segment.name))
+        finally:
+            self.leave(segment)
+
+    def _close(self, number: int, fd: int) -> None:
+        """Give up a claim."""
+        self.room.own.discard(number)
+        self._files.close(fd)
 
     # Sealing.
 
-    def seal(self, segment: OpenSegment) -> None:
-        """Write the trailer and give up the claim.
-
-        Raises:
-            OSError: the trailer may be missing, and a rebuild sweeps the segment instead. It is sealed all
-                the same: taken over, it would be full, and not be sealed, again and again.
-        """
-        assert segment.writers == 0, "nothing is appended while a segment is sealed"
-        with contextlib.ExitStack() as at_last:
-            at_last.callback(self.leave, segment)
-            at_last.callback(self._index.write, lambda txn: _seal(txn, segment.name))
-            segment.file.write_trailer(segment.batches)
-            self._files.reached("trailer written")
+    def seal(self, full: Sequence[OpenSegment]) -> None:
+        """Say in the index that these segments are full, and give up their claims."""
+        assert not any(segment.writers for segment in full), "nothing is appended while a segment is sealed"
+        self._files.reached("trailers written")
+        try:
+            self._index.write(lambda txn: _seal(txn, [segment.name for segment in full]))
+        finally:
+            for segment in full:  # whoever finds one open goes on with it, and seals it again
+                self.leave(segment)
 
     def leave(self, segment: OpenSegment) -> None:
         """Give up the claim of a segment that stays open: the next claim by anybody goes on with it."""
-        self._files.close(segment.file.fd)
+        self._close(segment.name.segment, segment.file.fd)
 
     def sync_others(self, own: Collection[int]) -> None:
         """Make durable what is in the open segments of all others; what is sealed was synced before.
@@ -204,9 +257,9 @@ class Log:
             OSError, TierError: some of it may not be.
         """
         with self._index.read() as txn:
-            segments = txn.segments().items()
-        for number, segment in segments:
-            if segment.state is SegmentState.OPEN and number not in own:
+            numbers = [number for number, _ in txn.by_age(SegmentState.OPEN)]
+        for number in numbers:
+            if number not in own:
                 with self._segments.opened(number) as file:
                     if file is not None:  # else its chunks are gone, and whoever loads one will notice
                         self._files.sync_data(file.fd)
@@ -217,10 +270,27 @@ def is_open(segment: Segment | None, name: SegmentName) -> bool:
     return segment is not None and (segment.state, segment.generation) == (SegmentState.OPEN, name.generation)
 
 
-def _seal(txn: Transaction, name: SegmentName) -> None:
+def _leave_to_reclaim(number: int, txn: Transaction) -> bool:
+    """Where something lies in it, it can be read until it is reclaimed, next of all."""
+    segment = txn.segment(number)
+    if segment is None or segment.end_block <= FIRST_BLOCK:
+        return False
+    txn.put_segment(number, segment._replace(state=SegmentState.RECLAIMING))
+    return True
+
+
+def _free_if_empty(name: SegmentName, txn: Transaction) -> None:
     segment = txn.segment(name.segment)
-    if segment is not None and is_open(segment, name):
-        txn.put_segment(name.segment, segment._replace(state=SegmentState.SEALED))
+    if segment is not None and is_open(segment, name) and segment.end_block <= FIRST_BLOCK:
+        for state in (SegmentState.RECLAIMING, SegmentState.FREE):
+            txn.put_segment(name.segment, segment._replace(state=state, end_block=0))
+
+
+def _seal(txn: Transaction, names: Sequence[SegmentName]) -> None:
+    for name in names:
+        segment = txn.segment(name.segment)
+        if segment is not None and is_open(segment, name):
+            txn.put_segment(name.segment, segment._replace(state=SegmentState.SEALED))
 
 
 def _opened(txn: Transaction, generation: int, allocated_bytes: int) -> Segment:

@@ -16,18 +16,19 @@ from ...errors import TierError
 from ..format.checksum import ChunkChecksum
 from ..index.environment import Index
 from ..index.ledger import Ledger
+from ..index.order import Since, next_order
 from ..index.records import Extent
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, scratch
 from ..io.lanes import Lanes
 from ..io.pieces import Wanted
 from ..io.plan import plan_reads
+from .ahead import Ahead
 from .append import Appender
 from .chunks import Live, Target
-from .order import Since, next_order
+from .durability import Durability
 from .readers import Readers
 from .segments import Segments
-from .tail import Tail
 from .victim import Victim, Victims
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
@@ -54,7 +55,11 @@ class Allowance:
 
 
 class Carrier:
-    """Empties the oldest segment, carrying what is worth it into the open one. One event loop."""
+    """Empties the oldest segments, carrying what is worth it. One event loop.
+
+    Where the store is large enough, what is carried has segments of its own: stores at full speed would fill
+    any other before it, and what is hot lies together.
+    """
 
     def __init__(
         self,
@@ -62,52 +67,79 @@ class Carrier:
         segments: Segments,
         index: Index,
         victims: Victims,
-        tail: Tail,
-        appender: Appender,
+        ahead: Ahead,
+        durability: Durability,
         allowance: Allowance,
+        *,
+        beside: Appender,
+        apart: Appender,
     ) -> None:
         self._lanes, self._segments, self._index, self._victims = lanes, segments, index, victims
-        self._tail, self._appender, self._allowance = tail, appender, allowance
+        self._ahead, self._durability, self._allowance = ahead, durability, allowance
+        self._beside, self._apart = beside, apart
         # Mutable state, changed on the loop only.
         self.carried_chunks = 0
         self.carried_bytes = 0
         self.evicted_chunks = 0
 
-    async def reclaim(self, *, carry: bool) -> bool:
-        """Free one segment; False where there is none to reclaim. Must not be cancelled.
+    @property
+    def _appender(self) -> Appender:
+        return self._apart if self._ahead.kept else self._beside
+
+    async def reclaim(self, count: int = 1, *, carry: bool) -> bool:
+        """Free up to so many segments; False where there is none to reclaim. Must not be cancelled.
 
         Raises:
-            OSError, TierError: it is left to whoever reclaims next.
+            OSError, TierError: they are left to whoever reclaims next.
         """
-        victim = await self._lanes.upkeep(self._victims.begin)
-        if victim is None:
-            return False
+        victims = await self._lanes.upkeep(partial(self._begin, count))
         moves: list[_Move] = []
-        before = self._tail.undurable_count
         try:
-            groups = list(_groups(self._chosen(victim))) if carry else []
-            for group in groups:
-                await self._carry(group, moves)
-            await self._appender.write_removals(victim.removals)
-            if groups or victim.removals:
-                # What was durable stays so: the new place first, then the old one may be overwritten.
-                await self._tail.sync()
-            if self._tail.undurable_count > before:
-                await self._lanes.index(partial(self._index.write, partial(_put_back, moves)))
-                raise TierError(
-                    "nvme", f"segment {victim.number} keeps its chunks: no other place is durable"
-                )
+            await self._save(victims, moves, carry=carry)
+            self.carried_chunks += len(moves)
+            self.carried_bytes += sum(move.old.length_bytes for move in moves)
+            found_any = bool(victims)
+            while victims:
+                victim = victims.pop(0)
+                self.evicted_chunks += await self._lanes.upkeep(partial(self._victims.finish, victim))
         except BaseException:
-            self._victims.abandon(victim)
+            for victim in victims:
+                self._victims.abandon(victim)
             raise
-        self.carried_chunks += len(moves)
-        self.carried_bytes += sum(move.old.length_bytes for move in moves)
-        self.evicted_chunks += await self._lanes.upkeep(partial(self._victims.finish, victim))
-        return True
+        return found_any
 
-    def _chosen(self, victim: Victim) -> Iterator[Live]:
+    def _begin(self, count: int) -> list[Victim]:
+        victims: list[Victim] = []
+        try:
+            while len(victims) < count and (victim := self._victims.begin()) is not None:
+                victims.append(victim)
+        except (OSError, TierError):
+            if not victims:
+                raise
+        return victims
+
+    async def _save(self, victims: Sequence[Victim], moves: list[_Move], *, carry: bool) -> None:
+        """Write again, durably, what is to outlive the victims."""
+        before = self._durability.undurable_count
+        # What was carried once and not read since has had its second lap, however slowly its segment fills.
+        self._apart.retire_older(min((victim.segment.opened for victim in victims), default=0))
+        live = [one for victim in victims for one in victim.live] if carry else []
+        for group in _groups(self._chosen(live)):
+            await self._carry(group, moves)
+        removals = [one for victim in victims for one in victim.removals]
+        # Those that have no place now are the first in the next segment that is made ready.
+        self._ahead.unwritten += await self._appender.write_removals(removals, wait=False)
+        if moves or removals:
+            # What was durable stays so: the new place first, then the old one may be overwritten.
+            await self._durability.sync()
+        if self._durability.undurable_count > before:
+            await self._lanes.index(partial(self._index.write, partial(_put_back, moves)))
+            names = ", ".join(str(victim.number) for victim in victims)
+            raise TierError("nvme", f"segment {names} keeps its chunks: no other place is durable")
+
+    def _chosen(self, lives: Iterable[Live]) -> Iterator[Live]:
         """The chunks to carry, as far as the allowance goes; what was read more often comes first."""
-        used = sorted((live for live in victim.live if live.extent.read_since), key=_by_hits)
+        used = sorted((live for live in lives if live.extent.read_since), key=_by_hits)
         for live in used:
             if self._allowance.take(aligned(live.extent.length_bytes)):
                 yield live

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
-from .budget import Budget
+from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
-AHEAD_BYTES_MAX = 64 * 1024 * 1024  # kept free for the next stores: tens of milliseconds of a fast drive
-AHEAD_SHARE = 16  # of the cap at most: what is kept free is not used
-KEPT_BYTES = (
-    "kept_bytes"  # the number of bytes in segment files that have no record and are not ours to remove
-)
-SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment freed ahead would be too much of it
+INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
+KEPT_BYTES = "kept_bytes"  # a number in the index: in segment files without a record that are not ours to remove
+CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
+CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
 
 
 class Room:
-    """How much room there is, and how much to give back. Blocking; any thread, at the same time."""
+    """How much room there is, and how much to give back. Blocking; any thread, at the same time.
+
+    Attributes:
+        own: the segments that this process appends to, which it need not look at to see that they are taken.
+    """
 
     def __init__(self, segments: Segments, index: Index) -> None:
         self._segments, self._index = segments, index
+        self.own: set[int] = set()
 
     def budget(self, txn: Transaction) -> Budget:
         """The cap that holds now: the last process that opened the store has set it."""
@@ -31,31 +37,23 @@ class Room:
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
         return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes)
 
-    def is_ahead(self) -> bool:
-        """Whether the next claims will find segments without reclaiming, as far as one can see now.
-
-        A reclaim that nobody waits for can carry chunks over; one in the way of a store cannot.
-        """
+    def plan(self) -> Plan:
+        """What this process should keep ready."""
         with self._index.read() as txn:
-            segments, budget = txn.segments(), self.budget(txn)
-            free = [segment for segment in segments.values() if segment.state is SegmentState.FREE]
-            room_bytes = sum(segment.allocated_bytes for segment in free)
-            room_bytes += max(0, -self.excess_bytes_in(txn, segments))
-        ahead_bytes = min(AHEAD_BYTES_MAX, budget.capacity_bytes // AHEAD_SHARE)
-        small = len(segments) < SEGMENTS_FOR_AHEAD
-        return small or room_bytes >= max(ahead_bytes, budget.segment_cost_bytes)
+            open_elsewhere = max(0, txn.totals(SegmentState.OPEN).segments - len(self.own))
+            return Plan.of(self.budget(txn), txn.namespaces_count(), open_elsewhere)
 
     def excess_bytes(self) -> int:
         """How much the store has to give back now, 0 or less where it need not."""
+        free_bytes = self._segments.free_bytes()
         with self._index.read() as txn:
-            return self.excess_bytes_in(txn, txn.segments())
+            return self.excess_bytes_in(txn, free_bytes)
 
-    def excess_bytes_in(self, txn: Transaction, segments: dict[int, Segment]) -> int:
-        """The same, of these records in this transaction."""
+    def excess_bytes_in(self, txn: Transaction, free_bytes: int) -> int:
+        """The same in this transaction, with so much free on the file system."""
         budget = self.budget(txn)
-        allocated_bytes = sum(segment.allocated_bytes for segment in segments.values())
-        above_cap = allocated_bytes - budget.segments_bytes(len(txn.namespaces()))
-        return max(above_cap, budget.reserve_bytes - self._segments.free_bytes())
+        above_cap = txn.totals().allocated_bytes - budget.segments_bytes(txn.namespaces_count())
+        return max(above_cap, budget.reserve_bytes - free_bytes)
 
     def reserve_is_short(self) -> bool:
         """Whether others have filled the file system into the reserve; cheap."""
@@ -68,37 +66,59 @@ class Room:
         with self._index.read() as txn:
             return index_is_tight(txn)
 
+    def index_is_nearly_tight(self) -> bool:
+        """Whether chunks had better leave now, before a store has to wait for it."""
+        with self._index.read() as txn:
+            return txn.fill() > INDEX_FILL_AHEAD
+
+    def oldest(self, *states: SegmentState) -> Iterator[tuple[int, Segment]]:
+        """The oldest segments of these states that this process does not append to."""
+        for first, end in ((0, CANDIDATES_FIRST), (CANDIDATES_FIRST, CANDIDATES_MAX)):
+            with self._index.read() as txn:
+                others = (one for one in txn.by_age(*states) if one[0] not in self.own)
+                found = list(islice(others, first, end))
+            yield from found
+
+    # Giving back.
+
     def shrink(self) -> bool:
         """Remove one free segment's file; False where there is none that nobody reads."""
-        return self._index.write(self._remove_one)
-
-    def _remove_one(self, txn: Transaction) -> bool:
-        for number, segment in by_age(txn):
-            fd = self.lock_free(txn, number) if segment.state is SegmentState.FREE else None
+        for number, _ in self.oldest(SegmentState.FREE):
+            fd = self.lock_free(number)
             if fd is not None:
                 try:
-                    self.remove(txn, number, fd)
+                    if self._is_free(number):  # and stays so: nobody opens it without the claim
+                        self.remove(number, fd)
+                        return True
                 finally:
                     self._segments.files.close(fd)
-                return True
         return False
 
-    def lock_free(self, txn: Transaction, number: int) -> int | None:
+    def lock_free(self, number: int) -> int | None:
         """Lock a free segment's file against claims and readers; drops the record where the file is gone."""
         fd = self._segments.lock(number, CLAIM_BYTE, READERS_BYTE)
-        if fd is None and not self._segments.exists(number):
-            txn.drop_segment(number)
+        if fd is None and not self._segments.exists(number):  # nor will there be another of that number
+            self._index.write(lambda txn: _drop_free(txn, number))
         return fd
 
-    def remove(self, txn: Transaction, number: int, fd: int) -> None:
-        """Remove a segment's file and its record."""
+    def remove(self, number: int, fd: int) -> None:
+        """Remove the file and the record of a segment that is claimed and has nothing in it."""
         self._segments.remove(number, fd)  # first: a file without a record would be room that nobody counts
+        self._index.write(lambda txn: txn.drop_segment(number))
+
+    def _is_free(self, number: int) -> bool:
+        with self._index.read() as txn:
+            return is_free(txn.segment(number))
+
+
+def is_free(segment: Segment | None) -> bool:
+    """Whether there is a segment and nothing in it."""
+    return segment is not None and segment.state is SegmentState.FREE
+
+
+def _drop_free(txn: Transaction, number: int) -> None:
+    if is_free(txn.segment(number)):
         txn.drop_segment(number)
-
-
-def by_age(txn: Transaction) -> list[tuple[int, Segment]]:
-    """The segments by number, the oldest first."""
-    return sorted(txn.segments().items(), key=lambda item: item[1].opened)
 
 
 def index_is_tight(txn: Transaction) -> bool:

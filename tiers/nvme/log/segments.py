@@ -86,7 +86,10 @@ class Segments:
             self.files.close(fd)
 
     def lock(self, number: int, *lock_bytes: int, create: bool = False) -> int | None:
-        """Open the file and lock these bytes for us alone; None where one is taken or the file is gone."""
+        """Open the file and lock these bytes for us alone; None where one is taken or the file is gone.
+
+        Gone it may also be between the open and the locks, removed by whoever had it locked until then.
+        """
         with contextlib.ExitStack() as undo:
             try:
                 fd = self.open(number, write=True, create=create)
@@ -98,6 +101,8 @@ class Segments:
             if create:
                 self.files.reached("created a segment file")
             if not all(self.files.try_lock(fd, byte, exclusive=True) for byte in lock_bytes):
+                return None
+            if not self.files.is_at(fd, self.path(number)):
                 return None
             undo.pop_all()
             return fd

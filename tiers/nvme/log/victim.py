@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,8 +16,10 @@ from ..index.records import Extent, Segment, SegmentState
 from ..index.transaction import Transaction
 from .chunks import Live, Removals
 from .events import Events
-from .room import by_age
+from .room import Room
 from .segments import Segments
+
+FREE, OPEN, SEALED, RECLAIMING = SegmentState
 
 FORGET_STEP_MAX = 512  # entries dropped per transaction, so that others' commits get their turn
 FORGET_STEP_PAGES = 32  # one entry per so many pages of the index: a step must fit in while it is nearly full
@@ -37,16 +38,14 @@ class Victim(NamedTuple):
 class Victims:
     """Chooses and empties segments. Every method blocks; any thread, at the same time."""
 
-    def __init__(self, segments: Segments, index: Index, events: Events) -> None:
-        self._segments, self._index, self._events = segments, index, events
+    def __init__(self, segments: Segments, index: Index, room: Room, events: Events) -> None:
+        self._segments, self._index, self._room, self._events = segments, index, room, events
 
     def begin(self) -> Victim | None:
-        """Choose the oldest segment that nobody appends to, and see what is in it."""
-        with contextlib.ExitStack() as undo:
-            victim = self._index.write(lambda txn: self._choose(txn, undo))
-            if victim is None:
-                return None
-            undo.pop_all()
+        """Take the oldest segment that nobody appends to, and see what is in it."""
+        victim = next(self._oldest(), None)
+        if victim is None:
+            return None
         self._segments.files.reached("reclaiming")
         if victim.file is None:
             return victim
@@ -59,26 +58,31 @@ class Victims:
             raise
         return victim._replace(live=live, removals=removals)
 
-    def _choose(self, txn: Transaction, undo: contextlib.ExitStack) -> Victim | None:
-        undo.close()  # of an attempt that could not commit
-        segments = by_age(txn)
-        for state in (SegmentState.RECLAIMING, None):
-            for number, segment in segments:
-                if segment.state is SegmentState.FREE or state not in (None, segment.state):
-                    continue
-                fd = self._segments.claim(number)
-                if fd is None and self._segments.exists(number):
-                    continue
-                if fd is not None:
-                    undo.callback(self._segments.files.close, fd)
-                return self.take(txn, number, segment, fd)
-        return None
+    def _oldest(self) -> Iterator[Victim]:
+        """First what a dead process has begun to empty; among many that others append to, what is sealed."""
+        for states in ((RECLAIMING,), (OPEN, SEALED), (SEALED,)):
+            for number, segment in self._room.oldest(*states):
+                victim = self.take(number, segment.generation)
+                if victim is not None:
+                    yield victim
 
-    def take(self, txn: Transaction, number: int, segment: Segment, fd: int | None) -> Victim:
-        """Make this segment a victim, whose claimed file is `fd`; None where it has no file."""
-        chosen = segment._replace(state=SegmentState.RECLAIMING)
-        txn.put_segment(number, chosen)
-        file = None if fd is None else self._segments.file(fd, number, segment.generation)
+    def take(self, number: int, generation: int) -> Victim | None:
+        """Make this life of a segment a victim; None where it has ended, or somebody has claimed it.
+
+        A free one that has lost its file is forgotten.
+        """
+        fd = self._segments.claim(number)
+        if fd is None and self._segments.exists(number):
+            return None
+        with contextlib.ExitStack() as undo:
+            if fd is not None:
+                undo.callback(self._segments.files.close, fd)
+            has_file = fd is not None
+            chosen = self._index.write(lambda txn: _condemn(txn, number, generation, has_file=has_file))
+            if chosen is None:
+                return None
+            undo.pop_all()
+        file = None if fd is None else self._segments.file(fd, number, generation)
         return Victim(number, chosen, file, ())
 
     def _contents(self, file: SegmentFile) -> tuple[tuple[Live, ...], tuple[Removals, ...]]:
@@ -130,8 +134,21 @@ class Victims:
         if victim.file is None:
             txn.drop_segment(victim.number)
             return
-        emptied = segment._replace(state=SegmentState.FREE, end_block=0, live_chunks=0, live_bytes=0)
+        emptied = segment._replace(state=FREE, end_block=0, live_chunks=0, live_bytes=0)
         txn.put_segment(victim.number, emptied)
+
+
+def _condemn(txn: Transaction, number: int, generation: int, *, has_file: bool) -> Segment | None:
+    segment = txn.segment(number)
+    if segment is None or segment.generation != generation:
+        return None
+    if segment.state is FREE:
+        if not has_file:
+            txn.drop_segment(number)
+        return None
+    chosen = segment._replace(state=RECLAIMING)
+    txn.put_segment(number, chosen)
+    return chosen
 
 
 def _lies_in(extent: Extent, name: SegmentName) -> bool:
@@ -148,8 +165,7 @@ def _live(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iter
 
 def _removals(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iterator[Removals]:
     """The removals that other segments may still need, free ones included until they are overwritten."""
-    others = (segment for number, segment in txn.segments().items() if number != name.segment)
-    oldest = min((segment.opened for segment in others), default=math.inf)
+    oldest = txn.oldest_opened(other_than=name.segment)
     by_target: dict[tuple[bytes, int], list[Batch]] = defaultdict(list)
     for batch in batches:
         if batch.removals:
@@ -160,7 +176,7 @@ def _removals(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> 
             for batch in removing
             for entry in batch.entries
             # A chunk that is there again may come back with a rebuild, in whatever place.
-            if entry.block >= oldest and txn.extent(scope, entry.key) is None
+            if oldest is not None and entry.block >= oldest and txn.extent(scope, entry.key) is None
         ]
         if needed:
             entries, orders = zip(*needed, strict=True)

@@ -43,7 +43,7 @@ STEP_BYTES = 1024 * 1024  # copied at a time
 MADE_S, MADE_OPENED = "checkpoint_s", "checkpoint_opened"  # numbers in the index: when the last one was made
 
 _FOOTER = struct.Struct("<8s16sQIQQ?")
-_MAGIC = b"KVTCKP\x00\x01"
+_MAGIC = b"KVTCKP\x00\x02"
 _CHECKSUM = struct.Struct("<I")
 
 

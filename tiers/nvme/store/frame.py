@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 from ..format.codec import FIRST_BLOCK, Batch, Entry, Footer
 from ..format.segment_file import SegmentFile
+from ..index import order
 from ..index.environment import Index
 from ..index.ledger import Ledger
 from ..index.records import Namespace, Removal, Segment, SegmentState, Unread
 from ..index.transaction import Transaction
-from ..log import order
 from ..log.budget import SEGMENT_SLACK_BYTES
 from ..log.room import KEPT_BYTES
 from ..log.segments import Segments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..index.environment import Index
 from ..index.errors import IndexDamaged
 from ..index.leftovers import remove_in_background
 from ..index.memory import SHARED_MEMORY
-from ..index.records import KEY_BYTES_MAX, SegmentState
+from ..index.records import KEY_BYTES_MAX
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
@@ -284,8 +284,8 @@ def _set_numbers(txn: Transaction, numbers: Mapping[str, int]) -> None:
 def _cap_if_unknown(txn: Transaction, facts: Facts) -> None:
     """Cap a store whose new index does not know the cap: until a server sets it, it grows no further."""
     if not txn.number("capacity_bytes"):
-        taken_bytes = sum(segment.allocated_bytes for segment in txn.segments().values())
-        txn.set_number("capacity_bytes", cap_holding(taken_bytes, len(txn.namespaces()), facts))
+        taken_bytes = txn.totals().allocated_bytes
+        txn.set_number("capacity_bytes", cap_holding(taken_bytes, txn.namespaces_count(), facts))
 
 
 def remove_orphans(directory: StoreDirectory, index: Index) -> None:
@@ -294,13 +294,9 @@ def remove_orphans(directory: StoreDirectory, index: Index) -> None:
     with index.read() as txn:
         known = txn.segments()
     numbers = segments.paths().keys()
-    lost = [
-        number
-        for number, segment in known.items()
-        if segment.state is SegmentState.FREE and number not in numbers
-    ]
+    lost = known.keys() - numbers
     if lost:
-        index.write(lambda txn: _drop_records(txn, directory, lost))
+        index.write(lambda txn: _drop_records(txn, lost))
     for number in numbers - known.keys():
         with contextlib.suppress(OSError), segments.claimed(number) as file:
             # Whoever makes a segment claims its file before its record can be seen.
@@ -309,11 +305,11 @@ def remove_orphans(directory: StoreDirectory, index: Index) -> None:
                 segments.unlink(number)
 
 
-def _drop_records(txn: Transaction, directory: StoreDirectory, numbers: list[int]) -> None:
+def _drop_records(txn: Transaction, numbers: Collection[int]) -> None:
+    """Drop those with nothing in them; no file of the same number will ever be there again."""
     for number in numbers:
         segment = txn.segment(number)
-        is_free = segment is not None and segment.state is SegmentState.FREE
-        if is_free and not directory.segments.exists(number):
+        if segment is not None and not segment.live_chunks:
             txn.drop_segment(number)
 
 

@@ -159,8 +159,9 @@ async def test_a_trailer_that_was_written_again_still_names_what_was_removed(tmp
     tier = await opened(path)
     await stored(tier, keys_of(0, 20))
     await tier.remove(keys_of(0, 5), RemoveReason.REQUESTED)  # behind the end that the index knows
-    full, tier._tail._current = tier._tail._current, None
-    tier._tail._retire(full)  # sealed with the removals as its last batch
+    tail = tier._appender._tail
+    assert tail._current is not None
+    tail._retire(tail._current)  # sealed with the removals as its last batch
     await stored(tier, keys_of(20, 1))
     await tier.close()
     damage.using(path, damage.trailer)
@@ -222,7 +223,7 @@ async def test_a_segment_of_which_much_cannot_be_read_keeps_the_rest(path: Path)
 async def test_the_open_segment_of_a_server_is_not_mended_under_it(path: Path) -> None:
     tier = await opened(path)
     await stored(tier, keys_of(1000, 4))
-    current = tier._tail._current
+    current = tier._appender._tail._current
     assert current is not None
     damage.using(path, lambda store: damage.overwrite(store, current.name.segment, 0, bytes(BLOCK_BYTES)))
     report = checked(path, repair=True)

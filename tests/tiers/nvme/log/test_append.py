@@ -17,9 +17,11 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer, Failure, RemoveReason
 from kvtier.tiers.errors import TierError
+from kvtier.tiers.nvme.format.codec import SegmentName
 from kvtier.tiers.nvme.format.open_segment import OpenSegment
 from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.log.chunks import Removals
 from kvtier.tiers.nvme.tier import NvmeTier
 
 LOOP_ROUNDS = 200
@@ -48,7 +50,7 @@ async def test_a_flush_waits_for_the_sync_that_covers_what_was_stored(tmp_path: 
     files.began.clear()
     files.may_go_on.clear()
     await stored(tier, keys_of(10, 8))
-    upkeep = asyncio.create_task(tier._tail.sync())
+    upkeep = asyncio.create_task(tier._durability.sync())
     try:
         await asyncio.to_thread(files.began.wait)
         flush = asyncio.create_task(tier.flush())
@@ -77,7 +79,7 @@ async def test_a_flush_covers_what_another_had_stored_already(
     other = await opened(path, files=files)
     tier = await opened(path, files=files)
     with monkeypatch.context() as patched:
-        patched.setattr(other._tail, "sync", without_sync)
+        patched.setattr(other._durability, "_sync_unsynced", without_sync)
         await stored(other, keys)
         if not lives:
             await other.close()
@@ -89,6 +91,12 @@ async def test_a_flush_covers_what_another_had_stored_already(
     after = await opened(tmp_path / "after", files=AnotherBoot())
     assert await right(after, keys) == keys
     await after.close()
+
+
+async def with_nothing_ready(tier: NvmeTier) -> None:
+    """Until the next store looks for a segment."""
+    await tier._upkeep.once()
+    await tier._ahead.close()
 
 
 def states(tier: NvmeTier) -> list[SegmentState]:
@@ -103,7 +111,10 @@ async def test_a_full_segment_whose_trailer_is_refused_is_not_taken_over_again(t
     files.syncs = errno.EIO
     for first in range(100, 400, 50):
         await tier.store(keys_of(first, 50), filled(keys_of(first, 50)))
-    assert SegmentState.OPEN not in states(tier)
+    assert tier._durability.retired_count
+    await tier._durability.round()
+    assert not tier._durability.retired_count
+    assert states(tier).count(SegmentState.OPEN) == len(tier._durability._open)
     files.syncs = 0
     await stored(tier, keys_of(1000, 50))
     assert await right(tier, keys_of(0, 4)) == keys_of(0, 4)
@@ -116,6 +127,7 @@ async def test_a_store_returns_though_every_segment_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tier = await opened(tmp_path / "store", capacity_bytes=16 * MIB)
+    await with_nothing_ready(tier)
     claim = tier._log.claim
 
     def full() -> OpenSegment | None:
@@ -145,7 +157,9 @@ async def test_a_flush_raises_what_removals_could_not_be_written(
     if refused == "claim":
         await tier.close()
         tier = await opened(path, files=files)
-        monkeypatch.setattr(tier._tail, "_claim_or_reclaim", lambda: None)
+        await with_nothing_ready(tier)
+        monkeypatch.setattr(tier._log, "claim", lambda: None)
+        monkeypatch.setattr(tier._carrier, "reclaim", reclaim_nothing)
     else:
         files.writes = errno.EIO
     await tier.remove(keys_of(0, 8), RemoveReason.REQUESTED)
@@ -156,33 +170,37 @@ async def test_a_flush_raises_what_removals_could_not_be_written(
     await tier.close()
 
 
-async def reclaim_nothing(*, carry: bool) -> bool:
+async def reclaim_nothing(count: int, *, carry: bool) -> bool:
     return False
 
 
-@pytest.mark.parametrize("ahead", [True, False])
+async def write_nothing(removals: Sequence[Removals], *, wait: bool) -> Sequence[Removals]:
+    assert not wait
+    return removals
+
+
+@pytest.mark.parametrize("placed", [True, False])
 async def test_a_removal_outlives_the_segment_that_it_was_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placed: bool
 ) -> None:
-    """Its segment is older than the chunks', so it is reclaimed first, ahead of need or at need."""
+    """Its segment is older than the chunks', so it is reclaimed first, with or without a place for it."""
     path, keys = tmp_path / "store", keys_of(10, 4)
     first = await opened(path, capacity_bytes=8 * MIB)
-    tier = await opened(path, capacity_bytes=8 * MIB)
     await stored(first, keys_of(0, 1))
+    tier = await opened(path, capacity_bytes=8 * MIB)
+    await stored(tier, keys_of(5000, 100))  # some segments, so that the two are not reclaimed together
     await stored(tier, keys)
+    await first.remove(keys, RemoveReason.REQUESTED)
+    old, young = name_of_tail(first), name_of_tail(tier)
     await first.close()
-    tool = await opened(path, capacity_bytes=8 * MIB)
-    await tool.remove(keys, RemoveReason.REQUESTED)
-    await tool.close()
-    if not ahead:
-        monkeypatch.setattr(tier._carrier, "reclaim", reclaim_nothing)
+    assert opened_of(tier, old) < opened_of(tier, young)
+    if not placed:
+        monkeypatch.setattr(tier._carrier._apart, "write_removals", write_nothing)
     number = 1000
-    while generation_of(tier, 1) == 1:
+    while opened_of(tier, old):
         await stored(tier, keys_of(number, 4))
         number += 4
-        if ahead:
-            await tier._upkeep.once()
-    assert generation_of(tier, 2) == 1
+    assert opened_of(tier, young)
     await tier.close()
     damage.lose_index(path)
     after = await opened(path, capacity_bytes=8 * MIB)
@@ -191,11 +209,18 @@ async def test_a_removal_outlives_the_segment_that_it_was_written_to(
     await after.close()
 
 
-def generation_of(tier: NvmeTier, number: int) -> int:
+def name_of_tail(tier: NvmeTier) -> SegmentName:
+    current = tier._appender._tail._current
+    assert current is not None
+    return current.name
+
+
+def opened_of(tier: NvmeTier, name: SegmentName) -> int:
+    """When this life of the segment began; 0 once it is over."""
     with tier._index.read() as txn:
-        segment = txn.segment(number)
-    assert segment is not None
-    return segment.generation
+        segment = txn.segment(name.segment)
+    lives = segment is not None and segment.generation == name.generation and segment.state.name != "FREE"
+    return segment.opened if segment is not None and lives else 0
 
 
 class RefusingData(RefusingFiles):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from kvtier.tiers.nvme.log.chunks import Removals
 from kvtier.tiers.nvme.log.events import Events
 from kvtier.tiers.nvme.log.lifecycle import Log
 from kvtier.tiers.nvme.log.segments import READERS_BYTE, Segments
-from kvtier.tiers.nvme.store.opening import Store, close_store, open_store
+from kvtier.tiers.nvme.store.opening import Store, close_store, open_store, remove_orphans
 
 NAMESPACE = b"n" * 32
 
@@ -56,6 +56,12 @@ def claimed(log: Log) -> OpenSegment:
     return segment
 
 
+def sealed(log: Log, segment: OpenSegment) -> None:
+    segment.file.sync()
+    segment.file.write_trailer(segment.batches)
+    log.seal([segment])
+
+
 def segments(store: Store) -> dict[int, Segment]:
     with store.index.read() as txn:
         return txn.segments()
@@ -69,7 +75,7 @@ def freed(store: Store, log: Log, count: int) -> list[int]:
     """Make so many segments and free them."""
     opened = [claimed(log) for _ in range(count)]
     for segment in opened:
-        log.seal(segment)
+        sealed(log, segment)
         victim = log.victims.begin()
         assert victim is not None
         log.victims.finish(victim)
@@ -159,7 +165,7 @@ def test_a_file_system_without_room_for_a_segment_leaves_the_old_ones_to_be_recl
             raise OSError(code, os.strerror(code))
 
     old = claimed(log_over(store))
-    log_over(store).seal(old)
+    sealed(log_over(store), old)
     log = log_over(store, Full())
     assert log.claim() is None
     assert files_of(store) == list(segments(store)) == [old.name.segment]
@@ -208,27 +214,91 @@ def test_a_segment_left_before_it_was_begun_is_begun(store: Store) -> None:
     log.leave(taken)
 
 
-def test_a_claim_in_between_anothers_attempts_takes_nothing(
+def test_a_transaction_that_runs_again_has_had_no_effect(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A's new segment cannot be committed; B claims before A tries again; A gets what it had begun."""
-    log, taken = log_over(store), list[OpenSegment | None]()
-    create, failures = log._create, [_MapFull("nvme", "full")]
+    """A's record cannot be committed at first; B claims before A tries again; each gets its own."""
+    log, taken = log_over(store), list[OpenSegment]()
+    put, failures = log._put_new, [_MapFull("nvme", "full")]
 
-    def created(txn: Transaction, undo: ExitStack, known: dict[int, Segment]) -> Any:
-        claim = create(txn, undo, known)
+    def refused_once(number: int, free_bytes: int, txn: Transaction) -> Segment | None:
+        record = put(number, free_bytes, txn)
         if failures:
             raise failures.pop()
-        return claim
+        return record
 
-    monkeypatch.setattr(log, "_create", created)
+    monkeypatch.setattr(log, "_put_new", refused_once)
     monkeypatch.setattr(
-        "kvtier.tiers.nvme.index.environment.time.sleep", lambda _: taken.append(log_over(store).claim())
+        "kvtier.tiers.nvme.index.environment.time.sleep", lambda _: taken.append(claimed(log_over(store)))
     )
     segment = claimed(log)
-    assert taken == [None]
-    assert files_of(store) == list(segments(store)) == [segment.name.segment]
+    (other,) = taken
+    assert files_of(store) == sorted(segments(store)) == [segment.name.segment, other.name.segment]
     log.leave(segment)
+    log.leave(other)
+
+
+@pytest.mark.parametrize(("step", "numbers"), [("created a segment file", 2), ("locked a new segment", 1)])
+def test_whoever_opens_the_store_removes_a_new_file_until_it_is_claimed(
+    store: Store, step: str, numbers: int
+) -> None:
+    class Beside(Files):
+        looks = 0
+
+        def reached(self, reached: str) -> None:
+            if reached == step and not self.looks:
+                self.looks += 1
+                remove_orphans(store.directory, store.index)
+
+    files = Beside()
+    segment = claimed(log_over(store, files))
+    assert files.looks
+    assert files_of(store) == list(segments(store)) == [segment.name.segment] == [numbers]
+    log_over(store).leave(segment)
+
+
+def test_a_record_that_lost_its_file_half_way_through_a_removal_is_dropped(store: Store) -> None:
+    log = log_over(store)
+    freed(store, log, 2)
+    first, _ = files_of(store)
+    store.directory.segments.path(first).unlink()
+    assert log.room.shrink()
+    assert not files_of(store)
+    assert not log.room.shrink()
+    assert not segments(store)
+
+
+def test_files_are_left_alone_inside_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims, takeovers, reuses, reclaims and removals: who holds the index makes no call on a file."""
+    inside = threading.local()
+
+    class Watched(Files):
+        def __getattribute__(self, name: str) -> Any:
+            assert not getattr(inside, "now", False) or name.startswith("_"), f"{name} inside a transaction"
+            return super().__getattribute__(name)
+
+    write_once = store.index._write_once
+
+    def watched(change: Callable[[Transaction], Any]) -> Any:
+        def within(txn: Transaction) -> Any:
+            inside.now = True
+            try:
+                return change(txn)
+            finally:
+                inside.now = False
+
+        return write_once(within)
+
+    monkeypatch.setattr(store.index, "_write_once", watched)
+    log = log_over(store, Watched())
+    numbers = freed(store, log, 3)
+    left = claimed(log)
+    log.leave(left)
+    taken = claimed(log)
+    assert taken.name == left.name
+    log.leave(taken)
+    assert log.room.shrink()
+    assert len(files_of(store)) == len(numbers) - 1
 
 
 def test_removals_are_carried_while_segments_of_their_time_are_there(store: Store) -> None:
@@ -242,7 +312,7 @@ def test_removals_are_carried_while_segments_of_their_time_are_there(store: Stor
     noting.complete(noting.file.write_table(batch))
     extent = Extent(other.name.segment, 1, 2, CHUNK_BYTES, 0, 0, 0, 0)
     store.index.write(lambda txn: txn.put_extent(1, b"there again", extent))
-    log.seal(noting)
+    sealed(log, noting)
     victim = log.victims.begin()
     assert victim is not None
     assert victim.removals == (Removals(NAMESPACE, 1, 7, entries[:1]),)
@@ -254,7 +324,7 @@ def test_a_reclaim_that_the_index_stops_gives_its_claim_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = log_over(store)
-    log.seal(claimed(log))
+    sealed(log, claimed(log))
 
     def refuse(_file: object) -> None:
         raise TierError("nvme", "the index cannot say")

@@ -115,7 +115,7 @@ async def after_a_power_loss(path: Path, keys: Sequence[ChunkKey]) -> Path:
     """A store in which the keys were stored, batch by batch, and nothing was synced."""
     files = UnsyncedFiles()
     tier = await opened(path, files=files)
-    async with tier._upkeep._round:  # nothing is synced
+    async with tier._durability._rounds:  # nothing is synced
         for first in range(0, len(keys), 4):
             await stored(tier, keys[first : first + 4])
         assert files.lose_power(path, path.with_name("after"), random.Random(1)) > 0

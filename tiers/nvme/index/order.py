@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...base import ChunkKey
-from ..index.records import Removal
-from ..index.transaction import Transaction
+from .records import Removal
+from .transaction import Transaction
 
 _LAST, _LAST_REMOVAL = "order", "removed"  # numbers in the index
 
