@@ -13,7 +13,7 @@ from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
 INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
-KEPT_BYTES = "kept_bytes"  # a number in the index: in segment files without a record that are not ours to remove
+KEPT_BYTES = "kept_bytes"  # a number: in segment files without a record that are not ours to remove
 CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
 CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
 
