@@ -200,8 +200,7 @@ async def test_a_segment_that_cannot_be_opened_is_kept_and_counts_under_the_cap(
 
 
 async def test_a_segment_that_could_not_be_opened_once_is_kept(path: Path) -> None:
-    segment = max((path / "segments").iterdir())
-    kept = await keys_in(path, segment)
+    segment, kept = await newest_in(path)
     files = Unopenable(segment.name, errno.EIO)
     files.at_framed = ""
     tier = await opened(path, files=files)
@@ -214,20 +213,19 @@ async def test_a_segment_that_could_not_be_opened_once_is_kept(path: Path) -> No
     await tier.close()
 
 
-async def keys_in(path: Path, segment: Path) -> list[ChunkKey]:
-    """What is in a segment, which a store without an index finds; the index is lost again afterwards."""
+async def newest_in(path: Path) -> tuple[Path, list[ChunkKey]]:
+    """The newest segment with chunks, and theirs, by a store without an index; it is lost again afterwards."""
     tier = await opened(path)
     with tier._index.read() as txn:
-        keys = [key for _, key, extent in txn.extents() if extent.segment == int(segment.stem)]
+        places = [(extent.segment, key) for _, key, extent in txn.extents()]
+        segment = tier._store.directory.segments.path(max(places)[0])
     await tier.close()
     damage.lose_index(path)
-    assert keys
-    return sorted(keys)
+    return segment, sorted(key for number, key in places if number == int(segment.stem))
 
 
 async def test_one_that_cannot_be_opened_any_more_keeps_no_other_from_being_read(path: Path) -> None:
-    newest = max((path / "segments").iterdir())
-    lost = await keys_in(path, newest)
+    newest, lost = await newest_in(path)
     files = Unopenable("", errno.EIO)
     files.at_framed = newest.name
     tier = await opened(path, files=files)
