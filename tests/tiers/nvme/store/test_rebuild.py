@@ -214,7 +214,7 @@ async def test_a_segment_that_could_not_be_opened_once_is_kept(path: Path) -> No
 
 
 async def newest_in(path: Path) -> tuple[Path, list[ChunkKey]]:
-    """The newest segment with chunks, and theirs, by a store without an index; it is lost again afterwards."""
+    """The newest segment with chunks, and theirs, as a store without an index finds them."""
     tier = await opened(path)
     with tier._index.read() as txn:
         places = [(extent.segment, key) for _, key, extent in txn.extents()]
