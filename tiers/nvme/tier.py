@@ -45,6 +45,7 @@ from .presence import Presence
 from .store.namespaces import Identity
 from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
+from .uses import Uses
 from .view import View
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class NvmeTier:
         self._carrier = Carrier(
             lanes, segments, index, self._log.victims, self._tail, self._appender, self._allowance
         )
+        self._uses = Uses(lanes, index, self._view)
         self._upkeep = Upkeep(
             lanes,
             store,
@@ -97,6 +99,7 @@ class NvmeTier:
             self._events,
             self._failures,
             self._presence,
+            self._uses,
         )
         self._loader = Loader(
             lanes, store, self._view, self._log.room, self._upkeep, self._failures, self._presence
@@ -222,6 +225,10 @@ class NvmeTier:
             self._view.enter(after)
             self._loader.follow()
             await self._lanes.index(partial(invalidate, self._store, before, after))
+
+    def used(self, keys: Sequence[ChunkKey]) -> None:
+        """Note that another tier has served these chunks: a reclaim carries them like those read here."""
+        self._uses.note(keys)
 
     def stats(self) -> TierStats:
         """Return the tier's numbers; chunks are this namespace's, bytes the whole directory's."""

@@ -28,11 +28,10 @@ from .log.room import Room
 from .log.tail import Tail
 from .presence import Presence
 from .store.opening import Store
+from .uses import Uses
 
 PERIOD_S = 1.0  # what was stored is durable, and what was read is counted, at most this much later
 READS_MAX = 65536  # reads remembered until they are counted; more within a period are not
-
-
 COUNT_STEP_MAX = 512  # reads counted in one transaction: some 8 ms in which nobody else writes
 
 
@@ -62,10 +61,11 @@ class Upkeep:
         events: Events,
         failures: FailureLog,
         presence: Presence,
+        uses: Uses,
     ) -> None:
         self._lanes, self._store, self._room = lanes, store, room
         self._tail, self._carrier, self._failures = tail, carrier, failures
-        self._presence = presence
+        self._presence, self._uses = presence, uses
         events.on_rolled(self.room_changed)
         # Mutable state, changed on the loop only.
         self.used_bytes = 0
@@ -132,13 +132,14 @@ class Upkeep:
                     await self._wake.wait()
 
     async def _count_reads(self) -> None:
-        """Count what was read, in steps, between which others write; as many as there are now."""
+        """Count what was read, here or elsewhere, in steps between which others write; what there is now."""
         for _ in range(-(-len(self._reads) // COUNT_STEP_MAX)):
             reads = dict(islice(self._reads.items(), COUNT_STEP_MAX))
             for read in reads:
                 del self._reads[read]
             with contextlib.suppress(IndexFull):  # a record may need a page; what was read matters less
                 await self._lanes.index(partial(self._store.index.write, partial(_count, reads)))
+        await self._uses.count()
 
     async def _keep_room(self) -> None:
         """Give back what is above the cap, evict what the index cannot hold, free segments ahead."""

@@ -45,7 +45,8 @@ class Selection:
         namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
         key_prefix: what the key begins with.
         older_than_s: stored at least so many seconds ago.
-        never_read: known to be never read back since they were stored: a rebuild of the index forgets that.
+        never_read: known to be never read back, nor used in another tier, since they were stored: a rebuild
+            of the index forgets that.
     """
 
     namespace: str = ""
