@@ -122,6 +122,14 @@ class Chain:
         with self._lock:
             self._placement.table.touch(keys)
 
+    def used(self, sources: Mapping[ChunkKey, str]) -> None:
+        """Tell the tiers below which chunks were used, each but the one named as the chunk's source."""
+        by_source: dict[str, list[ChunkKey]] = {}
+        for key, source in sources.items():
+            by_source.setdefault(source, []).append(key)
+        for source, keys in by_source.items():
+            self._lower.used(keys, source)
+
     def reserve(self, keys: Sequence[ChunkKey]) -> Reservation:
         """Take slots for those of `keys` that have none, as many leading ones as there is room for.
 

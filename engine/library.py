@@ -81,6 +81,8 @@ class LibraryChain(Chain):
         ready = [slot for slot in pinned if slot.state is SlotState.READY]
         useless = [slot for slot in pinned if slot.state is not SlotState.READY]
         self.release(useless)
+        sources = {slot: source for _, slot, source in found}
+        self.used({slot.key: sources[slot] for slot in ready})
         failed = {
             key: _WHY[presence] for key, (presence, slot, _) in zip(keys, found, strict=True) if not slot
         }

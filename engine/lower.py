@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
-from ..tiers.base import ChunkKey, Tier
+from ..tiers.base import ChunkKey, CountsUses, Tier, ability
+
+logger = logging.getLogger(__name__)
 
 
 class LowerTiers:
@@ -21,14 +24,27 @@ class LowerTiers:
         self.all = tuple(tiers)
         self.tiers = self.all
         self.invalidations = 0
+        counting = [(tier, ability(tier, CountsUses)) for tier in tiers]  # type: ignore[type-abstract]
+        self._counting = tuple((tier, counts) for tier, counts in counting if counts is not None)
 
     def stop_using(self, tier: Tier) -> None:
         """Ask this tier for nothing and give it nothing from now on."""
         self.tiers = tuple(one for one in self.tiers if one is not tier)
+        self._stop_telling(tier)
 
     @property
     def unused(self) -> tuple[Tier, ...]:
         return tuple(tier for tier in self.all if tier not in self.tiers)
+
+    def used(self, keys: Sequence[ChunkKey], source: str) -> None:
+        """Tell the tiers, but the one that served these chunks, that they were used."""
+        for tier, counts in self._counting:
+            if tier.name != source:
+                try:
+                    counts.used(keys)
+                except Exception:  # a tier of another package may raise anything, and a server steps here
+                    logger.exception("%s raises when it is told what was used; it is told no more", tier.name)
+                    self._stop_telling(tier)
 
     def find(self, key: ChunkKey) -> Tier | None:
         """Return the nearest tier that has the chunk."""
@@ -54,3 +70,6 @@ class LowerTiers:
                     found[position] = tier
             positions = [position for position in positions if found[position] is None]
         return found
+
+    def _stop_telling(self, tier: Tier) -> None:
+        self._counting = tuple(one for one in self._counting if one[0] is not tier)

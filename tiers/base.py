@@ -162,6 +162,15 @@ class ReportsRemovals(Protocol):
 
 
 @runtime_checkable
+class CountsUses(Protocol):
+    """A tier that keeps longest what is used, and does not see that another tier serves it."""
+
+    def used(self, keys: Sequence[ChunkKey]) -> None:
+        """Note that another tier has served these chunks. Best effort; any thread, and never waits."""
+        ...
+
+
+@runtime_checkable
 class ReportsProgress(Protocol):
     """A tier that says how much its device has moved, so that a queue is not taken for a hang."""
 

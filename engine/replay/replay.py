@@ -114,10 +114,11 @@ async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> 
     held = _find(chain, keys)
     if any(source != pinned for _, source in held.values()):
         await chain.wait_filled(list(held))
-    for slot, source in held.values():
+    for key, (slot, source) in held.items():
         if chain.state_of(slot) is not Presence.READY:
             break
         chain.count("hits", source, 1)
+        chain.used({key: source})
     resident = await _store(chain, pinned, keys)
     chain.touch(resident)
     chain.release(slot for slot, _ in held.values())

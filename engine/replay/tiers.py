@@ -34,13 +34,16 @@ class SlotsWithoutBytes:
 
 
 class _Chunk:
-    """A chunk in the log: how often it was read, and whether since it was last written."""
+    """A chunk in the log: how often it was used, and whether since it was last written."""
 
     __slots__ = ("hits", "read_since")
 
     def __init__(self, hits: int = 0) -> None:
         self.hits = hits
         self.read_since = False
+
+    def use(self) -> None:
+        self.hits, self.read_since = min(HITS_MAX, self.hits + 1), True
 
 
 class _Segment:
@@ -112,9 +115,15 @@ class LogWithoutBytes:
             if segment is None:
                 failed[key] = Failure.MISSING
             else:
-                chunk = segment.chunks[key]
-                chunk.hits, chunk.read_since = min(HITS_MAX, chunk.hits + 1), True
+                segment.chunks[key].use()
         return Outcome.of(keys, failed)
+
+    def used(self, keys: Sequence[ChunkKey]) -> None:
+        """Another tier has served these chunks; only the first time since one was written counts as a hit."""
+        for key in keys:
+            segment = self._where.get(key)
+            if segment is not None and not segment.chunks[key].read_since:
+                segment.chunks[key].use()
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
         for key in keys:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def du(paths: Directories, as_json: AsJson = False) -> None:
     """Show how a directory uses its space. Of several, show each and the total.
 
-    "read back" is what servers have loaded at least once since it was stored.
+    "read back" is what servers have loaded, or used in another tier, at least once since it was stored.
     """
     found = {path: _usage(path) for path in paths}
     if as_json:

@@ -33,7 +33,8 @@ def rm(
         str | None, typer.Option(help="Minimum age: 90s, 15m, 12h or 7d.", show_default=False)
     ] = None,
     never_read: Annotated[
-        bool, typer.Option("--never-read", help="Only chunks that were never read back.")
+        bool,
+        typer.Option("--never-read", help="Only chunks that were never read back, nor used in memory."),
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every chunk of every namespace.")] = False,
     dry_run: Annotated[

@@ -87,7 +87,10 @@ REASONS = {f"{reason}_chunks": str(reason) for reason in RemoveReason}  # counte
 USED = ("kvtier:used_bytes", "Bytes in use in the tier.")
 CAPACITY = ("kvtier:capacity_bytes", "Capacity of the tier in bytes.")
 GAUGES = {
-    "useful_bytes": ("kvtier:useful_bytes", "Bytes in the tier that were read back at least once."),
+    "useful_bytes": (
+        "kvtier:useful_bytes",
+        "Bytes in the tier that were read back, or used in another tier, at least once.",
+    ),
     "breaker_state": (
         "kvtier:breaker_state",
         "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",

@@ -1,26 +1,108 @@
-"""kvtier's options in vLLM's `kv_connector_extra_config`."""
+"""kvtier's options in vLLM's `kv_connector_extra_config`.
+
+vLLM takes any key there, and says nothing about one that nobody reads. So a key that is surely meant for
+kvtier, or that asks for what kvtier does otherwise, is refused with what to write instead. Any other is only
+warned of: a later vLLM, or a class derived from kvtier's, may read it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...tiers.errors import ConfigError
 from ..composite import CompositeSpec
+from ..config import KvtierConfig
+from ..entries import NvmeConfig, PinnedConfig
+from ..wording import listed, quoted
+from .facts import EXTRA
+
+logger = logging.getLogger(__name__)
 
 KEY = "kvtier"
+CHUNK_KEYS = frozenset({"block_size", "blocks_per_chunk", "offload_prompt_only"})
+VLLM_KEYS = frozenset(
+    {
+        *CHUNK_KEYS,
+        "spec_name",
+        "spec_module_path",
+        "self_describing_kv_events",
+        "canonical_layout",
+        "sync_load_budget_bytes",
+    }
+)
+"""What vLLM's connector and its base class of specs read, in whatever release."""
+
+_MEMORY = (
+    'set "capacity" of the pinned tier instead, and leave out --kv-offloading-size, which may have set it'
+)
+_THRESHOLD = "kvtier stores every chunk that vLLM offers; remove it"
+REPLACED: Mapping[str, str] = {
+    "num_cpu_blocks": _MEMORY,
+    "kv_bytes_per_rank": _MEMORY,
+    "cpu_bytes_to_use": _MEMORY,
+    "eviction_policy": 'set "policy" of the pinned tier instead',
+    "cache_policy_module_path": 'set "policy" of the pinned tier to one of kvtier\'s own instead',
+    "store_threshold": _THRESHOLD,
+    "max_tracker_size": _THRESHOLD,
+    "secondary_tiers": 'add each as an entry of "tiers" in the document instead',
+    "backpressure": "kvtier bounds its own queues; remove it",
+}
+"""What vLLM's own specs read, and where kvtier has it."""
+
+NEAR_RATIO_MIN = 0.85  # one or two slips in a word; other keys of vLLM's have half of their letters in common
 
 
 def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
     """Build the chain's spec from the document under `kvtier`, given inline or by path.
 
     Raises:
-        ConfigError: it is missing or wrong.
+        ConfigError: it is missing or wrong, or beside it stands what it contradicts or should have inside.
     """
+    for key in extra_config:
+        message = _refusal(key, extra_config)
+        if message is not None:
+            raise ConfigError(f"{EXTRA}.{key}", message)
     document = extra_config.get(KEY)
-    if document is None:
+    if document in (None, ""):
         raise ConfigError(
-            f"kv_connector_extra_config.{KEY}",
+            f"{EXTRA}.{KEY}",
             "is missing; set it to the tier-config document, or to the path of a JSON file with it",
         )
     return CompositeSpec.from_config(document)
+
+
+def warn_of_unread(extra_config: Mapping[str, Any]) -> None:
+    """Name the keys that neither kvtier nor any vLLM it knows reads."""
+    unread = extra_config.keys() - VLLM_KEYS - {KEY}
+    if unread:
+        logger.warning("kvtier: nothing in kvtier reads %s in %s", listed(unread), EXTRA)
+
+
+def _refusal(key: str, extra_config: Mapping[str, Any]) -> str | None:
+    """Why the key may not stand there, and what to write instead."""
+    if key == KEY or key in VLLM_KEYS:
+        return None
+    if key in REPLACED:
+        return f"is an option of vLLM's own specs, which kvtier replaces; {REPLACED[key]}"
+    if key in KvtierConfig.model_fields:
+        return f"belongs inside the document; move it into the object under {quoted(KEY)}"
+    if key in PinnedConfig.model_fields or key in NvmeConfig.model_fields:
+        return f"belongs to a tier; move it into the tier's entry in the document under {quoted(KEY)}"
+    meant = _meant(key, (KEY, *CHUNK_KEYS, *KvtierConfig.model_fields))
+    if meant is None:
+        return None
+    place = f" of the document under {quoted(KEY)}" if meant in KvtierConfig.model_fields else ""
+    too = "; it is there, too" if meant in extra_config else ""
+    return f"unknown key; did you mean {quoted(meant)}{place}?{too}"
+
+
+def _meant(key: str, names: Iterable[str]) -> str | None:
+    """The name that this is surely a slip of."""
+    word = key.lower().replace("-", "_")
+    if KEY in word.replace("_", ""):
+        return KEY
+    near = difflib.get_close_matches(word, names, n=1, cutoff=NEAR_RATIO_MIN)
+    return near[0] if near else None

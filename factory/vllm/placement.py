@@ -128,6 +128,7 @@ class ServerPlacement:
         for source, chunks in Counter(found.source for found in taken.values()).items():
             self._chain.count("hits", source, chunks)
         self._let_go(holds.values())
+        self._chain.used({key: found.source for key, found in taken.items()})
         self._loading.setdefault(load or request, {}).update(taken)
         self._chain.touch(list(keys))
         self._chain.count_loaded(len(taken))
@@ -149,6 +150,9 @@ class ServerPlacement:
         for slot in reserved.slots:
             self._stores_submitted += 1
             self._storing[slot.key] = (self._stores_submitted, slot)
+        # What has a slot already was used by this request, be it from the device's own cache.
+        new = {slot.key for slot in reserved.slots}.union(reserved.left, reserved.busy)
+        self._chain.used(dict.fromkeys((key for key in keys if key not in new), "pinned"))
         indexes = [slot.index for slot in reserved.slots]
         self._stores_issued[indexes] += 1
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)

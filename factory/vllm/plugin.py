@@ -17,7 +17,7 @@ from ...tiers.nvme.store.namespaces import one_process
 from ...tiers.pinned.arena import Arena
 from .facts import ServerFacts
 from .identity import identity_fields
-from .options import composite_spec
+from .options import composite_spec, warn_of_unread
 from .server import Geometry, SchedulerSide, attach_arena
 from .worker import CopyWorker
 
@@ -44,6 +44,7 @@ class Plugin:
 
     def scheduler(self) -> SchedulerSide:
         """Start the chain in the scheduler process."""
+        warn_of_unread(self._facts.extra)
         events = EventLog() if self._facts.has_events else None
         return SchedulerSide(self._composite, self._geometry, self._identity, events=events)
 

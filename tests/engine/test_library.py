@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from chain_rig import SLOT_BYTES, Slots
+from chain_rig import SLOT_BYTES, CountingTier, Slots
 
 from kvtier.engine.library import LibraryChain
 from kvtier.engine.loop import LoopThread
@@ -25,7 +25,7 @@ class Rig:
 
     def __init__(self, *, load_deadline_s: float = SETTLE_S, below: bool = True, slots: int = SLOTS) -> None:
         self.loop, self.pinned = LoopThread(), Slots(slots)
-        self.device, self.lower = MemoryTier("gpu"), MemoryTier()
+        self.device, self.lower = MemoryTier("gpu"), CountingTier()
         lower = [self.lower] if below else []
         self.chain = LibraryChain(self.pinned, lower, self.loop, load_deadline_s=load_deadline_s)
 
@@ -248,3 +248,13 @@ def test_a_removal_makes_room_in_the_queue_also_while_the_drive_hangs() -> None:
     assert loop.submit(run()).result(SETTLE_S) == 1
     loop.submit(chain.mover.stop()).result(SETTLE_S)
     loop.close()
+
+
+def test_a_load_tells_the_tier_below_what_came_from_slots_and_not_what_it_read_itself(rig: Rig) -> None:
+    rig.stores([[b"a", b"b"]])
+    rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+    assert rig.lower.told == []
+    for keys in ([b"a", b"x"], [b"x", b"missing"]):
+        rig.loop.submit(rig.chain.load(rig.device, keys)).result(SETTLE_S)
+    assert rig.lower.told == [b"a", b"x"]

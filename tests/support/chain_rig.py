@@ -29,6 +29,17 @@ class Slots:
         return self.memory[slot.index]
 
 
+class CountingTier(MemoryTier):
+    """Remembers what it is told of uses in other tiers."""
+
+    def __init__(self, name: str = "memory") -> None:
+        super().__init__(name)
+        self.told: list[bytes] = []
+
+    def used(self, keys: Sequence[bytes]) -> None:
+        self.told += keys
+
+
 class BothFaces(LibraryChain, ServerChain):
     """A chain whose test acts as a server and waits as the library does."""
 
@@ -46,7 +57,7 @@ class Rig:
     def __init__(self, slots_count: int) -> None:
         self.loop = LoopThread()
         self.pinned = Slots(slots_count)
-        self.lower = MemoryTier()
+        self.lower = CountingTier()
         self.clock = Clock()
         self.events = EventLog()
         self.chain = BothFaces(

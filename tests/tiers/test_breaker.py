@@ -3,9 +3,11 @@ import struct
 from dataclasses import replace
 
 import pytest
+from chain_rig import CountingTier
 
 from kvtier.tiers.base import (
     DEVICE_FAILURES,
+    CountsUses,
     Failure,
     Invalidates,
     Outcome,
@@ -338,8 +340,17 @@ async def test_an_invalidation_reaches_the_tier_even_while_it_is_open(rig: Rig) 
     assert not rig.tier.chunks
 
 
+def test_uses_reach_the_tier_behind_breakers_open_or_not() -> None:
+    tier = CountingTier()
+    counts = ability(Breaker(Breaker(tier, slow_s=1.0), slow_s=1.0), CountsUses)  # type: ignore[type-abstract]
+    assert counts is not None
+    counts.used([b"a"])
+    assert tier.told == [b"a"]
+
+
 def test_a_breaker_has_no_ability_that_its_tier_lacks() -> None:
     breaker = Breaker(Bare(MemoryTier()), slow_s=1.0)
     assert ability(breaker, Invalidates) is None  # type: ignore[type-abstract]
     assert ability(breaker, ReportsRemovals) is None  # type: ignore[type-abstract]
+    assert ability(breaker, CountsUses) is None  # type: ignore[type-abstract]
     assert ability(Breaker(breaker, slow_s=1.0), Wrapper) is not None  # type: ignore[type-abstract]

@@ -5,7 +5,7 @@ No store evicts anything. It takes a segment that is ready, or waits for the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ..base import Failure
 from ..errors import TierError
@@ -13,7 +13,6 @@ from .index.environment import Index, IndexFull
 from .io.lanes import Lanes
 from .io.refusal import failure_of
 from .log.budget import SEGMENTS_MIN, Plan
-from .reads import Reads
 from .writing import Writing
 
 
@@ -25,9 +24,14 @@ class RoomKeeper:
     """
 
     def __init__(
-        self, lanes: Lanes, index: Index, writing: Writing, reads: Reads, plan: Callable[[], Plan]
+        self,
+        lanes: Lanes,
+        index: Index,
+        writing: Writing,
+        count_uses: Callable[[], Awaitable[None]],
+        plan: Callable[[], Plan],
     ) -> None:
-        self._lanes, self._index, self._reads, self._plan = lanes, index, reads, plan
+        self._lanes, self._index, self._count_uses, self._plan = lanes, index, count_uses, plan
         self._room, self._ahead = writing.log.room, writing.ahead
         self._durability, self._carrier = writing.durability, writing.carrier
         # Mutable state, changed on the loop only.
@@ -98,7 +102,7 @@ class RoomKeeper:
     async def _reclaim(self, count: int, *, carry: bool) -> bool:
         """Free up to so many segments; False where there is none to reclaim."""
         if carry:
-            await self._reads.count()  # up to this moment: what was just read is not to be dropped
+            await self._count_uses()  # up to this moment: what was just read is not to be dropped
         if await self._carrier.reclaim(count, carry=carry):
             return True
         if not self._durability.retired_count:

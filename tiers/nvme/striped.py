@@ -29,6 +29,7 @@ from typing import Any
 from ..base import (
     Buffer,
     ChunkKey,
+    CountsUses,
     Failure,
     Invalidates,
     Outcome,
@@ -76,6 +77,7 @@ class StripedTier:
         self._drives = tuple(drives)
         self._ranking = Ranking([drive.name for drive in drives], [drive.weight for drive in drives])
         self._all_wait_s = all_wait_s
+        self._counting = [ability(drive.tier, CountsUses) for drive in drives]  # type: ignore[type-abstract]
         # Mutable state, changed on the loop only: drives that could not be told of new weights, for good.
         self._retired: frozenset[int] = frozenset()
         self._left_behind: set[asyncio.Future[None]] = set()
@@ -97,6 +99,13 @@ class StripedTier:
 
     async def load(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         return await self._spread(keys, buffers, lambda drive: drive.tier.load, Failure.MISSING)
+
+    def used(self, keys: Sequence[ChunkKey]) -> None:
+        """Tell each drive of the chunks that it would be asked for."""
+        for number, positions in self._shares(keys).items():
+            counts = self._counting[number]
+            if counts is not None:
+                counts.used([keys[position] for position in positions])
 
     def divide(self, keys: Sequence[ChunkKey]) -> Sequence[Sequence[int]]:
         """The positions of the keys by drive, and of those that none in use may have."""

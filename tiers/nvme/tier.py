@@ -43,6 +43,7 @@ from .reads import Reads
 from .store.namespaces import Identity
 from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
+from .uses import Uses
 from .view import View
 from .writing import Writing
 
@@ -82,9 +83,10 @@ class NvmeTier:
         self._allowance = Allowance(write_amplification)
         writing = Writing.to(store, lanes, self._events, self._allowance)
         self._log, self._durability, self._ahead, self._appender, self._carrier = writing
+        self._uses = Uses(lanes, self._index, self._view)
         self._reads = Reads(lanes, self._index)
         self._upkeep = Upkeep(
-            lanes, store, writing, self._reads, self._events, self._failures, self._presence
+            lanes, store, writing, self._count_uses, self._events, self._failures, self._presence
         )
         self._loader = Loader(
             lanes, store, self._view, self._log.room, self._reads, self._failures, self._presence
@@ -211,6 +213,10 @@ class NvmeTier:
             self._loader.follow()
             await self._lanes.index(partial(invalidate, self._store, before, after))
 
+    def used(self, keys: Sequence[ChunkKey]) -> None:
+        """Note that another tier has served these chunks: a reclaim carries them like those read here."""
+        self._uses.note(keys)
+
     def stats(self) -> TierStats:
         """Return the tier's numbers; chunks are this namespace's, bytes the whole directory's."""
         counters = {
@@ -285,6 +291,10 @@ class NvmeTier:
         if Failure.GONE in failed.values():
             await self._lanes.upkeep(self._presence.look)
         return failed
+
+    async def _count_uses(self) -> None:
+        await self._reads.count()
+        await self._uses.count()
 
     # Calls and their end.
 

@@ -2,7 +2,7 @@
 
     room         gives back, evicts, keeps segments ready (`roomkeeper.py`); soon after each roll
     durability   syncs and seals (`log/durability.py`); once a period that follows from what a sync costs
-    reads        counts what was read (`reads.py`)
+    uses         counts what was read here, and used elsewhere (`reads.py`, `uses.py`)
     look         whether the directory is there, and how much of the drive it takes
 
 No request waits for them but a store that finds no room; and they go through the same lanes, where loads come
@@ -22,7 +22,6 @@ from .io.lanes import Lanes
 from .log.events import Events
 from .periodic import Periodic
 from .presence import Presence
-from .reads import Reads
 from .roomkeeper import RoomKeeper
 from .store.opening import Store
 from .writing import Writing
@@ -43,14 +42,14 @@ class Upkeep:
         lanes: Lanes,
         store: Store,
         writing: Writing,
-        reads: Reads,
+        count_uses: Callable[[], Awaitable[None]],
         events: Events,
         failures: FailureLog,
         presence: Presence,
     ) -> None:
         self._lanes, self._store, self._failures, self._presence = lanes, store, failures, presence
-        self._ahead, self._durability, self._reads = writing.ahead, writing.durability, reads
-        self._keeper = RoomKeeper(lanes, store.index, writing, reads, writing.log.room.plan)
+        self._ahead, self._durability, self._count_uses = writing.ahead, writing.durability, count_uses
+        self._keeper = RoomKeeper(lanes, store.index, writing, count_uses, writing.log.room.plan)
         # Mutable state, changed on the loop only.
         self.used_bytes = 0
         self.io_errors = 0
@@ -58,7 +57,7 @@ class Upkeep:
         self._looking = Periodic(self._look, lambda: PERIOD_S)
         self._rounds = Periodic(partial(self._guarded, self._round), lambda: self._durability.period_s)
         self._keeping = Periodic(self._keep, lambda: PERIOD_S)
-        self._counting = Periodic(partial(self._guarded, reads.count), lambda: PERIOD_S)
+        self._counting = Periodic(partial(self._guarded, count_uses), lambda: PERIOD_S)
         self._tasks = (self._looking, self._rounds, self._keeping, self._counting)
         events.on_rolled(self.room_changed)
 
@@ -82,7 +81,7 @@ class Upkeep:
             await self._safely(task.stop)
         await self._guarded(self._ahead.close)
         await self._safely(self._durability.close)  # also where the directory is gone: no file stays open
-        await self._guarded(self._reads.count)
+        await self._guarded(self._count_uses)
 
     async def _look(self) -> None:
         await self._safely(self._look_around)

@@ -73,6 +73,18 @@ async def test_a_chunk_that_was_read_is_carried_once_for_each_reading_lap() -> N
     assert list(tier.lookup([read])) == [False], "nobody read it in its second lap"
 
 
+async def test_a_chunk_that_another_tier_serves_is_carried_like_one_that_was_read() -> None:
+    tier = log(write_amplification=2.0)
+    (used,) = keys(1)
+    await store(tier, [used])
+    fill_count = 3 * CAPACITY_BYTES // CHUNK_BYTES
+    for i in range(1, fill_count):
+        await store(tier, keys(1, start=i))
+        tier.used([used, b"unknown"])
+    assert tier.stats().counters["carried_bytes"] // CHUNK_BYTES >= 2
+    assert list(tier.lookup([used])) == [True]
+
+
 async def test_without_amplification_nothing_is_carried() -> None:
     tier = log(write_amplification=1.0)
     for i in range(300):

@@ -6,22 +6,83 @@ from typing import Any
 
 import pytest
 
-from kvtier.factory.vllm.options import composite_spec
+from kvtier.factory.vllm.options import REPLACED, VLLM_KEYS, composite_spec, warn_of_unread
 from kvtier.tiers.errors import ConfigError
 
 DOCUMENT = {"version": 1, "tiers": [{"type": "gpu"}, {"type": "pinned", "capacity": "64MiB"}]}
+
+
+def refusal(extra: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        composite_spec(extra)
+    return str(caught.value).removeprefix("kv_connector_extra_config.")
 
 
 def test_options_of_the_plugin_may_stand_beside_the_document() -> None:
     composite_spec({"kvtier": DOCUMENT, "spec_name": "kvtier", "blocks_per_chunk": 4})
 
 
-@pytest.mark.xfail(reason="keys beside the document are not looked at")
+def test_what_the_connector_reads_in_any_release_passes_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    extra = {"kvtier": DOCUMENT, **dict.fromkeys(VLLM_KEYS, 1)}
+    composite_spec(extra)
+    warn_of_unread(extra)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
-    "beside",
-    [{"weights_epoch": 3}, {"on_reset": "keep"}, {"blocks_per_chunks": 16}, {"offload_prompts_only": True}],
-    ids=lambda beside: next(iter(beside)),
+    ("beside", "instead"),
+    [
+        ("weights_epoch", 'move it into the object under "kvtier"'),
+        ("on_reset", 'move it into the object under "kvtier"'),
+        ("capacity", "move it into the tier's entry"),
+        ("write_amplification", "move it into the tier's entry"),
+        ("blocks_per_chunks", 'did you mean "blocks_per_chunk"?'),
+        ("block-size", 'did you mean "block_size"?'),
+        ("blocksize", 'did you mean "block_size"?'),
+        ("offload_prompts_only", 'did you mean "offload_prompt_only"?'),
+        ("weight_epoch", 'did you mean "weights_epoch" of the document under "kvtier"?'),
+        ("onReset", 'did you mean "on_reset" of the document under "kvtier"?'),
+        ("Kvtier", 'did you mean "kvtier"?; it is there, too'),
+        ("kv_tier", 'did you mean "kvtier"?'),
+        ("kvtier_path", 'did you mean "kvtier"?'),
+    ],
 )
-def test_what_belongs_inside_the_document_or_is_misspelt_is_refused(beside: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        composite_spec({"kvtier": DOCUMENT, **beside})
+def test_what_belongs_inside_the_document_or_is_misspelt_is_refused(beside: str, instead: str) -> None:
+    message = refusal({"kvtier": DOCUMENT, beside: 1})
+    assert message.startswith(f"{beside}: ")
+    assert instead in message
+
+
+@pytest.mark.parametrize("key", sorted(REPLACED))
+def test_an_option_of_vllms_own_specs_is_refused_with_what_kvtier_has_instead(key: str) -> None:
+    message = refusal({"kvtier": DOCUMENT, key: 1})
+    assert message == f"{key}: is an option of vLLM's own specs, which kvtier replaces; {REPLACED[key]}"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, "kvtier: is missing"),
+        ({"spec_name": "x"}, "kvtier: is missing"),
+        ({"kvtier": ""}, "kvtier: is missing"),
+        (DOCUMENT, "version: belongs inside the document"),
+        ({"Kvtier": DOCUMENT}, 'Kvtier: unknown key; did you mean "kvtier"?'),
+    ],
+)
+def test_a_document_that_is_not_where_it_belongs_is_found(extra: dict[str, Any], message: str) -> None:
+    assert refusal(extra).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "key", ["records", "offload_decode_only", "blocks_per_step", "async_loads", "kv_role", "engine_id"]
+)
+def test_a_key_that_others_may_read_is_only_named(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    extra = {"kvtier": DOCUMENT, key: 1, "z": 2}
+    composite_spec(extra)
+    assert not caplog.records, "every process builds the spec; one of them says it"
+    warn_of_unread(extra)
+    assert [record.getMessage() for record in caplog.records] == [
+        f'kvtier: nothing in kvtier reads "{key}" and "z" in kv_connector_extra_config'
+    ]

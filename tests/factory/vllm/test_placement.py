@@ -251,3 +251,28 @@ def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
     assert ("misses", "pinned") not in server.rig.chain.stats().counters, "it asked for no tier that lacks it"
     server.placement.finish("r1")
     assert server.pins() == 0
+
+
+def test_the_tier_below_is_told_what_a_load_takes_from_slots_and_not_what_it_gave_itself(
+    server: Server,
+) -> None:
+    server.store([b"a", b"b"])
+    server.only_below([b"x"])
+    for key in (b"a", b"b", b"x"):
+        server.placement.lookup("r1", key)
+    server.settle([b"x"])
+    server.placement.finish("r1")
+    told = server.rig.lower.told
+    told.clear()  # `settle` has fetched, which is a use
+    for key in (b"a", b"b"):
+        server.placement.lookup("r2", key)
+    assert told == [], "a lookup that leads to nothing is no use"
+    server.placement.prepare_load("r2", [b"a"])
+    assert told == [b"a"]
+    server.placement.complete_load("r2", {b"a"})
+
+
+def test_the_tier_below_is_told_what_a_request_would_store_again(server: Server) -> None:
+    server.store([b"a"])
+    server.store([b"a", b"b"])
+    assert server.rig.lower.told == [b"a"], "it was used by the request, be it from the device's own cache"

@@ -15,6 +15,7 @@ from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
 from kvtier.tiers.errors import TierError
 from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.store import chores
 from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import aligned_buffers
 
@@ -123,6 +124,7 @@ async def test_a_directory_that_is_removed_is_given_up_and_said_once(
         await tier.flush()
     await tier.close()
     assert tier.stats().counters["corrupt_chunks"] == 0
+    assert [message for message in caplog.messages if "checkpoint" in message] == []
     assert sum("was removed" in message for message in caplog.messages) == 1
     assert len(caplog.records) <= LINES_MAX, caplog.messages
     assert not path.exists(), "nothing is made anew under a tier that is given up"
@@ -151,15 +153,33 @@ async def test_whoever_meets_the_removed_directory_first_notices(tmp_path: Path,
     assert not path.exists()
 
 
-async def test_another_store_in_the_place_of_the_removed_one_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leaves", ["open", "closed"])
+async def test_another_store_in_the_place_of_the_removed_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: str
+) -> None:
     tier, path = await removed_under(tmp_path)
     other = await opened(path)
     await stored(other, keys_of(500, 8))
+    await other.flush()
+    if leaves == "closed":
+        await other.close()
+    before = contents(path)
     await tier._upkeep.once()
+    monkeypatch.setattr(chores, "CHECKPOINT_CHUNKS", 0)  # one is due at once
+    await tier._lanes.upkeep(tier._keeper._chores.round)
+    monkeypatch.undo()
     assert list(tier.lookup(keys_of(0, 4))) == [False] * 4
     await tier.close()
+    assert contents(path) == before
+    if leaves == "closed":
+        other = await opened(path)
     assert await right(other, keys_of(500, 8)) == keys_of(500, 8)
     await other.close()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """What is in a store's directory, but in its segments."""
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no thread"), ValueError("a damaged record")])

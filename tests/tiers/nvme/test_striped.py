@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from chain_rig import CountingTier
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import (
     Buffer,
     ChunkKey,
+    CountsUses,
     Divides,
     Failure,
     GuardsItself,
@@ -109,6 +111,7 @@ def test_it_has_the_abilities_of_a_drive_and_guards_itself() -> None:
     assert isinstance(tier, ReportsRemovals)
     assert isinstance(tier, GuardsItself)
     assert isinstance(tier, Divides)
+    assert isinstance(tier, CountsUses)
     tier.rename("nvme1")
     assert tier.name == "nvme1"
 
@@ -121,6 +124,23 @@ async def test_one_request_uses_all_drives_and_each_chunk_lies_on_one() -> None:
     assert sum(each) == 90
     assert rig.tier.lookup([*keys, b"never stored"]) == [True] * 90 + [False]
     assert len(rig.tiers[0].log) == 1, "one call a drive"
+
+
+async def test_a_use_is_told_to_the_drive_that_has_the_chunk_and_to_the_next_while_that_is_out() -> None:
+    drives = [CountingTier(f"drive-{number}") for number in range(3)]
+    keys = keys_of(0, 90)
+    breakers = [Breaker(drive, slow_s=SLOW_S) for drive in drives]
+    tier = StripedTier("nvme", [Drive(one.name, one, 1.0) for one in breakers])
+    await tier.store(keys, filled(keys, 64))
+    tier.used(keys)
+    assert [set(drive.told) for drive in drives] == [set(drive.chunks) for drive in drives]
+    tier._retired = frozenset({1})
+    tier.used(keys)
+    assert len(drives[0].told) + len(drives[2].told) == 90 + 90 - len(drives[1].told)
+
+
+def test_drives_that_count_no_uses_are_told_of_none() -> None:
+    Rig().tier.used(keys_of(0, 90))
 
 
 async def test_a_failing_drive_takes_its_own_chunks_and_no_more() -> None:

@@ -29,7 +29,6 @@ from ..log.durability import Durability
 from ..log.events import Events
 from ..log.reclaim import Allowance
 from ..periodic import Periodic
-from ..reads import Reads
 from ..roomkeeper import RoomKeeper
 from ..store.frame import READ_S
 from ..store.namespaces import NamespaceFile
@@ -51,7 +50,8 @@ class Selection:
         namespace: a label, or `DIGEST_PREFIX_MIN` hex digits or more of a digest; empty for all.
         key_prefix: what the key begins with.
         older_than_s: stored at least so many seconds ago.
-        never_read: known to be never read back since they were stored: a rebuild of the index forgets that.
+        never_read: known to be never read back, nor used in another tier, since they were stored: a rebuild
+            of the index forgets that.
     """
 
     namespace: str = ""
@@ -112,7 +112,7 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
     """
     index, lanes, events = store.index, Lanes(), Events()
     writing = Writing.to(store, lanes, events, Allowance(1))
-    keeper = RoomKeeper(lanes, index, writing, Reads(lanes, index), lambda: ONE_AT_NEED)
+    keeper = RoomKeeper(lanes, index, writing, _count_nothing, lambda: ONE_AT_NEED)
     keeping = Periodic(partial(_kept, keeper), lambda: KEEP_PERIOD_S)
     events.on_rolled(keeper.changed)
     events.on_rolled(keeping.wake)
@@ -134,6 +134,10 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
             keeper.stop()
             await keeping.stop()
     return Removed(chosen.digest, chosen.label, chunks, size_bytes)
+
+
+async def _count_nothing() -> None:
+    """A tool reads no chunk."""
 
 
 async def _kept(keeper: RoomKeeper) -> None:

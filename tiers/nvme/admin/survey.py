@@ -21,7 +21,7 @@ class Usage:
         parts: the same by part of the directory.
         capacity_bytes: the cap, as the last server that opened the store has set it.
         live_bytes: of chunks that a lookup would find.
-        useful_bytes: of those chunks that were ever read back.
+        useful_bytes: of those chunks that were ever read back, or used in another tier.
         segments: how many there are in each state.
         quarantined: how many chunks there is evidence of that failed their checksum.
     """

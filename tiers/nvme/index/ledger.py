@@ -56,17 +56,15 @@ class Ledger:
 
     def touch(self, scope: int, key: ChunkKey, place: Extent, times: int) -> None:
         """Count `times` loads of the chunk, if it is still the one at `place`."""
-        now = self._txn.extent(scope, key)
-        if now is None or now[:3] != place[:3]:
-            return
-        hits = min(HITS_MAX, now.hits + times)
-        if (hits, 1) != (now.hits, now.read_since):
-            self._txn.put_extent(scope, key, now._replace(hits=hits, read_since=1))
-        sums = self._scopes[scope]
-        sums.hits += times
-        sums.hit_bytes += times * now.length_bytes
-        if not now.hits:
-            sums.useful_bytes += now.length_bytes
+        now = self._hit(scope, key, place, times)
+        if now is not None:
+            sums = self._scopes[scope]
+            sums.hits += times
+            sums.hit_bytes += times * now.length_bytes
+
+    def use(self, scope: int, key: ChunkKey, place: Extent) -> None:
+        """Note a use of the chunk in another tier, if it is still the one at `place`; no load of this one."""
+        self._hit(scope, key, place, 1)
 
     def close(self) -> None:
         """Write the sums."""
@@ -85,6 +83,18 @@ class Ledger:
             if digest is not None and namespace is not None:
                 raised = {name: getattr(namespace, name) + amount for name, amount in vars(sums).items()}
                 self._txn.put_namespace(digest, namespace._replace(**raised))
+
+    def _hit(self, scope: int, key: ChunkKey, place: Extent, times: int) -> Extent | None:
+        """Raise the chunk's hits; returns its record from before, None where it is no longer at `place`."""
+        now = self._txn.extent(scope, key)
+        if now is None or now[:3] != place[:3]:
+            return None
+        hits = min(HITS_MAX, now.hits + times)
+        if (hits, 1) != (now.hits, now.read_since):
+            self._txn.put_extent(scope, key, now._replace(hits=hits, read_since=1))
+        if not now.hits:
+            self._scopes[scope].useful_bytes += now.length_bytes
+        return now
 
     def _count(self, scope: int, extent: Extent, sign: int) -> None:
         size_bytes = sign * extent.length_bytes

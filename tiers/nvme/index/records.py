@@ -57,8 +57,10 @@ class Extent(NamedTuple):
     length_bytes: int
     checksum: int
     stored_s: int
-    hits: int  # loads so far, saturating
-    read_since: int  # whether it was read since it was last written: what a reclaim carries over
+    hits: int  # loads so far, and laps of the log in which it was used in another tier; saturating
+    read_since: (
+        int  # whether it was read, here or elsewhere, since it was last written: then it is carried over
+    )
 
 
 HITS_MAX = 255
@@ -88,7 +90,7 @@ class Namespace(NamedTuple):
     chunk_bytes: int  # sum of their lengths
     hits: int
     hit_bytes: int
-    useful_bytes: int = 0  # of chunks that are there and were ever read back
+    useful_bytes: int = 0  # of chunks that are there and were ever read back, or used in another tier
 
 
 class Removal(NamedTuple):

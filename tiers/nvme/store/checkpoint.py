@@ -73,14 +73,15 @@ class Footer(NamedTuple):
 
 
 def write_checkpoint(directory: StoreDirectory, index: Index, *, is_last: bool = False) -> bool:
-    """Make a checkpoint; False where another process is about to, or it has no room under the cap.
+    """Make a checkpoint; False where another process is about to, it has no room under the cap, or the
+    directory was removed: its path may be another store's by now.
 
     `is_last` says that nothing comes after it: nobody else has the store open, and it is about to be left.
 
     Raises:
         OSError, TierError: it could not be made; the one before, if any, is there as it was.
     """
-    if not directory.try_claim(CHECKPOINT_BYTE):
+    if not directory.is_there() or not directory.try_claim(CHECKPOINT_BYTE):
         return False
     try:
         return _written(directory, index, is_last=is_last)

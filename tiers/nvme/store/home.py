@@ -111,6 +111,11 @@ def leave_alone(directory: StoreDirectory, index: Index) -> None:
     if index.damaged:
         note_damage(directory)
         return
+    if not directory.is_there():  # nothing is to be kept, and what has its path now is another store
+        index.close()
+        if directory.home is not None:
+            memory.remove(directory.home.path)
+        return
     try:
         kept = _is_unchanged(directory, index) or write_checkpoint(directory, index, is_last=True)
     except (OSError, TierError) as error:
