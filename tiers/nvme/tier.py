@@ -219,9 +219,8 @@ class NvmeTier:
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
         }
-        counters["io_errors"] += (
-            self._durability.io_errors + self._appender.io_errors + self._upkeep.io_errors
-        )
+        for part in (self._durability, self._ahead, self._appender, self._upkeep):
+            counters["io_errors"] += part.io_errors
         namespace = self._last_record or self._view.record()
         gauges = {"useful_bytes": namespace.useful_bytes}
         used_bytes = self._upkeep.used_bytes
