@@ -56,8 +56,8 @@ class NvmeTier:
     Threads: `lookup` and `stats` from any thread; they read memory-mapped pages and never wait for writes.
     Everything else on the event loop that opened the tier. Cancellation: a cancelled store or load returns
     once no thread touches its buffers; the store's chunks are then there or not, each whole. Durability: a
-    stored chunk survives a killed process at once, a power loss after `flush`, or else after 5 to 30 s, by what
-    a flush costs the drive.
+    stored chunk survives a killed process at once, and a power loss after `flush`, or else after 5 to 30 s:
+    the longer, the more a flush costs the drive.
     """
 
     name = "nvme"
