@@ -215,7 +215,7 @@ class LogWithoutBytes:
         if not self._sealed:
             return False
         victim = self._sealed.pop(0)
-        if True in self._open and _age(self._open[True]) < _age(victim):
+        if True in self._open and _age(self._open[True]) < (_age(victim) + self._opened_count) // 2:
             self._seal(apart=True)
         self._carry(victim)
         gone = [key for key in victim.chunks if self._where[key] is victim]

@@ -4,11 +4,11 @@ Theory of operation. The tier appends the chunks of one job side by side to the 
 (`log/tail`, `log/append`), several lanes writing at once (`io/pieces`, `io/lanes`). One transaction of the
 index (`index/`) makes them visible to every process. A load (`loader`) asks the index where its chunks lie,
 reads neighbours together and checks each one's checksum. When the cap is reached, the oldest segment is
-emptied and used again (`log/victim`), and what was read from it moves to the open one (`log/reclaim`).
+emptied and used again (`log/victim`), and what was read from it is written again (`log/reclaim`).
 
-A request waits for a few calls on lane threads and one on the index thread. The rest is upkeep, in one task
-(`upkeep`): syncing at most a second after a write, counting reads, keeping a free segment ahead, giving room
-back when others fill the file system.
+A request waits for a few calls on lane threads and one on the index thread. The rest is upkeep, in tasks that
+do not delay each other (`upkeep`): syncing once in 5 to 30 s, counting reads, keeping segments ready, giving
+room back when others fill the file system.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class NvmeTier:
     Threads: `lookup` and `stats` from any thread; they read memory-mapped pages and never wait for writes.
     Everything else on the event loop that opened the tier. Cancellation: a cancelled store or load returns
     once no thread touches its buffers; the store's chunks are then there or not, each whole. Durability: a
-    stored chunk survives a killed process at once, a power loss after `flush` or about a second.
+    stored chunk survives a killed process at once, and a power loss after `flush`, or else after 5 to 30 s:
+    the longer, the more a flush costs the drive.
     """
 
     name = "nvme"
@@ -226,9 +227,8 @@ class NvmeTier:
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
         }
-        counters["io_errors"] += (
-            self._durability.io_errors + self._appender.io_errors + self._upkeep.io_errors
-        )
+        for part in (self._durability, self._ahead, self._appender, self._upkeep):
+            counters["io_errors"] += part.io_errors
         namespace = self._last_record or self._view.record()
         gauges = {"useful_bytes": namespace.useful_bytes}
         used_bytes = self._upkeep.used_bytes

@@ -207,9 +207,11 @@ def decode_body(body: Buffer, footer: Footer) -> list[Batch] | None:
     return sorted(_tables(body, footer.name), key=lambda batch: batch.block)
 
 
-def decode_removals(start: Buffer, footer: Footer) -> list[Batch]:
-    """The removals at the start of a trailer's body; each table has a checksum of its own."""
-    return [batch for batch in _tables(start[: footer.removals_bytes], footer.name) if batch.removals]
+def decode_removals(start: Buffer, footer: Footer) -> list[Batch] | None:
+    """The removals at the start of a trailer's body, or None where one of their tables is damaged."""
+    batches = list(_tables(start[: footer.removals_bytes], footer.name))
+    found_bytes = sum(table_bytes(entry.key for entry in batch.entries) for batch in batches)
+    return batches if found_bytes == footer.removals_bytes else None
 
 
 def _tables(body: Buffer, name: SegmentName) -> Iterator[Batch]:

@@ -125,8 +125,8 @@ class SegmentFile:
         footer = Footer.decode(self._read(self.size_blocks - 1, 1))
         return footer if footer is not None and footer.name[:2] == self.name[:2] else None
 
-    def read_removals(self, footer: Footer) -> list[Batch]:
-        """The removals of a sealed segment, without its other tables."""
+    def read_removals(self, footer: Footer) -> list[Batch] | None:
+        """The removals of a sealed segment, without its other tables; None where they are damaged."""
         if not footer.removals_bytes:
             return []
         return decode_removals(self._read(footer.block, blocks_of(footer.removals_bytes)), footer)

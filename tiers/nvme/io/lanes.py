@@ -30,6 +30,7 @@ STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/p
 LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
 UPKEEP_LANES = 2  # one may be in a long reclaim while the other counts
 SYNC_LANES = 8  # files that are synced at the same time: a flush is the drive's, so one pays for all of them
+HEAD_LANES = 4  # likewise of new headers, which stores may wait for while many full segments are synced
 STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
 
 
@@ -53,6 +54,7 @@ class Lanes:
             self._index_pool = _started(undo, 1, "kvtier-index")
             self._upkeep_pool = _started(undo, UPKEEP_LANES, "kvtier-upkeep")
             self._sync_pool = _started(undo, SYNC_LANES, "kvtier-sync")
+            self._head_pool = _started(undo, HEAD_LANES, "kvtier-head")
             self._stop = undo.pop_all()
         self._loads = 0
         self._quiet = threading.Event()
@@ -94,9 +96,11 @@ class Lanes:
 
     async def sync(self, calls: Sequence[Callable[[], None]]) -> list[BaseException | None]:
         """Run calls that wait for the drive's flush, side by side; returns the error of each, or None."""
-        return await asyncio.gather(
-            *(through(self._sync_pool, call) for call in calls), return_exceptions=True
-        )
+        return await _beside(self._sync_pool, calls)
+
+    async def sync_heads(self, calls: Sequence[Callable[[], None]]) -> list[BaseException | None]:
+        """The same for what somebody may wait for soon."""
+        return await _beside(self._head_pool, calls)
 
     def close(self) -> None:
         """Stop the threads; waits for what they are doing."""
@@ -147,6 +151,10 @@ class Lanes:
 
     def _stand_aside(self) -> None:
         self._quiet.wait(STORE_YIELD_S)
+
+
+async def _beside(pool: Threads, calls: Sequence[Callable[[], None]]) -> list[BaseException | None]:
+    return await asyncio.gather(*(through(pool, call) for call in calls), return_exceptions=True)
 
 
 class _Count:

@@ -20,6 +20,7 @@ from ...base import Failure
 from ...errors import TierError
 from ..format.open_segment import OpenSegment
 from ..io.lanes import Lanes
+from ..io.refusal import failure_of
 from .batch import PlacedBatch
 from .budget import Plan
 from .chunks import Removals
@@ -36,6 +37,7 @@ class Ahead:
     Attributes:
         kept: how many of them only a carry may take.
         unwritten: removals to be written to the next segment that is prepared, before it is handed out.
+        io_errors: times that a segment could not be made ready.
     """
 
     def __init__(self, lanes: Lanes, log: Log, durability: Durability, events: Events) -> None:
@@ -46,6 +48,9 @@ class Ahead:
         self._ready: deque[OpenSegment] = deque()
         self._result: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
         self._waiting = 0  # for a segment
+        self._coming = 0  # claimed, and not synced yet
+        self._syncing: set[asyncio.Task[None]] = set()
+        self.io_errors = 0
 
     # For who appends.
 
@@ -88,58 +93,76 @@ class Ahead:
 
     def settle(self, why: Failure | None) -> None:
         """Tell all who wait: why there is nothing for them, or that they may look again."""
+        if why is None and self._coming and self._waiting:
+            return  # there is nothing to look at yet
         result, self._result = self._result, asyncio.get_running_loop().create_future()
         result.set_result(why)
 
     def lacking(self, plan: Plan) -> int:
-        """How many to prepare now. They are prepared together, once half of them are gone."""
+        """How many to prepare now."""
         self.kept = plan.kept
-        wanted, ready = plan.ahead + plan.kept, len(self._ready)
-        needed = plan.kept + 1 - ready if self._waiting else 0
-        return max(needed, 0 if 2 * ready > wanted else wanted - ready)
+        wanted = max(plan.ahead, 1 if self._waiting else 0) + plan.kept
+        return max(0, wanted - len(self._ready) - self._coming)
 
     async def prepare(self, count: int) -> int:
-        """Prepare up to so many segments; returns how many are ready now that were not.
+        """Claim up to so many segments, and have them synced meanwhile; returns how many.
 
         Raises:
-            OSError, TierError: the last of them was refused.
+            OSError, TierError: a claim was refused, after those that are coming.
         """
-        claimed: list[OpenSegment] = []
-        refused: BaseException | None = None
-        try:
-            while len(claimed) < count:
-                segment = await self._lanes.upkeep(self._log.claim)
-                if segment is None:
-                    break
-                claimed.append(segment)
-        except (OSError, TierError) as error:
-            refused = error
-        if claimed and self.unwritten:
-            await self._lanes.upkeep(partial(self._write_removals, claimed[0]))
-        ready, unready = await self._synced(claimed)
-        refused = unready or refused
-        self._ready += ready
-        if ready:
-            self.settle(None)
+        claimed, refused = await self._lanes.upkeep(partial(self._claim, count))
+        if claimed:
+            self._coming += len(claimed)
+            # A task of its own: while a slow drive syncs these, the next ones can be claimed.
+            task = asyncio.create_task(self._sync(claimed))
+            self._syncing.add(task)
+            task.add_done_callback(self._syncing.discard)
         if refused is not None:
             raise refused
-        return len(ready)
+        return len(claimed)
 
-    async def _synced(
-        self, claimed: Sequence[OpenSegment]
-    ) -> tuple[Sequence[OpenSegment], BaseException | None]:
+    def _claim(self, count: int) -> tuple[list[OpenSegment], OSError | TierError | None]:
+        claimed: list[OpenSegment] = []
+        try:
+            while len(claimed) < count and (segment := self._log.claim()) is not None:
+                claimed.append(segment)
+        except (OSError, TierError) as error:
+            return claimed, error
+        return claimed, None
+
+    async def _sync(self, claimed: Sequence[OpenSegment]) -> None:
         """Sync new headers, and what dead processes have left, together."""
-        errors = await self._lanes.sync([segment.file.sync for segment in claimed])
-        ready, refused = [], None
-        for segment, error in zip(claimed, errors, strict=True):
-            if error is None:
-                segment.unsynced = False
-                self._durability.began(segment)
-                ready.append(segment)
-            else:
-                refused = error
+        why: Failure | None = Failure.IO_ERROR
+        try:
+            if self.unwritten:
+                await self._lanes.upkeep(partial(self._write_removals, claimed[0]))
+            errors = await self._lanes.sync_heads([segment.file.sync for segment in claimed])
+            for segment, error in zip(claimed, errors, strict=True):
+                if error is None:
+                    segment.unsynced = False
+                    self._durability.began(segment)
+                    self._ready.append(segment)
+            # A later batch may be synced sooner: what is reclaimed first should have been written first.
+            self._ready = deque(sorted(self._ready, key=lambda segment: segment.opened))
+            refused = [(s, error) for s, error in zip(claimed, errors, strict=True) if error is not None]
+            why = failure_of(refused[0][1]) if refused else None
+            for segment, error in refused:
+                self._failed(f"segment {segment.name.segment} cannot be synced: {error}")
                 await self._lanes.upkeep(partial(self._log.put_away, segment))
-        return ready, refused
+        except (OSError, TierError) as error:
+            self._failed(f"segments cannot be made ready: {error}")
+        finally:
+            self._coming -= len(claimed)
+            self.settle(why)
+
+    def _failed(self, message: str) -> None:
+        self.io_errors += 1
+        self._events.failed(message)
+
+    async def finished(self) -> None:
+        """Return when none is coming."""
+        while self._syncing:
+            await asyncio.wait(self._syncing)
 
     def _write_removals(self, segment: OpenSegment) -> None:
         """Write what is unwritten to a segment that nobody else appends to yet."""
@@ -162,6 +185,7 @@ class Ahead:
 
     async def close(self) -> None:
         """Give them all back."""
+        await self.finished()
         while await self.give_one_back():
             pass
 

@@ -160,7 +160,7 @@ class Appender:
             return Failure.IO_ERROR
 
     def retire_older(self, opened: int) -> None:
-        """Append no more to the open segment if it is older than this."""
+        """Append no more to the open segment if it was opened before this."""
         self._tail.retire_older(opened)
 
     # Writing and committing.

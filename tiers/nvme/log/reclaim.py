@@ -32,6 +32,7 @@ from .segments import Segments
 from .victim import Victim, Victims
 
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
+CARRY_FILL_MAX = 0.9  # of a segment, carried in one go: the rest is tables, and ends that are too short
 CARRY_TRIES_MAX = 4  # in a row: stores beside it may replace the open segment each time
 ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
 
@@ -109,9 +110,15 @@ class Carrier:
         return found_any
 
     def _begin(self, count: int) -> list[Victim]:
+        """Take some victims together, as far as what is worth carrying has a place in one segment."""
         victims: list[Victim] = []
+        left_bytes = self._segments.facts.segment_bytes * CARRY_FILL_MAX
         try:
             while len(victims) < count and (victim := self._victims.begin()) is not None:
+                left_bytes -= sum(aligned(live.extent.length_bytes) for live in _used(victim.live))
+                if victims and left_bytes < 0:
+                    self._victims.abandon(victim)  # the next reclaim begins with it
+                    break
                 victims.append(victim)
         except (OSError, TierError):
             if not victims:
@@ -121,8 +128,10 @@ class Carrier:
     async def _save(self, victims: Sequence[Victim], moves: list[_Move], *, carry: bool) -> None:
         """Write again, durably, what is to outlive the victims."""
         before = self._durability.undurable_count
-        # What was carried once and not read since has had its second lap, however slowly its segment fills.
-        self._apart.retire_older(min((victim.segment.opened for victim in victims), default=0))
+        if victims:
+            # What is carried gets a lap of its own, so it does not join what was carried half a lap ago.
+            with self._index.read() as txn:
+                self._apart.retire_older((victims[0].segment.opened + txn.number("opened")) // 2)
         live = [one for victim in victims for one in victim.live] if carry else []
         for group in _groups(self._chosen(live)):
             await self._carry(group, moves)
@@ -139,8 +148,7 @@ class Carrier:
 
     def _chosen(self, lives: Iterable[Live]) -> Iterator[Live]:
         """The chunks to carry, as far as the allowance goes; what was read more often comes first."""
-        used = sorted((live for live in lives if live.extent.read_since), key=_by_hits)
-        for live in used:
+        for live in sorted(_used(lives), key=_by_hits):
             if self._allowance.take(aligned(live.extent.length_bytes)):
                 yield live
 
@@ -218,6 +226,10 @@ def _put_back(moves: Sequence[_Move], txn: Transaction) -> None:
         if now is not None and now[:3] == new[:3]:
             ledger.put(scope, key, now, old)
     ledger.close()
+
+
+def _used(lives: Iterable[Live]) -> Iterator[Live]:
+    return (live for live in lives if live.extent.read_since)
 
 
 def _by_hits(live: Live) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class Tail:
             self._retire(segment)
 
     def retire_older(self, opened: int) -> None:
-        """Retire the open segment if it is older than one that is reclaimed now: its turn comes next."""
+        """Retire the open segment if it was opened before this."""
         if self._current is not None and self._current.opened < opened:
             self._retire(self._current)
 

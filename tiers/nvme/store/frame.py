@@ -160,8 +160,8 @@ def _with_contents(file: SegmentFile, one: Found) -> Found:
     footer = _footer(file)
     is_sealed = footer is not None and footer.name == file.name
     if footer is not None and is_sealed:
-        with suppress(OSError):
-            removals = tuple(file.read_removals(footer))
+        removals = _trailer_removals(file, footer)
+        if removals is not None:
             return one._replace(is_sealed=True, removals=removals, scope=footer.scope, order=footer.order)
     swept = list(_swept(file))
     return one._replace(
@@ -178,6 +178,14 @@ def _footer(file: SegmentFile) -> Footer | None:
         return file.read_footer()
     except OSError:
         return None
+
+
+def _trailer_removals(file: SegmentFile, footer: Footer) -> tuple[Batch, ...] | None:
+    """None where they cannot be read, or a power loss has torn them: then they are in the tables alone."""
+    with suppress(OSError):
+        removals = file.read_removals(footer)
+        return None if removals is None else tuple(removals)
+    return None
 
 
 def _swept(file: SegmentFile, *, any_life: bool = False) -> Iterator[Batch]:

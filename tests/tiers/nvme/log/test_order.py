@@ -159,6 +159,7 @@ async def test_a_removal_is_final_also_against_a_carry_under_way(
                 apart.retire_older(1 << 62)
                 await tier._ahead.close()
                 assert await tier._ahead.prepare(1)
+                await tier._ahead.finished()
         return await real(*arguments, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:

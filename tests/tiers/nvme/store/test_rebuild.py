@@ -13,11 +13,12 @@ import pytest
 from faulty_files import AnotherBoot, BadPlaces, UnsyncedFiles
 from nvme_rig import MIB, filled, keys_of, names, opened, right, stored
 
-from kvtier.tiers.base import ChunkKey
+from kvtier.tiers.base import ChunkKey, RemoveReason
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.fsck import check_directory
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
+from kvtier.tiers.nvme.store.opening import Store
 from kvtier.tiers.nvme.tier import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
@@ -236,3 +237,30 @@ async def test_one_that_cannot_be_opened_any_more_keeps_no_other_from_being_read
     tier = await opened(path)
     assert await right(tier, lost) == lost
     await tier.close()
+
+
+async def test_a_torn_trailer_hides_no_removal(tmp_path: Path) -> None:
+    """Its footer came to the drive, and the block with the removals did not."""
+    path, keys = tmp_path / "store", keys_of(0, 8)
+    tier = await opened(path)
+    await stored(tier, keys)
+    await tier.remove(keys[:4], RemoveReason.REQUESTED)
+    tail = tier._appender._tail
+    assert tail._current is not None
+    name = tail._current.name
+    tail._retire(tail._current)
+    await tier.close()
+
+    def tear(store: Store) -> None:
+        with store.directory.segments.opened(name.segment, name.generation) as file:
+            assert file is not None
+            footer = file.read_footer()
+        assert footer is not None
+        assert footer.removals_bytes
+        damage.overwrite(store, name.segment, footer.block * BLOCK_BYTES, bytes(BLOCK_BYTES))
+
+    damage.using(path, tear)
+    damage.lose_index(path)
+    after = await opened(path)
+    assert await right(after, keys) == keys[4:]
+    await after.close()
