@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .records import MAP_PAGES_MIN, page_bytes, system_page_bytes
 
+DATA = "data.mdb"  # LMDB's name for it
 AHEAD_PAGES = 2048  # what one change may need: 512 chunks in 3 pages each, and some
 CRAMPED_FILL_MAX = 1.6  # of what is there: pages in change need the rest; see `limit_bytes`
 

@@ -22,7 +22,7 @@ from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .catchup import CatchUp
-from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
+from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .frame import is_kept
 from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
 from .namespaces import Identity
@@ -272,7 +272,7 @@ def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
         is_set = all(txn.number(name) == value for name, value in wanted.items())
     if not is_set:
         index.write(lambda txn: _set_numbers(txn, wanted))
-    with contextlib.suppress(TierUnavailable), directory.claimed(QUARANTINE_BYTE):
+    with contextlib.suppress(TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
         Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 
