@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,30 @@ async def test_another_store_in_the_place_of_the_removed_one_is_left_alone(tmp_p
     await other.close()
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["removed", "moved"])
+async def test_a_close_leaves_another_store_at_its_path_alone(tmp_path: Path, moved: bool) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await stored(tier, keys_of(0, 8))
+    _take_away(path, moved=moved)
+    other = await opened(path)
+    try:
+        await stored(other, keys_of(500, 8))
+        mark = (path / "in-use").read_bytes()
+        await tier.close()
+        assert (path / "in-use").read_bytes() == mark, "it is in use, and says by whom"
+        assert not (path / "checkpoint").exists(), "the other store has none yet"
+    finally:
+        await other.close()
+
+
+def _take_away(path: Path, *, moved: bool) -> None:
+    if moved:
+        path.rename(path.with_name("elsewhere"))
+    else:
+        shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no thread"), ValueError("a damaged record")])
 async def test_upkeep_survives_whatever_it_meets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
@@ -224,3 +249,17 @@ async def test_a_close_that_fails_half_way_leaves_the_store(
     after = await opened(tmp_path / "store")
     assert await right(after, keys_of(0, 4)) == keys_of(0, 4)
     await after.close()
+
+
+@pytest.mark.parametrize("now_s", [-500.0, 2.0**32 + 1], ids=["1969", "2106"])
+async def test_a_clock_far_off_fails_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: float
+) -> None:
+    tier = await opened(tmp_path / "store")
+    try:
+        with monkeypatch.context() as clock:
+            clock.setattr(time, "time", lambda: now_s)
+            await stored(tier, keys_of(0, 8))
+        assert await right(tier, keys_of(0, 8)) == keys_of(0, 8)
+    finally:
+        await tier.close()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..index.environment import Index
 from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
+from ..io.clock import now_s
 from ..log.room import Room
 from .directory import CHECKPOINT_BYTE, StoreDirectory
 from .frame import PASSING
@@ -145,7 +145,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
         checksum = _poured(copy, fd, size_bytes, directory.step)
         assert checksum is not None, "nobody else has the copy"
         _sync_open_segments(directory, index)
-        footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks)
+        footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
         os.pwrite(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")
@@ -157,7 +157,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
 
 
 def _note(txn: Transaction) -> None:
-    txn.set_number(MADE_S, int(time.time()))
+    txn.set_number(MADE_S, now_s())
     txn.set_number(MADE_OPENED, txn.number("opened"))
 
 

@@ -87,9 +87,9 @@ def _not_there(directory: StoreDirectory) -> OutOfReach:
     return OutOfReach(
         "nvme",
         f"{directory.root} is in use, and its index is not in the shared memory that is seen from here, or "
-        f"not all of it: it is another container's ({_FIX}), or something has cleaned {home_place(directory)} "
-        f"(systemd's RemoveIPC, a cleaner of temporary files): then stop those who use the store, and start "
-        f"again",
+        f"not all of it: it is another container's ({_FIX}), or something has cleaned "
+        f"{home_place(directory)} (systemd's RemoveIPC, a cleaner of temporary files): then stop those who "
+        f"use the store, and start again",
     )
 
 

@@ -265,3 +265,20 @@ async def test_what_is_put_in_the_place_of_an_index_in_use_is_named(
         assert other.greeting.startswith("TierUnavailable")
         assert home.name in other.greeting
     await tier.close()
+
+
+# Resources that the system has not: they cost no index.
+
+
+async def test_an_index_is_not_given_up_for_want_of_descriptors(path: Path, place: Path) -> None:
+    with StoreProcess(path, place) as server:
+        assert server.ask("store 0 8") == "8"
+        server.kill()
+    home = home_in(place)
+    before = home.stat().st_ino
+    for limit in range(6, 20):
+        with StoreProcess(path, place, within=("prlimit", f"--nofile={limit}:{limit}")) as server:
+            if server.greeting == "open":
+                break
+            assert "damaged" not in server.greeting.lower()
+            assert home.stat().st_ino == before, f"with {limit} descriptors"
