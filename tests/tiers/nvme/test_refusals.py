@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
-from kvtier.tiers.errors import TierError
+from kvtier.tiers.errors import TierError, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.mark import read_mark
 from kvtier.tiers.nvme.tier import NvmeTier
@@ -263,3 +264,37 @@ async def test_a_clock_far_off_fails_no_store(
         assert await right(tier, keys_of(0, 8)) == keys_of(0, 8)
     finally:
         await tier.close()
+
+
+async def test_two_that_see_at_once_that_the_directory_is_gone_say_it_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = await opened(tmp_path / "store")
+    presence, both = tier._presence, threading.Barrier(2)
+
+    class Slow:
+        root = tmp_path / "store"
+
+        def is_there(self) -> bool:
+            both.wait(30)
+            return False
+
+    presence._directory = Slow()  # type: ignore[assignment]
+    lookers = [threading.Thread(target=presence.look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    for looker in lookers:
+        looker.join()
+    assert caplog.text.count("was removed while it was in use") == 1
+    await tier.close()
+
+
+@pytest.mark.parametrize("name", ["in-use", "lock", "kvtier.json"])
+async def test_a_directory_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await tier.close()
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(TierUnavailable, match=f"{path / name} "):
+        await opened(path)

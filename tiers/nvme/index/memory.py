@@ -8,6 +8,7 @@ checkpoint and its log for that.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
@@ -15,10 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ...cgroups import CGROUP_ROOT, OWN_CGROUPS, memory_groups
 from ...errors import TierUnavailable
 from .datafile import DATA
 from .slots import LOCKS, make_lock_file
 from .writer import WRITER
+
+logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")  # tmpfs on every Linux
 
@@ -169,6 +173,38 @@ def refuse_small(place: Path, needed_bytes: int) -> None:
             f"{free_bytes} free; give it more (docker: --shm-size, Kubernetes: an emptyDir of medium Memory) "
             f"or choose a smaller capacity, or larger chunks",
         )
+
+
+def refuse_limited(
+    start_bytes: int, full_bytes: int, root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS
+) -> None:
+    """Refuse an index that this process' memory has no room for, and warn of one that may outgrow it.
+
+    Shared memory counts into the memory of a container: an index that outgrows it ends the process.
+
+    Args:
+        start_bytes: what it takes at once.
+        full_bytes: what it takes when its store is full.
+
+    Raises:
+        TierUnavailable: it does not even fit at the start.
+    """
+    fix = "give it more memory, or choose a smaller capacity, or larger chunks"
+    for group in memory_groups(root, own):
+        if group.left_bytes is not None and group.left_bytes < start_bytes:
+            raise TierUnavailable(
+                "nvme",
+                f"this process has too little memory for the index: it takes {start_bytes} bytes at once, "
+                f"and {group.file} ({group.limit_bytes} bytes) leaves {max(0, group.left_bytes)}; {fix}",
+            )
+        if group.limit_bytes < full_bytes:
+            logger.warning(
+                "nvme: the index may take %d bytes of memory, and %s allows %d for all of this process; %s",
+                full_bytes,
+                group.file,
+                group.limit_bytes,
+                fix,
+            )
 
 
 def free_bytes(path: Path) -> int:

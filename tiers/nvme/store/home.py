@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ...errors import TierError, TierUnavailable
 from ..index import memory
-from ..index.datafile import DATA
+from ..index.datafile import DATA, START_BYTES
 from ..index.environment import Index
 from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
@@ -109,6 +109,7 @@ def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False, 
         TierUnavailable: there is too little shared memory.
         OSError: the log cannot be read.
     """
+    memory.refuse_limited(_start_bytes(directory), sizes.shared_bytes)
     mark = _own_mark(directory)
     if not anew and mark is not None and not mark.checkpoint:
         try:
@@ -265,6 +266,12 @@ def _is_unchanged(directory: StoreDirectory, index: Index) -> bool:
     if footer is None or directory.restored is None:
         return False
     return directory.restored == (footer.name, _last_commit(index))
+
+
+def _start_bytes(directory: StoreDirectory) -> int:
+    """What the index takes before anything is stored."""
+    footer = checkpoint_footer(directory.checkpoint_path, directory.facts.store)
+    return START_BYTES + (footer.index_bytes if footer is not None else 0)
 
 
 def _last_commit(index: Index) -> int:
