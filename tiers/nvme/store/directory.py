@@ -44,7 +44,7 @@ from ..volume.filesystem import COPIES_ON_WRITE
 from ..volume.mounts import mount_of
 from ..volume.ownership import refuse_foreign, tighten
 from ..volume.probe import PROBE_PREFIX, examined, existing, overwrite_in_place
-from .facts import FACTS, read_facts, write_facts
+from .facts import FACTS, REPAIR, read_facts, write_facts
 from .mark import IN_USE
 from .namespaces import Namespaces
 
@@ -377,7 +377,7 @@ def _facts_or_room(root: Path) -> Facts | None:
 def _obstacle(root: Path) -> str | None:
     """Why no store can be made in a directory that has none."""
     if any((root / name).exists() for name in ("namespaces", "segments")):
-        return f"{root / FACTS} is missing from a store; remove {root}, or choose another path"
+        return f"{root / FACTS} is missing from a store; {REPAIR}; or remove {root}, or choose another path"
     names = {path.name for path in root.iterdir()} - _EXPECTED
     others = sorted(name for name in names if not name.startswith(PROBE_PREFIX))
     if others:
