@@ -239,7 +239,7 @@ class _Environment:
             environment = _OPEN.get(identity)
             if environment is None:
                 _refuse_child(path, identity)
-                _prepare(path)
+                _prepare(path, alone=alone)
                 environment = _Environment(path, map_bytes_at(path / DATA, map_bytes, alone=alone))
                 _OPEN[identity] = environment
                 environment.identity = identity
@@ -301,17 +301,18 @@ def _refuse_child(path: Path, identity: tuple[int, int]) -> None:
         )
 
 
-def _prepare(path: Path) -> None:
+def _prepare(path: Path, *, alone: bool) -> None:
     """Put the files in order that LMDB is about to map; no environment of this process has them open."""
-    if not (path / DATA).exists() or not (path / DATA).stat().st_size:
+    is_new = not (path / DATA).exists() or not (path / DATA).stat().st_size
+    if is_new or alone:
         (path / WRITER).touch(mode=0o600)
         if not (path / LOCKS).exists():
             make_lock_file(path / LOCKS)
-        return
     for name in (WRITER, LOCKS):
         if not (path / name).exists():  # a new one would be a second lock beside what others have
             raise IndexDamaged("nvme", f"{path / name} is missing")
-    _refuse_truncated(path)
+    if not is_new:
+        _refuse_truncated(path)
 
 
 def _opened(path: Path, map_bytes: int, *, readonly: bool) -> tuple[Any, Tables]:

@@ -147,11 +147,7 @@ class StoreDirectory:
         return os.fstat(self._lock_fd).st_nlink == 0
 
     def refuse_gone(self) -> None:
-        """Call it right before anything is changed by path: there may be another store by now.
-
-        Raises:
-            StoreGone: the path names this directory no more.
-        """
+        """Raise `StoreGone` where the path may name another store by now; before changes that go by path."""
         if not self.is_there():
             raise StoreGone("nvme", f"{self.root} was removed or moved while it was in use")
 
@@ -184,7 +180,7 @@ class StoreDirectory:
 
         Raises:
             TierUnavailable: another process has it for too long.
-            StoreGone: the directory is gone; nobody there is kept out.
+            StoreGone: nobody who uses what is at the path now would be kept out.
         """
         self.refuse_gone()
         deadline_s = time.monotonic() + CLAIM_WAIT_S
@@ -269,8 +265,8 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
 
 
 def _named(error: OSError, root: Path) -> str:
-    """The file that the system refused, where it says which one of the store it was."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    """The file of the store that the system refused, where it says which one."""
+    name = str(error.filename or "")
     return name if Path(name).is_relative_to(root) else str(root)
 
 

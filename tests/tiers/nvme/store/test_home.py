@@ -282,3 +282,30 @@ async def test_an_index_is_not_given_up_for_want_of_descriptors(path: Path, plac
                 break
             assert "damaged" not in server.greeting.lower()
             assert home.stat().st_ino == before, f"with {limit} descriptors"
+
+
+# A namespace's file.
+
+
+async def test_the_chunks_of_a_namespace_whose_file_is_lost_are_kept_and_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await left_well(path, 0, 20)
+    (file,) = (path / "namespaces").glob("*.json")
+    file.unlink()
+    await assert_there(path, 0, 20)
+    assert f"{file} is missing: its chunks are kept" in caplog.text
+    assert file.exists(), "whoever opens the namespace writes it again"
+
+
+async def test_a_namespace_that_was_lost_since_the_checkpoint_is_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await left_well(path, 0, 20)
+    killed_after(path, 100, 20)
+    (file,) = (path / "namespaces").glob("*.json")
+    file.unlink()
+    damage.lose_memory(path)
+    tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+    await tier.close()
+    assert f"{file} is missing: it was removed or lost" in caplog.text
