@@ -8,6 +8,7 @@ checkpoint and its log for that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -28,6 +29,9 @@ SHARED_MEMORY = Path("/dev/shm")  # tmpfs on every Linux
 
 OWNER = "store"  # the file that says whose index it is
 FILES = (OWNER, WRITER, LOCKS, DATA)  # all of an index; without one of them, or with another, it is none
+
+
+_OF_THE_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 
 
 class Home(NamedTuple):
@@ -109,6 +113,8 @@ def _refusals_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
         raise TierUnavailable(
             "nvme",
             f"the index cannot be made in shared memory: {path}: {error.strerror}; {path.parent} has to be "

@@ -254,7 +254,8 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kind = OutOfReach if error.errno == errno.EROFS else TierUnavailable
-        raise kind("nvme", f"{_named(error, root)} cannot be used: {error.strerror or error}") from error
+        where = error.filename or root  # which file of the store, or of its index, where the system says it
+        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}") from error
     except IndexBusy as error:
         message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
         raise TierUnavailable("nvme", message) from error
@@ -262,12 +263,6 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         raise TierUnavailable("nvme", f"{root} cannot be used for now: {error}") from error
     except IndexFull as error:
         raise TierUnavailable("nvme", f"{root} cannot be used: shared memory is full ({error})") from error
-
-
-def _named(error: OSError, root: Path) -> str:
-    """The file of the store that the system refused, where it says which one."""
-    name = str(error.filename or "")
-    return name if Path(name).is_relative_to(root) else str(root)
 
 
 def _open(files: Files, root: Path, new: Facts | None, place: Path) -> StoreDirectory:

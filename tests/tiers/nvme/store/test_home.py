@@ -13,6 +13,7 @@ import damage
 import pytest
 from crash_child import DeadlyFiles
 from faults import in_child
+from mounts import run
 from nvme_rig import MIB, keys_of, names, opened, right, stored
 from store_process import StoreProcess
 
@@ -265,6 +266,18 @@ async def test_what_is_put_in_the_place_of_an_index_in_use_is_named(
         assert other.greeting.startswith("TierUnavailable")
         assert home.name in other.greeting
     await tier.close()
+
+
+@pytest.mark.root
+async def test_shared_memory_that_is_read_only_is_named_and_costs_nothing(path: Path, place: Path) -> None:
+    await left_well(path, 0, 8)
+    run("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place)
+    try:
+        with pytest.raises(TierUnavailable, match=f"shared memory: {place}.*Read-only.*mount a tmpfs"):
+            await opened(path, capacity_bytes=CAPACITY_BYTES, memory=place)
+    finally:
+        run("umount", "--lazy", place)
+    await assert_there(path, 0, 8)
 
 
 # Resources that the system has not: they cost no index.
