@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..tiers import Tier
 from ..tiers.breaker import Breaker
+from ..tiers.errors import TierUnavailable
 from ..tiers.nvme.store.namespaces import Identity
 from ..tiers.nvme.striped import Drive, StripedTier
 from ..tiers.nvme.tier import NvmeTier
@@ -52,6 +55,7 @@ async def _open_drives(config: NvmeConfig, context: TierContext) -> list[Drive]:
         # Wait for all, even if one has failed: what is still being opened cannot be closed.
         await settled(asyncio.gather(*opening, return_exceptions=True))
         opened = [task.result() for task in opening]
+        _refuse_twice(config.drives, opened)
     except BaseException:
         for tier in [task.result() for task in opening if _has_result(task)]:
             await tier.close()
@@ -64,6 +68,21 @@ async def _open_drives(config: NvmeConfig, context: TierContext) -> list[Drive]:
         )
         for drive, tier in zip(config.drives, opened, strict=True)
     ]
+
+
+def _refuse_twice(drives: Sequence[DriveConfig], tiers: Sequence[NvmeTier]) -> None:
+    """Refuse one directory by two paths: a link, or a mount of it elsewhere.
+
+    Raises:
+        TierUnavailable: names both paths.
+    """
+    paths: dict[tuple[int, int], Path] = {}
+    for drive, tier in zip(drives, tiers, strict=True):
+        first = paths.setdefault(tier.directory_id, drive.path)
+        if first != drive.path:
+            raise TierUnavailable(
+                "nvme", f"{first} and {drive.path} are one directory (a link, or a mount); name it once"
+            )
 
 
 def _has_result(task: asyncio.Future[NvmeTier]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from nvme_rig import filled, keys_of, opened, right
 
-from kvtier.tiers.base import RemoveReason
+from kvtier.tiers.base import ChunkKey, RemoveReason
 from kvtier.tiers.nvme.io.files import Files
 
 LIFE_MAX_S = 20.0  # a life that was not killed and does not end is stuck
@@ -55,7 +55,8 @@ async def live(life: dict[str, Any]) -> None:
     if life["step"] == "removed a segment file":
         capacity = max(life["least_bytes"], capacity // 2)  # room has to be given back
     tier = await opened(Path(life["path"]), capacity_bytes=capacity, files=files)
-    first, unflushed, invalidated = life["first"], [], False
+    unflushed: list[ChunkKey] = []
+    first, invalidated = life["first"], False
     for _ in range(ROUNDS):
         keys = keys_of(first, rng.randint(1, BATCH_MAX))
         first += len(keys)

@@ -7,6 +7,7 @@ those of the removed one, and whoever removed a directory under its servers may 
 from __future__ import annotations
 
 import logging
+import threading
 
 from ..errors import TierError
 from .store.directory import StoreDirectory
@@ -23,14 +24,17 @@ class Presence:
 
     def __init__(self, directory: StoreDirectory) -> None:
         self._directory = directory
+        self._says = threading.Lock()  # two that look at once both see that it is gone; one of them says so
         self.is_gone = False
 
     def look(self) -> None:
         """See whether the directory is still there. Where nobody can say, it is taken to be."""
         if self.is_gone or self._directory.is_there():
             return
-        self.is_gone = True
-        logger.error("%s", self.error())
+        with self._says:
+            is_news, self.is_gone = not self.is_gone, True
+        if is_news:
+            logger.error("%s", self.error())
 
     def error(self) -> TierError:
         root = self._directory.root

@@ -239,6 +239,11 @@ class NvmeTier:
         """Bytes that the drive has moved so far."""
         return self._lanes.moved_bytes
 
+    @property
+    def directory_id(self) -> tuple[int, int]:
+        """What tells its directory from every other one, by whatever path it is reached."""
+        return self._store.directory.lock_id
+
     def watch(self, report: Callable[[Sequence[ChunkKey], RemoveReason], None]) -> None:
         """Report which of this namespace's chunks this process evicts, on threads of the tier."""
         self._events.on_freed(partial(self._report_evicted, report))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..cgroups import CGROUP_ROOT, OWN_CGROUPS, memory_groups
+
 MEMORY_INFO = Path("/proc/meminfo")
-
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-
-OWN_CGROUPS = Path("/proc/self/cgroup")
 
 HEADROOM_BYTES = 512 << 20  # for the server's own processes, whose heaps still grow
 
@@ -25,32 +22,16 @@ class Room(NamedTuple):
     remedy: str
 
 
-class _Version(NamedTuple):
-    """The files of one version of control groups."""
-
-    limit: str
-    used: str
-    reclaimable: str  # a field of memory.stat: cached files, which give way to whoever asks
-
-
-_V1 = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Version("memory.max", "memory.current", "inactive_file")
-
-
 def memory_limit_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
     """The smaller of the physical memory and the limits of this process's control groups."""
-    limits = (_number(folder / version.limit) for folder, version in _cgroup_folders(root, own))
-    return min([_physical_bytes("MemTotal"), *(limit for limit in limits if limit is not None)])
+    limits = [group.limit_bytes for group in memory_groups(root, own)]
+    return min([_physical_bytes("MemTotal"), *limits])
 
 
 def memory_left_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
     """What can still be allocated without swapping, on this machine and in each of this process's cgroups."""
-    left = [_physical_bytes("MemAvailable")]
-    for folder, version in _cgroup_folders(root, own):
-        limit, used = _number(folder / version.limit), _number(folder / version.used)
-        if limit is not None and used is not None:
-            left.append(limit - used + _stat(folder / "memory.stat", version.reclaimable))
-    return max(0, min(left))
+    left = [group.left_bytes for group in memory_groups(root, own) if group.left_bytes is not None]
+    return max(0, min([_physical_bytes("MemAvailable"), *left]))
 
 
 def memory_room() -> Room:
@@ -90,40 +71,3 @@ def _physical_bytes(field: str) -> int:
     kib, unit = fields[field].split()
     assert unit == "kB", "the kernel counts in KiB, and calls them kB"
     return int(kib) * 1024
-
-
-def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, _Version]]:
-    """Each group that this process is in, and the groups around it."""
-    for folder, version in _own_folders(root, own):
-        while folder.is_relative_to(root):
-            yield folder, version
-            folder = folder.parent
-
-
-def _own_folders(root: Path, own: Path) -> Iterator[tuple[Path, _Version]]:
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield root / path.lstrip("/"), _V2
-        elif "memory" in controllers.split(","):
-            yield root / "memory" / path.lstrip("/"), _V1
-
-
-def _number(file: Path) -> int | None:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None  # a container may not see the group by the path that it has outside
-    return int(text) if text.isdecimal() else None  # "max" is no limit
-
-
-def _stat(file: Path, field: str) -> int:
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.split()[0] == field), 0)

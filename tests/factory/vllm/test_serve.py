@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         invalidated = _ask(server, [prompts[-1]])
         exit_code = server.terminate()
         left = nobodys_shared_memory()
-        marked = bool((store / "in-use").read_text().strip())
+        marked = not json.loads((store / "in-use").read_text())["closed"]
     return Served(cold, pinned, nvme, corrupt, invalidated, exit_code, left, marked)
 
 

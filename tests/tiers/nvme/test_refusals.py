@@ -6,6 +6,8 @@ import errno
 import logging
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
-from kvtier.tiers.errors import TierError
+from kvtier.tiers.errors import TierError, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store import chores
+from kvtier.tiers.nvme.store.mark import read_mark
 from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import aligned_buffers
 
@@ -182,6 +185,30 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["removed", "moved"])
+async def test_a_close_leaves_another_store_at_its_path_alone(tmp_path: Path, moved: bool) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await stored(tier, keys_of(0, 8))
+    _take_away(path, moved=moved)
+    other = await opened(path)
+    try:
+        await stored(other, keys_of(500, 8))
+        mark = (path / "in-use").read_bytes()
+        await tier.close()
+        assert (path / "in-use").read_bytes() == mark, "it is in use, and says by whom"
+        assert not (path / "checkpoint").exists(), "the other store has none yet"
+    finally:
+        await other.close()
+
+
+def _take_away(path: Path, *, moved: bool) -> None:
+    if moved:
+        path.rename(path.with_name("elsewhere"))
+    else:
+        shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no thread"), ValueError("a damaged record")])
 async def test_upkeep_survives_whatever_it_meets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
@@ -232,7 +259,57 @@ async def test_a_close_that_fails_half_way_leaves_the_store(
         for task in tier._upkeep._tasks:
             await task.stop()
         await tier._durability.close()
-    assert (tmp_path / "store" / "in-use").read_text().strip() == ""
+    mark = read_mark(tmp_path / "store")
+    assert mark is not None
+    assert mark.closed
     after = await opened(tmp_path / "store")
     assert await right(after, keys_of(0, 4)) == keys_of(0, 4)
     await after.close()
+
+
+@pytest.mark.parametrize("now_s", [-500.0, 2.0**32 + 1], ids=["1969", "2106"])
+async def test_a_clock_far_off_fails_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: float
+) -> None:
+    tier = await opened(tmp_path / "store")
+    try:
+        with monkeypatch.context() as clock:
+            clock.setattr(time, "time", lambda: now_s)
+            await stored(tier, keys_of(0, 8))
+        assert await right(tier, keys_of(0, 8)) == keys_of(0, 8)
+    finally:
+        await tier.close()
+
+
+async def test_two_that_see_at_once_that_the_directory_is_gone_say_it_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = await opened(tmp_path / "store")
+    presence, both = tier._presence, threading.Barrier(2)
+
+    class Slow:
+        root = tmp_path / "store"
+
+        def is_there(self) -> bool:
+            both.wait(30)
+            return False
+
+    presence._directory = Slow()  # type: ignore[assignment]
+    lookers = [threading.Thread(target=presence.look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    for looker in lookers:
+        looker.join()
+    assert caplog.text.count("was removed while it was in use") == 1
+    await tier.close()
+
+
+@pytest.mark.parametrize("name", ["in-use", "lock", "kvtier.json"])
+async def test_a_directory_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await tier.close()
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(TierUnavailable, match=f"{path / name} "):
+        await opened(path)

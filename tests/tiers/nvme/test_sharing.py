@@ -7,11 +7,14 @@ import re
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import damage
 import pytest
-from nvme_rig import MIB, filled, keys_of, opened, right, stored
+from faults import in_child
+from mounts import on_loop
+from nvme_rig import MIB, filled, keys_of, names, opened, right, stored
 from store_process import StoreProcess
 
 from kvtier.tiers.base import Failure
@@ -169,7 +172,7 @@ async def test_shared_memory_that_is_cleaned_is_told_and_never_becomes_a_second_
     shutil.rmtree(damage.home_of(path))
     for _ in range(2):
         tier._keeper._chores.round()
-    assert caplog.text.count("something has removed the index") == 1
+    assert caplog.text.count("something has removed or replaced the index") == 1
     with pytest.raises(TierUnavailable, match="something has cleaned /dev/shm"):
         await opened(path, capacity_bytes=CAPACITY_BYTES)
     await stored(tier, keys_of(8, 8))
@@ -186,7 +189,9 @@ async def test_after_a_clean_close_nothing_is_left_in_shared_memory(path: Path) 
     await tier.close()
     assert not damage.home_of(path).exists()
     assert (path / "checkpoint").exists()
-    assert read_mark(path) is None
+    mark = read_mark(path)
+    assert mark is not None
+    assert (mark.closed, mark.checkpoint != "") == (True, True)
 
 
 async def test_after_two_sudden_ends_in_a_row_the_index_is_made_anew(path: Path) -> None:
@@ -261,3 +266,48 @@ async def test_who_waits_for_an_opening_waits_while_it_goes_on(
     first.give_up()
     (error,) = found
     assert "did not go on" in str(error)
+
+
+@pytest.mark.root
+async def test_who_joins_needs_no_room_for_temporary_files(tmp_path: Path, path: Path) -> None:
+    tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+    try:
+        with on_loop(tmp_path, "ext4", 16 * MIB) as (point, _):
+            _fill_but_a_block(point)
+            with StoreProcess(path, within=("env", f"TMPDIR={point}")) as other:
+                assert other.greeting == "open"
+                assert other.ask("close") == "closed"
+    finally:
+        await tier.close()
+
+
+def _fill_but_a_block(point: Path) -> None:
+    block_bytes = os.statvfs(point).f_bsize
+    with (point / "filler").open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(block_bytes))
+        os.fsync(file.fileno())
+        file.truncate(os.fstat(file.fileno()).st_size - block_bytes)
+        os.fsync(file.fileno())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_forked_child_is_told_to_be_spawned_and_costs_no_index(path: Path) -> None:
+    """The LMDB binding remembers over a fork what the parent has open."""
+    tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+    await stored(tier, keys_of(0, 8))
+    before = names(damage.home_of(path)), damage.home_of(path).stat().st_ino
+
+    async def child() -> None:
+        with pytest.raises(TierUnavailable, match=r"forked.*spawn"):
+            await opened(path, capacity_bytes=CAPACITY_BYTES)
+
+    try:
+        assert in_child(child) == 0
+        assert (names(damage.home_of(path)), damage.home_of(path).stat().st_ino) == before
+        await stored(tier, keys_of(8, 8))
+        with StoreProcess(path) as other:
+            assert other.ask("look 0 16") == "16"
+    finally:
+        await tier.close()

@@ -16,6 +16,7 @@ A finding is bound to the life of its segment, so two lives that each looked odd
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +32,13 @@ from ..index.records import Namespace, Segment, SegmentState
 from ..io.blocks import BLOCK_BYTES, blocks_of
 from ..io.files import Files
 from ..log.readers import Readers
+from ..store.facts import FACTS
 from ..store.opening import Store, close_store, open_rebuilt, open_untouched
 from .finding import Finding, Kind, Report, Where
+from .lost_facts import restore_facts
 from .mend import Sums, mend
+
+logger = logging.getLogger(__name__)
 
 IN_FORCE = (SegmentState.OPEN, SegmentState.SEALED, SegmentState.RECLAIMING)
 
@@ -67,6 +72,8 @@ def check_directory(files: Files, root: Path, *, deep: bool, repair: bool, progr
     Raises:
         TierError, OSError: it cannot be checked: it is no store, or its index is damaged while in use.
     """
+    if repair and restore_facts(files, root):
+        logger.warning("nvme: %s was lost or damaged; it was written again from the segments", root / FACTS)
     try:
         store = open_untouched(files, root)
     except IndexDamaged as error:

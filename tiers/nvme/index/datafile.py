@@ -11,10 +11,13 @@ import errno
 import os
 from pathlib import Path
 
-from .records import MAP_PAGES_MIN, page_bytes, system_page_bytes
+from .records import LOCK_FILE_BYTES, MAP_PAGES_MIN, page_bytes, system_page_bytes
 
+DATA = "data.mdb"  # LMDB's name for it
 AHEAD_PAGES = 2048  # what one change may need: 512 chunks in 3 pages each, and some
 CRAMPED_FILL_MAX = 1.6  # of what is there: pages in change need the rest; see `limit_bytes`
+
+START_BYTES = MAP_PAGES_MIN * page_bytes(system_page_bytes()) + LOCK_FILE_BYTES  # of an index that is empty
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 

@@ -33,7 +33,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +42,13 @@ from typing import Any, TypeVar
 import lmdb
 
 from ...base import ChunkKey
-from .datafile import DataFile, map_bytes_at
+from ...errors import TierUnavailable
+from .datafile import DATA, DataFile, map_bytes_at
 from .errors import IndexBusy, IndexDamaged, IndexFull, IndexStarved
-from .records import EXTENT, NAMESPACE, READER_BYTES, READERS_MAX, SCOPE, Extent
-from .slots import clear_own_slots, make_lock_file
+from .records import EXTENT, NAMESPACE, READERS_MAX, SCOPE, Extent
+from .slots import LOCKS, clear_own_slots, make_lock_file, slots_start
 from .transaction import Tables, Transaction
-from .writer import WriterLock
+from .writer import WRITER, WriterLock
 
 __all__ = ["Index", "IndexBusy", "IndexDamaged", "IndexFull", "IndexStarved"]
 
@@ -57,6 +57,9 @@ T = TypeVar("T")
 SPARE_READS = 16  # read transactions kept for reuse: loads, lookups and upkeep of one process at once
 FULL_WAIT_S = 0.005  # one switch interval of an interpreter: then a reader that was held up is done
 FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until it goes on or dies
+
+# What the system says where it lacks something; LMDB passes on the text alone. The index is as good as ever.
+_LACKS = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN))
 
 
 class _MapFull(IndexFull):
@@ -83,12 +86,13 @@ class Index:
     def open(path: Path, map_bytes: int = 0, *, alone: bool = False) -> Index:
         """Open or create the index in the directory `path`, which may take up to `map_bytes` ever.
 
-        Only who is `alone` may make the map larger; it also puts away what dead processes have left.
-        Everybody else takes the map as it is.
+        Only who is `alone` may make the map larger. Everybody else takes the map as it is.
 
         Raises:
-            IndexDamaged: what is there is not an index.
+            IndexDamaged: what is there is not an index, or not all of one.
             IndexFull: there is no room for it.
+            IndexStarved: no descriptor or no memory is left; what is there may be as good as ever.
+            TierUnavailable: this process was forked from one that has it open.
         """
         return Index(_Environment.shared(path, map_bytes, alone=alone))
 
@@ -211,6 +215,8 @@ class _Environment:
         with contextlib.ExitStack() as undo:
             self.writer = WriterLock(path)
             undo.callback(self.writer.close)
+            self._locks_fd = os.open(path / LOCKS, os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, self._locks_fd)  # after LMDB: see `slots.py`
             self.is_read_only = False
             try:
                 with self.writer.held():  # LMDB begins a write transaction to look for its tables
@@ -219,8 +225,9 @@ class _Environment:
                 self.is_read_only = True
                 self.env, self.tables = _opened(path, map_bytes, readonly=True)
             undo.callback(self.env.close)
+            clear_own_slots(self._locks_fd, slots_start(int(self.env.info()["max_readers"])))
             self.page_bytes = int(self.env.stat()["psize"])
-            self._data = DataFile(path / "data.mdb", int(self.env.info()["map_size"]), self.page_bytes)
+            self._data = DataFile(path / DATA, int(self.env.info()["map_size"]), self.page_bytes)
             undo.callback(self._data.close)
             _take_slots(self.env)
             undo.pop_all()
@@ -233,8 +240,9 @@ class _Environment:
             identity = _identity(path)
             environment = _OPEN.get(identity)
             if environment is None:
+                _refuse_child(path, identity)
                 _prepare(path, alone=alone)
-                environment = _Environment(path, map_bytes_at(path / "data.mdb", map_bytes, alone=alone))
+                environment = _Environment(path, map_bytes_at(path / DATA, map_bytes, alone=alone))
                 _OPEN[identity] = environment
                 environment.identity = identity
             else:
@@ -259,6 +267,7 @@ class _Environment:
             if not self.users:
                 del _OPEN[self.identity]
                 self.env.close()
+                os.close(self._locks_fd)
                 self.writer.close()
                 self._data.close()
 
@@ -284,16 +293,28 @@ def _identity(path: Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
+def _refuse_child(path: Path, identity: tuple[int, int]) -> None:
+    """Refuse what the LMDB binding would refuse: it remembers over a fork what the parent has open."""
+    if any(identity == environment.identity for environment in _OF_PARENT):
+        raise TierUnavailable(
+            "nvme",
+            f"this process was forked from one that has the index at {path} open, and cannot open it too; "
+            f"start it by spawn instead (multiprocessing.get_context('spawn')), or fork before the open",
+        )
+
+
 def _prepare(path: Path, *, alone: bool) -> None:
     """Put the files in order that LMDB is about to map; no environment of this process has them open."""
-    lock = path / "lock.mdb"
-    if alone:
-        lock.unlink(missing_ok=True)  # with whatever the dead have left in it
-    _refuse_truncated(path)
-    if not lock.exists() or not lock.stat().st_size:
-        make_lock_file(lock)
-    else:
-        clear_own_slots(lock, _slots_start())
+    is_new = not (path / DATA).exists() or not (path / DATA).stat().st_size
+    if is_new or alone:
+        (path / WRITER).touch(mode=0o600)
+        if not (path / LOCKS).exists():
+            make_lock_file(path / LOCKS)
+    for name in (WRITER, LOCKS):
+        if not (path / name).exists():  # a new one would be a second lock beside what others have
+            raise IndexDamaged("nvme", f"{path / name} is missing")
+    if not is_new:
+        _refuse_truncated(path)
 
 
 def _opened(path: Path, map_bytes: int, *, readonly: bool) -> tuple[Any, Tables]:
@@ -314,13 +335,6 @@ def _opened(path: Path, map_bytes: int, *, readonly: bool) -> tuple[Any, Tables]
     except BaseException:
         env.close()
         raise
-
-
-def _slots_start() -> int:
-    """Where the reader slots begin in LMDB's lock file: it has one for each, and something before."""
-    with tempfile.TemporaryDirectory(prefix="kvtier-probe-") as folder:
-        lmdb.open(folder, max_readers=1).close()
-        return os.stat(f"{folder}/lock.mdb").st_size - READER_BYTES
 
 
 def _take_slots(env: Any) -> None:
@@ -346,9 +360,7 @@ def _begun(env: Any, db: Any = None) -> Any:
 
 def _refuse_truncated(path: Path) -> None:
     """A file shorter than its own pages would be a SIGBUS at the first read beyond its end."""
-    data = path / "data.mdb"
-    if not data.exists() or data.stat().st_size == 0:
-        return
+    data = path / DATA
     probe = lmdb.open(str(path), max_dbs=1, readonly=True, lock=False, create=False)
     try:
         needed = (int(probe.info()["last_pgno"]) + 1) * int(probe.stat()["psize"])
@@ -377,6 +389,8 @@ class _Mapped:
             raise IndexStarved("nvme", "all reader slots of the index are taken") from error
         if isinstance(error, (lmdb.MemoryError, lmdb.TlsFullError)):
             raise IndexStarved("nvme", f"the index gets no memory: {error}") from error
+        if isinstance(error, lmdb.Error) and str(error).endswith(_LACKS):
+            raise IndexStarved("nvme", f"the index cannot be opened: {error}") from error
         if isinstance(error, lmdb.DiskError):
             raise IndexFull("nvme", f"there is no room for the index: {error}") from error
         if isinstance(error, lmdb.Error):

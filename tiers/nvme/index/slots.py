@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .records import LOCK_FILE_BYTES, READER_BYTES
 
+LOCKS = "lock.mdb"  # LMDB's name for it
 _PID = struct.Struct("=8xi")
 _PID_OFFSET = 8
 
@@ -34,18 +35,20 @@ def make_lock_file(path: Path) -> None:
         os.close(fd)
 
 
-def clear_own_slots(path: Path, table_start: int) -> int:
-    """Free slots of our own pid, while this process has the index not open; returns how many there were.
+def slots_start(slots_count: int) -> int:
+    """Where the slots begin in a lock file that LMDB says has so many of them: the last one ends the file."""
+    return LOCK_FILE_BYTES - slots_count * READER_BYTES
 
-    `table_start` is where the slots begin.
+
+def clear_own_slots(fd: int, table_start: int) -> int:
+    """Free slots of our own pid, while this process has none; returns how many there were.
+
+    `table_start` is where the slots begin. The file is not to be closed before LMDB has closed it: a process
+    that closes a file once gives up all locks that it has on it, and LMDB has some.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        table = os.pread(fd, os.fstat(fd).st_size, 0)
-        starts = range(table_start, len(table) - READER_BYTES + 1, READER_BYTES)
-        ours = [start for start in starts if _PID.unpack_from(table, start)[0] == os.getpid()]
-        for start in ours:
-            os.pwrite(fd, bytes(4), start + _PID_OFFSET)
-        return len(ours)
-    finally:
-        os.close(fd)
+    table = os.pread(fd, os.fstat(fd).st_size, 0)
+    starts = range(table_start, len(table) - READER_BYTES + 1, READER_BYTES)
+    ours = [start for start in starts if _PID.unpack_from(table, start)[0] == os.getpid()]
+    for start in ours:
+        os.pwrite(fd, bytes(4), start + _PID_OFFSET)
+    return len(ours)

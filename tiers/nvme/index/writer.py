@@ -32,10 +32,11 @@ class WriterLock:
         """Open the lock of the index in the directory `path`; the index counts as used until `close`.
 
         Raises:
+            FileNotFoundError: it is not there; a new one would exclude nobody who has the old one.
             IndexBusy: the index is being removed.
         """
         self._files = Files()
-        self._fd = os.open(path / WRITER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path / WRITER, os.O_RDWR | os.O_CLOEXEC)
         self._threads = threading.Lock()
         if not self._files.try_lock(self._fd, USERS_BYTE, exclusive=False):
             self.close()

@@ -8,13 +8,13 @@ failed, and the parts that come after do nothing.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import Generic, NamedTuple
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from .blocks import BLOCK_BYTES, parts_of, write_all
+from .clock import now_s
 from .files import Files
 from .pieces import Checksum, P, ReadPiece, Source, Tails, Wanted, Written, as_os_error, wrong
 
@@ -72,7 +72,7 @@ class _Write:
         if len(sums) < len(self.parts):
             return ()
         crc = self.checksum.of_parts(self.key, sums)
-        return (Written(self.key, self.block, len(self.buffer), crc, int(time.time())),)
+        return (Written(self.key, self.block, len(self.buffer), crc, now_s()),)
 
 
 def write_parts(

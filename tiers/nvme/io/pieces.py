@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ...base import Buffer, ChunkKey, Failure
 from ...errors import TierError
 from .blocks import BLOCK_BYTES, blocks_of, read_all, scratch, write_all
+from .clock import now_s
 from .files import Files
 from .refusal import BAD_PLACE, failure_of
 
@@ -75,7 +75,7 @@ class WritePiece:
 
     def __call__(self) -> int:
         """Write; returns the bytes that were written."""
-        stored_s, block, written = int(time.time()), self._block, []
+        stored_s, block, written = now_s(), self._block, []
         parts: list[Buffer] = []
         try:
             tails = Tails(sum(1 for _, buffer in self.chunks if len(buffer) % BLOCK_BYTES))

@@ -8,7 +8,6 @@ segment can be sealed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -21,6 +20,7 @@ from ..index.ledger import Ledger
 from ..index.order import Since, is_outdated, next_order, note
 from ..index.records import Extent
 from ..index.transaction import Transaction
+from ..io.clock import now_s
 from ..io.lanes import Lanes
 from ..io.refusal import failure_of
 from .ahead import Ahead
@@ -104,8 +104,8 @@ class Appender:
         """
         with self._index.read() as txn:
             opened = txn.number("opened")  # in none that is opened later do they lie
-        now_s = int(time.time())
-        entries = tuple(Entry(key, opened, 0, 0, now_s) for key in keys)
+        removed_s = now_s()
+        entries = tuple(Entry(key, opened, 0, 0, removed_s) for key in keys)
         removals = Removals(target.namespace, target.scope, order, entries)
         if await self.write_removals([removals], wait=True):
             self._durability.not_durable(

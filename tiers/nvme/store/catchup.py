@@ -15,7 +15,6 @@ At the end, extents of past lives leave. Until then a load finds them gone.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ from ..index.environment import Index
 from ..index.ledger import Ledger
 from ..index.records import Extent, SegmentState, Unread
 from ..index.transaction import Transaction
+from ..io.clock import now_s
 from ..log.room import index_is_tight
 from .directory import CATCH_UP_BYTE, StoreDirectory
 from .frame import PASSING, PUT_STEP_MAX, READ_S, STALE
@@ -239,7 +239,7 @@ def _put(txn: Transaction, one: Unread, part: Sequence[tuple[Batch, Entry]]) -> 
         return  # emptied meanwhile
     if index_is_tight(txn):
         return  # what is left out is older than what is there; it is a miss
-    ledger, now_s = Ledger(txn), int(time.time())
+    ledger, read_s = Ledger(txn), now_s()
     for batch, entry in part:
         removal = txn.removal(batch.scope, entry.key)
         if not ledger.in_force(batch.scope) or (removal is not None and batch.order <= removal.order):
@@ -247,7 +247,7 @@ def _put(txn: Transaction, one: Unread, part: Sequence[tuple[Batch, Entry]]) -> 
         before = ledger.extent(batch.scope, entry.key)
         if before is None or not _is_alive(ledger, before):
             ledger.put(batch.scope, entry.key, before, _place(batch, entry))
-            txn.set_number(READ_S, now_s)
+            txn.set_number(READ_S, read_s)
     ends = {id(batch): batch for batch, _ in part}.values()  # once a batch: it adds its keys up
     end_block = max(batch.end_block for batch in ends)
     segment = ledger.segment(one.number)

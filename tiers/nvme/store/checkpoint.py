@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,16 +33,18 @@ from ..index.environment import Index
 from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
+from ..io.clock import now_s
 from ..log.room import Room
 from .directory import CHECKPOINT_BYTE, StoreDirectory
+from .frame import PASSING
 
 logger = logging.getLogger(__name__)
 
 STEP_BYTES = 1024 * 1024  # copied at a time
 MADE_S, MADE_OPENED = "checkpoint_s", "checkpoint_opened"  # numbers in the index: when the last one was made
 
-_FOOTER = struct.Struct("<8s16sQIQQ?")
-_MAGIC = b"KVTCKP\x00\x02"
+_FOOTER = struct.Struct("<8s16sQIQQ")
+_MAGIC = b"KVTCKP\x00\x01"
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -55,7 +56,11 @@ class Footer(NamedTuple):
     checksum: int
     made_s: int
     chunks: int
-    is_last: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other one of its store."""
+        return f"{self.made_s:x}-{self.index_bytes:x}-{self.checksum:08x}"
 
     def encode(self) -> bytes:
         head = _FOOTER.pack(_MAGIC, *self)
@@ -72,27 +77,29 @@ class Footer(NamedTuple):
         return Footer(*_FOOTER.unpack(head)[1:])
 
 
-def write_checkpoint(directory: StoreDirectory, index: Index, *, is_last: bool = False) -> bool:
-    """Make a checkpoint; False where another process is about to, it has no room under the cap, or the
+def write_checkpoint(directory: StoreDirectory, index: Index) -> Footer | None:
+    """Make a checkpoint; None where another process is about to, it has no room under the cap, or the
     directory was removed: its path may be another store's by now.
-
-    `is_last` says that nothing comes after it: nobody else has the store open, and it is about to be left.
 
     Raises:
         OSError, TierError: it could not be made; the one before, if any, is there as it was.
     """
     if not directory.is_there() or not directory.try_claim(CHECKPOINT_BYTE):
-        return False
+        return None
     try:
-        return _written(directory, index, is_last=is_last)
+        return _written(directory, index)
     finally:
         directory.unclaim(CHECKPOINT_BYTE)
 
 
 def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None:
-    """Copy the checkpoint's index to `target`; None, and no file there, where there is no good one."""
+    """Copy the checkpoint's index to `target`; None, and an empty file there, where there is no good one.
+
+    Raises:
+        OSError: the system has no descriptors or memory left; the checkpoint may be good.
+    """
     try:
-        with directory.checkpoint_path.open("rb") as file, target.open("xb") as copy:
+        with directory.checkpoint_path.open("rb") as file, target.open("wb") as copy:
             footer = _footer(file.fileno(), directory.facts.store)
             good = footer is not None and footer.checksum == _poured(
                 file.fileno(), copy.fileno(), footer.index_bytes, directory.step
@@ -100,13 +107,15 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         logger.warning("nvme: the checkpoint of %s cannot be read: %s", directory.root, error)
         good = False
     else:
         if good:
             return footer
         logger.warning("nvme: the checkpoint of %s is damaged or another store's", directory.root)
-    target.unlink(missing_ok=True)
+    os.truncate(target, 0)
     return None
 
 
@@ -117,8 +126,9 @@ def checkpoint_footer(root_path: Path, store: bytes) -> Footer | None:
     return None
 
 
-def _written(directory: StoreDirectory, index: Index, *, is_last: bool) -> bool:
+def _written(directory: StoreDirectory, index: Index) -> Footer | None:
     files, path = directory.files, directory.checkpoint_path
+    directory.refuse_gone()
     index.write(_note)
     with index.read() as txn:
         share_bytes = Room(directory.segments, index).budget(txn).checkpoint_bytes
@@ -126,28 +136,29 @@ def _written(directory: StoreDirectory, index: Index, *, is_last: bool) -> bool:
     if index.file_bytes() > 2 * share_bytes and not _fits(index, share_bytes):
         logger.warning("nvme: a checkpoint of the index would not fit its share of the cap; there is none")
         files.unlink(path)
-        return False
+        return None
     draft = path.with_name(path.name + ".new")
     with _copy_of(index) as copy, _draft(directory, draft) as fd:
         size_bytes = os.fstat(copy).st_size
         if size_bytes + BLOCK_BYTES > share_bytes:
             logger.warning("nvme: a checkpoint of %d bytes exceeds its share of the cap", size_bytes)
-            return False
+            return None
         checksum = _poured(copy, fd, size_bytes, directory.step)
         assert checksum is not None, "nobody else has the copy"
         _sync_open_segments(directory, index)
-        footer = Footer(directory.facts.store, size_bytes, checksum, int(time.time()), chunks, is_last)
+        footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
         os.pwrite(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")
+        directory.refuse_gone()
         draft.rename(path)
     files.sync_directory(path.parent)
     files.reached("checkpoint in place")
-    return True
+    return footer
 
 
 def _note(txn: Transaction) -> None:
-    txn.set_number(MADE_S, int(time.time()))
+    txn.set_number(MADE_S, now_s())
     txn.set_number(MADE_OPENED, txn.number("opened"))
 
 

@@ -52,8 +52,9 @@ class Chores:
             return
         self._missed = True
         logger.error(
-            "nvme: something has removed the index of %s from %s (systemd's RemoveIPC, a cleaner of "
-            "temporary files); who uses the store goes on, nobody else can join until all have stopped",
+            "nvme: something has removed or replaced the index of %s, or a part of it, in %s (systemd's "
+            "RemoveIPC, a cleaner of temporary files); who uses the store goes on, nobody else can join "
+            "until all have stopped",
             self._directory.root,
             home_place(self._directory),
         )

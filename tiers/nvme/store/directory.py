@@ -32,8 +32,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ...errors import TierUnavailable
-from ..index.errors import IndexBusy, IndexFull
+from ...base import Failure
+from ...errors import TierError, TierUnavailable
+from ..index.errors import IndexBusy, IndexFull, IndexStarved
 from ..index.memory import SHARED_MEMORY, Home, home_path
 from ..io.files import Files
 from ..io.kernel import NOT_SUPPORTED
@@ -43,7 +44,7 @@ from ..volume.filesystem import COPIES_ON_WRITE
 from ..volume.mounts import mount_of
 from ..volume.ownership import refuse_foreign, tighten
 from ..volume.probe import PROBE_PREFIX, examined, existing, overwrite_in_place
-from .facts import FACTS, read_facts, write_facts
+from .facts import FACTS, REPAIR, read_facts, write_facts
 from .mark import IN_USE
 from .namespaces import Namespaces
 
@@ -71,6 +72,12 @@ class OutOfReach(TierUnavailable):
     """The store is whole, but cannot be used from here: its checkpoint can be looked at."""
 
 
+class StoreGone(TierError):
+    """The store that was opened is not at its path any more."""
+
+    failure = Failure.GONE
+
+
 class StoreDirectory:
     """An opened store directory. Blocking; methods may be called from any thread, one at a time."""
 
@@ -88,7 +95,9 @@ class StoreDirectory:
         self.files, self.root, self.facts = files, root, facts
         self.home_path = home_path(place, facts.store, lock_fd)
         self.home: Home | None = None  # of the index, once it is open
-        self.restored_commit = 0  # of the checkpoint that the index was made from
+        self.restored: tuple[str, int] | None = (
+            None  # the checkpoint that the index was made from, its commit
+        )
         self.segments = Segments(files, root, facts)
         self.namespaces = Namespaces(files, root / "namespaces")
         self.alone = alone  # nobody else had the store open when we opened it
@@ -133,6 +142,15 @@ class StoreDirectory:
         except OSError:
             return True
 
+    def is_removed(self) -> bool:
+        """Whether this directory is gone for good, and not only from its path."""
+        return os.fstat(self._lock_fd).st_nlink == 0
+
+    def refuse_gone(self) -> None:
+        """Raise `StoreGone` where the path may name another store by now; before changes that go by path."""
+        if not self.is_there():
+            raise StoreGone("nvme", f"{self.root} was removed or moved while it was in use")
+
     @property
     def checkpoint_path(self) -> Path:
         return self.root / CHECKPOINT
@@ -162,7 +180,9 @@ class StoreDirectory:
 
         Raises:
             TierUnavailable: another process has it for too long.
+            StoreGone: nobody who uses what is at the path now would be kept out.
         """
+        self.refuse_gone()
         deadline_s = time.monotonic() + CLAIM_WAIT_S
         while not self.try_claim(byte):
             if time.monotonic() > deadline_s:
@@ -234,10 +254,13 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kind = OutOfReach if error.errno == errno.EROFS else TierUnavailable
-        raise kind("nvme", f"{root} cannot be used: {error.strerror or error}") from error
+        where = error.filename or root  # which file of the store, or of its index, where the system says it
+        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}") from error
     except IndexBusy as error:
         message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
         raise TierUnavailable("nvme", message) from error
+    except IndexStarved as error:
+        raise TierUnavailable("nvme", f"{root} cannot be used for now: {error}") from error
     except IndexFull as error:
         raise TierUnavailable("nvme", f"{root} cannot be used: shared memory is full ({error})") from error
 
@@ -345,7 +368,7 @@ def _facts_or_room(root: Path) -> Facts | None:
 def _obstacle(root: Path) -> str | None:
     """Why no store can be made in a directory that has none."""
     if any((root / name).exists() for name in ("namespaces", "segments")):
-        return f"{root / FACTS} is missing from a store; remove {root}, or choose another path"
+        return f"{root / FACTS} is missing from a store; {REPAIR}; or remove {root}, or choose another path"
     names = {path.name for path in root.iterdir()} - _EXPECTED
     others = sorted(name for name in names if not name.startswith(PROBE_PREFIX))
     if others:

@@ -18,6 +18,13 @@ BLOCKS_MAX = 1 << 32  # of a segment: what the format can count
 FILE_BYTES_MAX = 64 * 1024  # more than was ever written there
 
 
+REPAIR = "kvtier fsck --repair finds what stood there in the segments"
+
+
+class FormatRefused(TierUnavailable):
+    """The store is of another format than this kvtier's."""
+
+
 def read_facts(root: Path) -> Facts | None:
     """The facts of the store at `root`, None where there is none.
 
@@ -34,17 +41,24 @@ def read_facts(root: Path) -> Facts | None:
         return _facts(root, json.loads(text))
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error
-        raise TierUnavailable("nvme", f"{path} cannot be understood ({why}); remove {root}") from error
+        raise TierUnavailable(
+            "nvme", f"{path} cannot be understood ({why}); {REPAIR}, or remove {root}"
+        ) from error
 
 
 def write_facts(files: Files, root: Path, new: Facts) -> Facts:
     """Give a new store its name and write its facts, durably."""
     files.reached("creating")
     facts = new._replace(store=uuid.uuid4().bytes)
-    document = {"format": FORMAT, **facts._asdict(), "store": facts.store.hex()}
-    files.write_small(root / FACTS, json.dumps(document, indent=1).encode())
+    put_facts(files, root, facts)
     files.sync_directory(root.parent)
     return facts
+
+
+def put_facts(files: Files, root: Path, facts: Facts) -> None:
+    """Write the facts of a store, durably."""
+    document = {"format": FORMAT, **facts._asdict(), "store": facts.store.hex()}
+    files.write_small(root / FACTS, json.dumps(document, indent=1).encode())
 
 
 def _facts(root: Path, document: object) -> Facts:
@@ -67,7 +81,7 @@ def _refuse_format(root: Path, version: int) -> None:
         what = f"older than this kvtier's {FORMAT}; remove {root}, or choose another path"
     else:
         return
-    raise TierUnavailable("nvme", f"{root} has format {version}, which is {what}")
+    raise FormatRefused("nvme", f"{root} has format {version}, which is {what}")
 
 
 def _whole(document: dict[str, object], field: str, least: int) -> int:

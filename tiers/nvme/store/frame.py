@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -67,12 +67,13 @@ def frame(directory: StoreDirectory, index: Index, *, is_current: bool, tidy: bo
         OSError: the directory, or every segment in it, cannot be read.
     """
     with index.read() as txn:
-        before = txn.segments()
+        before, namespaces = txn.segments(), txn.namespaces()
+    fileless = _fileless(directory, namespaces, is_current=is_current)
     found, unread, refused = _look_at_all(directory, before, is_current=is_current)
     if tidy:
         lost = before.keys() - directory.segments.paths().keys()
         index.write(lambda txn: _drop_records(txn, lost))
-    index.write(lambda txn: _put_frame(txn, directory, found, unread))
+    index.write(lambda txn: _put_frame(txn, directory, found, unread, () if is_current else fileless))
     _note_kept(directory, index, {number: refused[number] for number in refused.keys() - before.keys()})
     if tidy:
         for number in directory.segments.paths().keys() - found.keys() - before.keys() - refused.keys():
@@ -247,14 +248,18 @@ def _drop_records(txn: Transaction, lost: Collection[int]) -> None:
 
 
 def _put_frame(
-    txn: Transaction, directory: StoreDirectory, found: dict[int, Found], unread: set[int]
+    txn: Transaction,
+    directory: StoreDirectory,
+    found: dict[int, Found],
+    unread: set[int],
+    dropped: Collection[bytes],
 ) -> None:
     for old in txn.unread():
         if old.number not in found or found[old.number].generation != old.generation:
             txn.drop_unread(old)
     for number, one in found.items():
         _put_segment(txn, directory, number, one, is_unread=number in unread)
-    _put_namespaces(txn, directory)
+    _put_namespaces(txn, directory, dropped)
     records = txn.namespaces().values()
     scopes = [one.scope for one in found.values()] + [record.scope for record in records]
     _raise(txn, "scope", scopes)
@@ -295,15 +300,31 @@ def _put_segment(
         txn.put_unread(Unread(put.opened, number, put.generation))
 
 
-def _put_namespaces(txn: Transaction, directory: StoreDirectory) -> None:
+def _fileless(
+    directory: StoreDirectory, namespaces: Mapping[bytes, Namespace], *, is_current: bool
+) -> Collection[bytes]:
+    """Namespaces without a file. Those of an old checkpoint may have been removed since, others are lost."""
+    lost = [digest for digest in namespaces if not directory.namespaces.path(digest).exists()]
+    for digest in lost:
+        if namespaces[digest].chunks:
+            logger.warning(
+                "nvme: %s is missing: %s",
+                directory.namespaces.path(digest),
+                "its chunks are kept, for whoever opens the namespace next"
+                if is_current
+                else "it was removed or lost, so that its chunks are not found",
+            )
+    return lost
+
+
+def _put_namespaces(txn: Transaction, directory: StoreDirectory, dropped: Collection[bytes]) -> None:
     """Files are written before the index: their scope is the one in force, and without one there is none."""
     for digest, file in directory.namespaces.read().items():
         record = txn.namespace(digest)
         if file.scope and (record is None or record.scope < file.scope):
             txn.put_namespace(digest, Namespace(file.scope, file.epoch, 0, 0, 0, 0))
-    for digest in txn.namespaces():
-        if not directory.namespaces.path(digest).exists():
-            txn.drop_namespace(digest)
+    for digest in dropped:
+        txn.drop_namespace(digest)
 
 
 def _put_removals(index: Index, batch: Batch) -> None:

@@ -53,5 +53,6 @@ def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[Gl
                 raise TierUnavailable("nvme", f"{root} has no checkpoint that could be looked at instead")
             index = Index.open(Path(folder), alone=True)
             undo.callback(index.close)
-        is_current = footer.is_last and read_mark(root) is None
+        mark = read_mark(root)
+        is_current = mark is not None and mark.checkpoint == footer.name
         yield Glance(Store(directory, index, CatchUp(directory, index)), footer.made_s, is_current)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import secrets
 from dataclasses import replace
 from typing import NamedTuple
 
 from ...errors import TierError, TierUnavailable
 from ..index import memory
+from ..index.datafile import DATA, START_BYTES
 from ..index.environment import Index
 from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
@@ -26,7 +29,8 @@ from .mark import Mark, pid_namespace, read_mark, write_mark
 logger = logging.getLogger(__name__)
 
 UNCLEAN_MAX = 2  # ends in a row without a close, after which the index is made anew: it may be what ends them
-WHOLE = "whole"  # the number that says that the index was made to its end
+WHOLE = "whole"  # the number that the mark has too, once the index was made to its end; no copy has it
+_MADE_BITS = 62  # of a number that no other index of the store has had
 _FIX = "give each its own directory, or let them share both (hostPID or shareProcessNamespace, one /dev/shm)"
 
 
@@ -60,22 +64,40 @@ def join_index(directory: StoreDirectory) -> Index:
         raise OutOfReach("nvme", f"{root} is in use on another machine; a store belongs to one")
     if mark.processes != pid_namespace():
         raise OutOfReach("nvme", f"{root} is in use in another PID namespace (another container): {_FIX}")
+    memory.refuse_foreign(directory.home_path)
     home = memory.look(directory.home_path)
-    if home is None or home[1:] != (mark.home_device, mark.home_inode) or not memory.is_there(home):
-        raise OutOfReach(
-            "nvme",
-            f"{root} is in use, and its index is not in the shared memory that is seen from here: it is "
-            f"another container's ({_FIX}), or something has cleaned {home_place(directory)} (systemd's "
-            f"RemoveIPC, a cleaner of temporary files): then stop those who use the store, and start again",
-        )
-    index = Index.open(home.path)
-    with index.read() as txn:
-        uuid, whole = txn.store_uuid(), txn.number(WHOLE)
-    if uuid != directory.facts.store or not whole:
-        index.close()
-        raise TierUnavailable("nvme", f"{root} is in use, and its index is damaged; stop those who use it")
+    if home is None or home.name != mark.home:
+        raise _not_there(directory)
+    with contextlib.ExitStack() as undo:
+        try:
+            index = Index.open(home.path)
+            undo.callback(index.close)
+            _refuse_unfinished(directory, index, mark)
+        except IndexDamaged as error:
+            what = f"{root} is in use, and its index is damaged ({error}); stop those who use it"
+            raise TierUnavailable("nvme", what) from error
+        if not memory.is_there(home):  # what was opened may not be what was seen
+            raise _not_there(directory)
+        undo.pop_all()
     directory.home = home
     return index
+
+
+def _not_there(directory: StoreDirectory) -> OutOfReach:
+    return OutOfReach(
+        "nvme",
+        f"{directory.root} is in use, and its index is not in the shared memory that is seen from here, or "
+        f"not all of it: it is another container's ({_FIX}), or something has cleaned "
+        f"{home_place(directory)} (systemd's RemoveIPC, a cleaner of temporary files): then stop those who "
+        f"use the store, and start again",
+    )
+
+
+def _refuse_unfinished(directory: StoreDirectory, index: Index, mark: Mark) -> None:
+    with index.read() as txn:
+        uuid, whole = txn.store_uuid(), txn.number(WHOLE)
+    if uuid != directory.facts.store or whole != mark.made:
+        raise IndexDamaged("nvme", "the index is unfinished or another store's")
 
 
 def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False, tidy: bool = True) -> Index:
@@ -87,8 +109,9 @@ def index_alone(directory: StoreDirectory, sizes: Sizes, *, anew: bool = False, 
         TierUnavailable: there is too little shared memory.
         OSError: the log cannot be read.
     """
+    memory.refuse_limited(_start_bytes(directory), sizes.shared_bytes)
     mark = _own_mark(directory)
-    if not anew and mark is not None:
+    if not anew and mark is not None and not mark.checkpoint:
         try:
             return _left_index(directory, mark, sizes)
         except IndexDamaged as error:
@@ -107,34 +130,45 @@ def is_index_lost(directory: StoreDirectory) -> str:
 
 
 def leave_alone(directory: StoreDirectory, index: Index) -> None:
-    """Leave the store as its last user: the index as a checkpoint, and nothing in shared memory."""
+    """Leave the store as its last user: the index as a checkpoint, and nothing in shared memory.
+
+    Where the directory is gone from its path, nothing is written: what is there now is another store.
+    """
     if index.damaged:
         note_damage(directory)
         return
-    if not directory.is_there():  # nothing is to be kept, and what has its path now is another store
-        index.close()
-        if directory.home is not None:
-            memory.remove(directory.home.path)
-        return
+    home = directory.home
+    assert home is not None, "an open index has one"
+    with index.read() as txn:
+        mark = _own_mark(directory) or _mark(directory, home, txn.number(WHOLE))
+    checkpoint = _last_checkpoint(directory, index) if directory.is_there() else ""
+    index.close()
+    if directory.is_there():
+        mark = replace(mark, closed=True, checkpoint=checkpoint)
+        write_mark(directory.files, directory.root, mark)
+        if checkpoint:
+            memory.remove(home.path)
+    elif directory.is_removed():
+        memory.remove(home.path)
+
+
+def _last_checkpoint(directory: StoreDirectory, index: Index) -> str:
+    """The name of the checkpoint that has all that the index has, "" where none could be made."""
+    if _is_unchanged(directory, index):
+        assert directory.restored is not None, "it is unchanged since"
+        return directory.restored[0]
     try:
-        kept = _is_unchanged(directory, index) or write_checkpoint(directory, index, is_last=True)
+        footer = write_checkpoint(directory, index)
     except (OSError, TierError) as error:
         logger.warning("nvme: no checkpoint of %s could be made: %s", directory.root, error)
-        kept = False
-    index.close()
-    mark = _own_mark(directory)
-    if kept or mark is None:
-        if directory.home is not None:
-            memory.remove(directory.home.path)
-        write_mark(directory.files, directory.root, None)
-    else:
-        write_mark(directory.files, directory.root, replace(mark, closed=True))
+        return ""
+    return footer.name if footer is not None else ""
 
 
 def note_damage(directory: StoreDirectory) -> None:
     """Say in the mark that whoever opens the store next makes the index anew."""
     mark = _own_mark(directory)
-    if mark is not None and not mark.distrusted:
+    if mark is not None and not mark.distrusted and directory.is_there():
         write_mark(directory.files, directory.root, replace(mark, distrusted=True))
 
 
@@ -152,7 +186,7 @@ def _own_mark(directory: StoreDirectory) -> Mark | None:
 
 def _is_trusted(directory: StoreDirectory, mark: Mark) -> bool:
     home = memory.look(directory.home_path)
-    there = home is not None and home[1:] == (mark.home_device, mark.home_inode) and memory.is_there(home)
+    there = home is not None and home.name == mark.home
     return there and not mark.distrusted and (mark.closed or mark.unclean + 1 < UNCLEAN_MAX)
 
 
@@ -163,70 +197,83 @@ def _left_index(directory: StoreDirectory, mark: Mark, sizes: Sizes) -> Index:
         )
     home = memory.look(directory.home_path)
     assert home is not None, "it is trusted"
+    home = memory.renewed(home)
     unclean = mark.unclean + (0 if mark.closed else 1)
-    write_mark(directory.files, directory.root, _mark(directory, home, unclean))
-    index = Index.open(home.path, sizes.map_bytes, alone=True)
-    try:
-        with index.read() as txn:
-            uuid, whole = txn.store_uuid(), txn.number(WHOLE)
-        if uuid != directory.facts.store or not whole:
-            raise IndexDamaged("nvme", "the index is unfinished or another store's")
-    except BaseException:
-        index.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        # An open that is refused ends nothing: it does not count.
+        undo.callback(write_mark, directory.files, directory.root, replace(mark, home=home.name))
+        write_mark(directory.files, directory.root, _mark(directory, home, mark.made, unclean))
+        index = Index.open(home.path, sizes.map_bytes, alone=True)
+        undo.callback(index.close)
+        _refuse_unfinished(directory, index, mark)
+        undo.pop_all()
     directory.home = home
     return index
 
 
 def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index:
-    mark = read_mark(directory.root)
+    before = read_mark(directory.root)
     home = memory.make(directory.home_path, sizes.shared_bytes, directory.root)
+    mark = _mark(directory, home, secrets.randbits(_MADE_BITS) + 1)
     with contextlib.ExitStack() as undo:
         undo.callback(memory.remove, home.path)
-        write_mark(directory.files, directory.root, _mark(directory, home, 0))
-        undo.callback(write_mark, directory.files, directory.root, mark)
-        footer = restore_checkpoint(directory, home.path / "data.mdb")
+        undo.callback(write_mark, directory.files, directory.root, before)
+        write_mark(directory.files, directory.root, mark)
+        footer = restore_checkpoint(directory, home.path / DATA)
+        directory.files.reached("index restored")
         try:
             index = Index.open(home.path, sizes.map_bytes, alone=True)
         except IndexDamaged as error:  # its checksum was right: it was made so
             logger.warning("%s; the checkpoint of %s is of no use", error, directory.root)
-            (home.path / "data.mdb").unlink()
+            os.truncate(home.path / DATA, 0)
             footer, index = None, Index.open(home.path, sizes.map_bytes, alone=True)
         undo.callback(index.close)
-        if footer is not None:
-            with index.read() as txn:
-                directory.restored_commit = txn.last_commit()
-        is_current = mark is None and footer is not None and footer.is_last
+        restored = _last_commit(index)
+        is_current = before is not None and footer is not None and before.checkpoint == footer.name
         frame(directory, index, is_current=is_current, tidy=tidy)
+        is_unchanged = _last_commit(index) == restored
         directory.files.reached("index framed")
-        index.write(lambda txn: _finish(txn, directory.facts.store))
+        index.write(lambda txn: _finish(txn, directory.facts.store, mark.made))
+        if footer is not None and is_unchanged:
+            directory.restored = (footer.name, _last_commit(index))
         directory.home = home
         undo.pop_all()
     return index
 
 
-def _finish(txn: Transaction, store: bytes) -> None:
+def _finish(txn: Transaction, store: bytes, made: int) -> None:
     if txn.store_uuid() != store:
         txn.set_store_uuid(store)
-    txn.set_number(WHOLE, 1)
+    txn.set_number(WHOLE, made)
 
 
-def _mark(directory: StoreDirectory, home: memory.Home, unclean: int) -> Mark:
+def _mark(directory: StoreDirectory, home: memory.Home, made: int, unclean: int = 0) -> Mark:
     lock_device, lock_inode = directory.lock_id
     return Mark(
         directory.files.boot_id(),
         pid_namespace(),
         lock_device,
         lock_inode,
-        home.device,
-        home.inode,
+        home.name,
+        made,
         unclean,
     )
 
 
 def _is_unchanged(directory: StoreDirectory, index: Index) -> bool:
-    """Whether the checkpoint still says all that the index says."""
-    if not directory.restored_commit:
+    """Whether the checkpoint that the index was made from still says all that the index says."""
+    footer = checkpoint_footer(directory.checkpoint_path, directory.facts.store)
+    if footer is None or directory.restored is None:
         return False
+    return directory.restored == (footer.name, _last_commit(index))
+
+
+def _start_bytes(directory: StoreDirectory) -> int:
+    """What the index takes before anything is stored."""
+    footer = checkpoint_footer(directory.checkpoint_path, directory.facts.store)
+    return START_BYTES + (footer.index_bytes if footer is not None else 0)
+
+
+def _last_commit(index: Index) -> int:
     with index.read() as txn:
-        return txn.last_commit() == directory.restored_commit
+        return txn.last_commit()

@@ -1,8 +1,9 @@
-"""The mark of a store that is in use: on which boot, by which processes, with which index in shared memory.
+"""The mark of a store: who used it last, on which boot, with which index in shared memory, to which end.
 
 It is one sector, written in its place, so that it is written as a whole or not at all and a store on a full
-drive can be opened. What it says is bound to its store by the lock file: in a copy of the store it says
-nothing.
+drive can be opened. What it says of an index is bound to its store by the lock file: in a copy of the store
+it says nothing. A close names the checkpoint that has all. Where the mark is lost or damaged nothing is
+known: then the checkpoint is taken to be old, and the log is read.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..format.checksum import block_checksum
 from ..io.files import Files
 
 IN_USE = "in-use"
+CHECKSUM = "checksum"
 MARK_BYTES = 512  # one sector
 
 
@@ -27,9 +30,11 @@ class Mark:
         boot: of the kernel on which that was.
         processes: its PID namespace.
         lock_device, lock_inode: the store's lock file.
-        home_device, home_inode: the directory of the index in shared memory.
+        home: the directory of the index in shared memory, and its files (`memory.Home.name`).
+        made: a number that only this index has, once it is whole.
         unclean: how many times in a row the store was not closed well.
-        closed: closed well; the index stays in shared memory for want of room for a checkpoint.
+        closed: closed well. Without a checkpoint, for want of room, the index stays in shared memory.
+        checkpoint: the name of the checkpoint that has all, "" where none has.
         distrusted: the index was found damaged.
     """
 
@@ -37,29 +42,36 @@ class Mark:
     processes: int
     lock_device: int
     lock_inode: int
-    home_device: int
-    home_inode: int
+    home: str
+    made: int
     unclean: int = 0
     closed: bool = False
+    checkpoint: str = ""
     distrusted: bool = False
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode().ljust(MARK_BYTES)
+        document = asdict(self)
+        data = json.dumps({**document, CHECKSUM: _checksum(document)}).encode().ljust(MARK_BYTES)
+        assert len(data) == MARK_BYTES, "a mark is one sector"
+        return data
 
     @staticmethod
     def decode(data: bytes) -> Mark | None:
-        """The mark in `data`, None where there is none."""
+        """The mark in `data`, None where there is no whole one."""
         try:
             document = json.loads(data)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(document, dict) or not _is_whole(document):
+        if not isinstance(document, dict):
+            return None
+        checksum = document.pop(CHECKSUM, None)
+        if not _is_whole(document) or checksum != _checksum(document):
             return None
         return Mark(**document)
 
 
 def read_mark(root: Path) -> Mark | None:
-    """The store's mark, None where it was closed well or the mark cannot be understood."""
+    """The store's mark, None where it is lost or damaged."""
     try:
         with (root / IN_USE).open("rb") as file:
             return Mark.decode(file.read(MARK_BYTES))
@@ -68,17 +80,23 @@ def read_mark(root: Path) -> Mark | None:
 
 
 def write_mark(files: Files, root: Path, mark: Mark | None) -> None:
-    """Write the mark, durably; None says that nobody uses the store."""
-    path, data = root / IN_USE, mark.encode() if mark is not None else b" " * MARK_BYTES
-    if path.exists():
-        files.overwrite_small(path, data)
+    """Write the mark, durably; None takes it away."""
+    path = root / IN_USE
+    if mark is None:
+        files.unlink(path)
+    elif path.exists():
+        files.overwrite_small(path, mark.encode())
     else:
-        files.write_small(path, data)
+        files.write_small(path, mark.encode())
 
 
 def pid_namespace() -> int:
     """The PID namespace of this process: within one, no two processes have the same pid."""
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _checksum(document: Mapping[str, object]) -> int:
+    return block_checksum(json.dumps(document).encode())
 
 
 def _is_whole(document: Mapping[str, object]) -> bool:

@@ -22,7 +22,8 @@ from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from .catchup import CatchUp
-from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, mapped_os_errors
+from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
+from .facts import FACTS
 from .frame import is_kept
 from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
 from .namespaces import Identity
@@ -46,7 +47,8 @@ class Store:
 
 
 def is_store(root: Path) -> bool:
-    return (root / "kvtier.json").is_file()
+    """Whether a store is there, also one that has lost its facts."""
+    return (root / FACTS).is_file() or ((root / LOCK).is_file() and (root / "segments").is_dir())
 
 
 def open_store(
@@ -272,7 +274,7 @@ def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
         is_set = all(txn.number(name) == value for name, value in wanted.items())
     if not is_set:
         index.write(lambda txn: _set_numbers(txn, wanted))
-    with contextlib.suppress(TierUnavailable), directory.claimed(QUARANTINE_BYTE):
+    with contextlib.suppress(TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
         Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 

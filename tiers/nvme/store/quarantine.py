@@ -36,7 +36,7 @@ class Quarantine:
         if size_bytes + BLOCK_BYTES > limit_bytes:
             return
         self._keep(FILES_MAX - 1, limit_bytes - size_bytes)
-        path = self._path / f"{time.time_ns():020d}.chunk"
+        path = self._path / f"{max(0, time.time_ns()):020d}.chunk"
         with path.open("xb") as file:
             path.chmod(0o600)
             file.write(head)

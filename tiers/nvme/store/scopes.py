@@ -55,7 +55,8 @@ def raise_epoch(directory: StoreDirectory, index: Index, identity: Identity) -> 
 def drop_namespace(directory: StoreDirectory, index: Index, identity: Identity) -> None:
     """Drop the namespace: its chunks are misses at once, and leave with their segments."""
     index.write(lambda txn: txn.drop_namespace(identity.digest))
-    directory.namespaces.remove(identity.digest)
+    if directory.is_there():
+        directory.namespaces.remove(identity.digest)
 
 
 def drop_unneeded(directory: StoreDirectory, index: Index, identity: Identity) -> None:

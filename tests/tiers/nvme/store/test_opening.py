@@ -18,6 +18,7 @@ from nvme_rig import IDENTITY, keys_of, opened, right, stored
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.store.mark import read_mark
 from kvtier.tiers.nvme.store.namespaces import Identity
 
 OTHERS = [Identity({"model": "m", "weights_epoch": str(epoch)}) for epoch in range(5)]
@@ -65,7 +66,8 @@ def namespace_files(path: Path) -> set[bytes]:
 
 
 def is_marked(path: Path) -> bool:
-    return bool((path / "in-use").read_text().strip())
+    mark = read_mark(path)
+    return mark is not None and not mark.closed
 
 
 async def test_a_store_on_a_drive_that_is_full_opens_and_serves(path: Path) -> None:
