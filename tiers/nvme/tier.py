@@ -100,6 +100,7 @@ class NvmeTier:
         self._idle.set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
+        self._outdated: Identity | None = None  # an epoch that is still to be raised
         self._last_record: Namespace | None = None  # once the store is left
 
     @staticmethod
@@ -204,15 +205,23 @@ class NvmeTier:
 
         The weights may have changed, and no field says into what: from here on the tier keeps its chunks in
         a namespace of its own. Nothing is found or kept until the index knows it.
+
+        Raises:
+            TierError: it could not be written, and other processes may still find them. Call it again.
         """
         with self._call() as allowed:
             if not allowed:
                 return
-            before = self._view.identity
+            before = self._outdated or self._view.identity
             after = before if before.is_of_one_process else before.of_one_process()
             self._view.enter(after)
             self._loader.follow()
-            await self._lanes.index(partial(invalidate, self._store, before, after))
+            self._outdated = before  # until the index knows it, also where this call fails
+            try:
+                await self._lanes.index(partial(invalidate, self._store, before, after))
+            except OSError as error:
+                raise TierError(self.name, f"older chunks could not be put out of sight: {error}") from error
+            self._outdated = None
 
     def used(self, keys: Sequence[ChunkKey]) -> None:
         """Note that another tier has served these chunks: a reclaim carries them like those read here."""

@@ -83,6 +83,10 @@ class Files:
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size
 
+    def taken_bytes(self, fd: int) -> int:
+        """What the file takes of its file system, as `du` counts."""
+        return os.fstat(fd).st_blocks * 512
+
     def is_at(self, fd: int, path: Path) -> bool:
         """Whether the open file is still the one that is at this path."""
         try:

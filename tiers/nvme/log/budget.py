@@ -41,11 +41,14 @@ class Budget(NamedTuple):
     reserve_bytes: int
     segment_bytes: int
     chunk_bytes: int
+    taken_bytes: int = (
+        0  # what a segment was seen to take, where the file system gives it more than its length
+    )
 
     @property
     def segment_cost_bytes(self) -> int:
         """What one segment may take, counted as `du` does."""
-        return self.segment_bytes + SEGMENT_SLACK_BYTES
+        return max(self.segment_bytes + SEGMENT_SLACK_BYTES, self.taken_bytes)
 
     @property
     def quarantine_bytes(self) -> int:

@@ -31,11 +31,12 @@ from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
 from ..io.refusal import NOT_OF_THE_FILE, failure_of
 from .events import Events
-from .room import Room, is_free
+from .room import SEGMENT_TAKES, Room, is_free
 from .segments import READERS_BYTE, Segments
 from .victim import Victims
 
 CLAIM_TRIES_MAX = 4  # bad segments one after the other: then it is the drive
+DRIVE_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 CREATE_TRIES_MAX = 4  # others take the new file for one that was left: each open of the store may do so once
 
 
@@ -148,7 +149,12 @@ class Log:
                     return None
             number = self._index.write(lambda txn: txn.next_number("segment"))
             self._files.reached("numbered a segment")
-            fd = self._segments.claim(number, create=True)
+            try:
+                fd = self._segments.claim(number, create=True)
+            except OSError as error:
+                if error.errno not in DRIVE_FULL:
+                    raise
+                return None  # no inode, perhaps; but there are old segments
             if fd is not None:
                 return self._recorded(number, fd, free_bytes)
         return None
@@ -186,6 +192,9 @@ class Log:
     def _begin(self, claim: _Claim) -> OpenSegment:
         self._files.unlock(claim.fd, READERS_BYTE)
         self._segments.allocate(claim.number, claim.fd)
+        taken_bytes = self._files.taken_bytes(claim.fd)
+        if taken_bytes > claim.segment.allocated_bytes:
+            self._index.write(partial(_book, claim.number, taken_bytes))
         file = self._segments.file(claim.fd, claim.number, claim.segment.generation)
         header = file.read_header()
         is_damaged = header is None or header.name != file.name
@@ -208,7 +217,7 @@ class Log:
     def _is_drive_full(self, claim: _Claim, error: OSError) -> bool:
         """Whether it was the room for the file that the file system refused."""
         allocated = self._segments.is_allocated(claim.fd)
-        return not allocated and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return not allocated and error.errno in DRIVE_FULL
 
     def put_away(self, segment: OpenSegment) -> None:
         """Give up a segment that cannot be synced, before anybody has appended to it."""
@@ -268,6 +277,14 @@ class Log:
 def is_open(segment: Segment | None, name: SegmentName) -> bool:
     """Whether the record is that of this life, and somebody appends to it."""
     return segment is not None and (segment.state, segment.generation) == (SegmentState.OPEN, name.generation)
+
+
+def _book(number: int, taken_bytes: int, txn: Transaction) -> None:
+    """Count what a file takes of a file system that gives it more than its length, and the next ones too."""
+    segment = txn.segment(number)
+    assert segment is not None, "it is claimed"
+    txn.put_segment(number, segment._replace(allocated_bytes=taken_bytes))
+    txn.set_number(SEGMENT_TAKES, max(taken_bytes, txn.number(SEGMENT_TAKES)))
 
 
 def _leave_to_reclaim(number: int, txn: Transaction) -> bool:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...base import ChunkKey
@@ -25,6 +26,7 @@ from .catchup import CatchUp
 from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .facts import FACTS
 from .frame import is_kept
+from .full import with_room
 from .home import Sizes, index_alone, is_index_lost, join_index, leave_alone
 from .namespaces import Identity
 from .quarantine import Quarantine
@@ -85,7 +87,11 @@ def open_store(
                 raise TierUnavailable(
                     "nvme", f"{root} is held by another process, which is paused; let it go on"
                 )
-            open_namespace(directory, store.index, identity)
+            with_room(
+                directory.segments,
+                store.index,
+                partial(open_namespace, directory, store.index, identity),
+            )
             budget = Budget(capacity_bytes, reserve_bytes, directory.facts.segment_bytes, chunk_bytes)
             _set_cap(directory, store.index, budget)
             remove_orphans(directory, store.index)
@@ -214,9 +220,10 @@ def _leave_unopened(store: Store) -> None:
 
 def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
     """Put every chunk of the namespace out of sight at once, in every process, and make the successor's."""
-    raise_epoch(store.directory, store.index, identity)
+    directory, index = store.directory, store.index
+    with_room(directory.segments, index, partial(raise_epoch, directory, index, identity))
     if successor.digest != identity.digest:
-        open_namespace(store.directory, store.index, successor)
+        with_room(directory.segments, index, partial(open_namespace, directory, index, successor))
 
 
 def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> None:
