@@ -99,7 +99,7 @@ async def test_a_server_that_finds_every_slot_taken_is_refused_by_name(tmp_path:
     tier = await opened(path)
     await stored(tier, OLD)
     with all_held(tier._index), StoreProcess(path) as second:
-        assert second.greeting.startswith("IndexStarved")
+        assert second.greeting.startswith("TierUnavailable")
         assert "reader slots" in second.greeting
     assert await right(tier, OLD) == OLD
     await tier.close()

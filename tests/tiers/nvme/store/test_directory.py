@@ -75,7 +75,10 @@ async def test_a_store_that_was_there_stays_as_it_is(path: Path) -> None:
     ("name", "message"),
     [
         ("photo.jpg", r"holds other files \(photo\.jpg\); choose another path"),
-        ("segments", r"kvtier\.json is missing from a store; remove .*, or choose another path"),
+        (
+            "segments",
+            r"kvtier\.json is missing from a store; kvtier fsck --repair .*; or remove .*, or choose",
+        ),
     ],
 )
 async def test_a_directory_of_somebody_else_is_not_touched(path: Path, name: str, message: str) -> None:
