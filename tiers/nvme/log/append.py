@@ -79,22 +79,37 @@ class Appender:
         segment that was opened after it takes a chunk, because such a removal is not kept as long as that
         segment; what has no place for this reason is dropped.
         """
-        batches: list[PlacedBatch] = []
         failed: dict[ChunkKey, Failure] = {}
+        # Before anything is written: what the index cannot take in is not worth a byte.
+        why = await self._index_room() if since is None else None
+        while chunks and why is None:
+            placed, why = await self._append_some(target, chunks, accept, failed, since=since)
+            if why is Failure.IO_ERROR and any(key not in failed for key, _ in chunks[:placed]):
+                why = None  # the drive takes writes again: so the rest may have another segment
+            chunks = chunks[placed:]
+        failed.update((key, why) for key, _ in chunks if why is not None)
+        return failed
+
+    async def _append_some(
+        self,
+        target: Target,
+        chunks: Sequence[tuple[ChunkKey, Buffer]],
+        accept: Accept,
+        failed: dict[ChunkKey, Failure],
+        *,
+        since: Since | None,
+    ) -> tuple[int, Failure | None]:
+        """Append as many leading chunks as have a place; returns how many, and why the others have none."""
+        batches: list[PlacedBatch] = []
         try:
-            # Before anything is written: what the index cannot take in is not worth a byte.
-            refusal = await self._index_room() if since is None else None
-            if refusal is not None:
-                return dict.fromkeys((key for key, _ in chunks), refusal)
             placed, why = await self._tail.place(target, chunks, batches, wait=since is None, since=since)
-            failed.update((key, why) for key, _ in chunks[placed:])
             if batches:
                 failed.update(await self._written(target, batches, accept, ordered=since is not None))
         finally:
             for batch in batches:
                 batch.segment.refused |= batch.error is not None
                 self._tail.complete(batch.segment, batch.table)
-        return failed
+        return placed, why if placed < len(chunks) else None
 
     async def append_removals(self, target: Target, keys: Sequence[ChunkKey], order: int) -> None:
         """Append removals of keys that have left the index, so that no rebuild brings them back.
