@@ -19,6 +19,7 @@ async def behind_breaker(made: Drive) -> Breaker:
     tier = await opened(made.point / "store", capacity_bytes=32 * MIB)
     return Breaker(tier, slow_s=10, clock=lambda: 0.0)
 
+
 READY_CHUNKS_MAX = 600  # of a store of 32 MiB: an eighth of it, and what is open
 
 
