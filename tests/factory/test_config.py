@@ -767,7 +767,7 @@ def test_a_directory_of_another_user_is_refused(
         (
             "kvtier.json",
             '{"format": 99}',
-            "has format 99, which is newer than this kvtier's 2; upgrade kvtier",
+            "has format 99, which is newer than this kvtier's 3; upgrade kvtier",
         ),
     ],
 )

@@ -28,6 +28,7 @@ from .durability import Durability
 from .events import Events
 from .lifecycle import Log
 
+BATCH_MAX = 8  # claimed together, and then synced together
 ROOM_WAIT_S = 5.0  # for a segment, or for room in the index: some slow flushes, then a store is shed
 
 
@@ -110,6 +111,8 @@ class Ahead:
         Raises:
             OSError, TierError: a claim was refused, after those that are coming.
         """
+        hurried = self._waiting and not self._ready  # who waits gets the first one soon
+        count = min(count, self.kept + 1 if hurried else BATCH_MAX)
         claimed, refused = await self._lanes.upkeep(partial(self._claim, count))
         if claimed:
             self._coming += len(claimed)
@@ -136,7 +139,10 @@ class Ahead:
         try:
             if self.unwritten:
                 await self._lanes.upkeep(partial(self._write_removals, claimed[0]))
-            errors = await self._lanes.sync_heads([segment.file.sync for segment in claimed])
+            names, *errors = await self._lanes.sync_heads(
+                [self._log.sync_names, *(segment.file.sync for segment in claimed)]
+            )
+            errors = [error or names for error in errors]
             for segment, error in zip(claimed, errors, strict=True):
                 if error is None:
                     segment.unsynced = False

@@ -21,6 +21,7 @@ QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what faile
 SEGMENTS_MIN = 2  # one to append to, one to reclaim
 AHEAD_BYTES_MAX = 512 * 1024 * 1024  # ready for stores: tenths of a second, in which others get ready
 AHEAD_SHARE = 8  # of the cap at most: what is kept ready is not used
+AHEAD_SEGMENTS_MAX = 16  # each is a file that is open
 SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment kept ready would be too much of it
 SEGMENTS_FOR_CARRYING = 16  # likewise one for carried chunks alone, and one ready for them
 CROWD_SHARE = 4  # others that append to so much of the store leave no room to keep anything ready
@@ -99,7 +100,8 @@ class Plan(NamedTuple):
             return Plan(segments, 0, 0)
         ahead_bytes = min(AHEAD_BYTES_MAX, budget.capacity_bytes // AHEAD_SHARE)
         kept = 1 if segments >= SEGMENTS_FOR_CARRYING else 0
-        return Plan(segments, max(1, ahead_bytes // budget.segment_bytes), kept)
+        ahead = min(AHEAD_SEGMENTS_MAX, ahead_bytes // budget.segment_bytes)
+        return Plan(segments, max(1, ahead), kept)
 
 
 ONE_AT_NEED = Plan(SEGMENTS_MIN, 0, 0)  # of who appends little, and soon ends

@@ -259,6 +259,14 @@ class Log:
         """Give up the claim of a segment that stays open: the next claim by anybody goes on with it."""
         self._close(segment.name.segment, segment.file.fd)
 
+    def sync_names(self) -> None:
+        """Make the names of new segments durable.
+
+        Raises:
+            OSError: some may not be.
+        """
+        self._segments.sync_names()
+
     def sync_others(self, own: Collection[int]) -> None:
         """Make durable what is in the open segments of all others; what is sealed was synced before.
 

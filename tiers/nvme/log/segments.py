@@ -133,9 +133,11 @@ class Segments:
             OSError: the file system refused.
         """
         if not self.is_allocated(fd):
-            # The name first: a file that is allocated is taken to be named durably, too.
-            self.files.sync_directory(self.path(number).parent)
             self.files.allocate(fd, self.facts.segment_bytes)
+
+    def sync_names(self) -> None:
+        """Make the names of all files durable."""
+        self.files.sync_directory(self._root / "segments")
 
     def unlink(self, number: int) -> None:
         self.files.unlink(self.path(number))

@@ -146,6 +146,7 @@ async def test_a_header_that_cannot_be_synced_is_no_segment_to_write_to(tmp_path
     assert (await tier.store(keys, filled(keys))).failed == dict.fromkeys(keys, Failure.IO_ERROR)
     assert tier.stats().counters["io_errors"] > 0
     files.syncs = 0
+    await ready(tier)  # others were on their way while the drive refused
     await stored(tier, keys)
     await tier.close()
 
