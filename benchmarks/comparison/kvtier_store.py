@@ -60,8 +60,17 @@ class Kvtier:
                 chunk_bytes=memory.row_bytes,
                 files=with_syncs(parts.files.Files, sync),
             )
-            self.tier = self._loop.submit(opening).result()
+            self.tier = self._opened(self._loop.submit(opening))
         assert segment_bytes in (None, self.segment_bytes), "the store has the segments that were asked for"
+
+    def _opened(self, opening: Future[Any]) -> Any:
+        """The tier; closed again where the wait for it is interrupted."""
+        try:
+            return opening.result()
+        except KeyboardInterrupt:
+            self.tier = opening.result()
+            self.close()
+            raise
 
     @property
     def segment_bytes(self) -> int:
