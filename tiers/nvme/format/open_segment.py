@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...base import ChunkKey
 from ..io.blocks import blocks_of
-from .codec import ENTRY_BYTES, SegmentName, table_bytes
+from .codec import ENTRY_BYTES, FIRST_BLOCK, SegmentName, table_bytes
 from .segment_file import SegmentFile
 
 
@@ -72,6 +72,11 @@ class OpenSegment:
         if table is not None:
             self.batches.append(table)
             self.unsynced = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever placed in it, as far as its tables show."""
+        return self.next_block == FIRST_BLOCK and not self.batches
 
     @property
     def is_in_vain(self) -> bool:

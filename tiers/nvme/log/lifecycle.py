@@ -221,20 +221,24 @@ class Log:
 
     def put_away(self, segment: OpenSegment) -> None:
         """Give up a segment that cannot be synced, before anybody has appended to it."""
-        self._put_away(segment.name.segment, segment.file.fd)
+        self._put_away(segment.name.segment, segment.file.fd, is_empty=segment.is_empty)
 
-    def _put_away(self, number: int, fd: int) -> None:
+    def _put_away(self, number: int, fd: int, *, is_empty: bool = True) -> None:
         """Give up a segment so that nobody takes it over again."""
         try:
-            if not self._index.write(partial(_leave_to_reclaim, number)):
+            if not self._index.write(partial(_leave_to_reclaim, number, is_empty)):
                 self.room.remove(number, fd)
         finally:
             self._close(number, fd)
 
     def give_back(self, segment: OpenSegment) -> None:
-        """Give up a segment that nobody has appended to yet: it is free, if nothing lies in it."""
+        """Give up a segment that nobody has appended to yet: it is free, if nothing lies in it.
+
+        A dead process may have left something that raised no end in the index: removals.
+        """
         try:
-            self._index.write(partial(_free_if_empty, segment.name))
+            if segment.is_empty:
+                self._index.write(partial(_free_if_empty, segment.name))
         finally:
             self.leave(segment)
 
@@ -295,10 +299,10 @@ def _book(number: int, taken_bytes: int, txn: Transaction) -> None:
     txn.set_number(SEGMENT_TAKES, max(taken_bytes, txn.number(SEGMENT_TAKES)))
 
 
-def _leave_to_reclaim(number: int, txn: Transaction) -> bool:
+def _leave_to_reclaim(number: int, is_empty: bool, txn: Transaction) -> bool:
     """Where something lies in it, it can be read until it is reclaimed, next of all."""
     segment = txn.segment(number)
-    if segment is None or segment.end_block <= FIRST_BLOCK:
+    if segment is None or (is_empty and segment.end_block <= FIRST_BLOCK):
         return False
     txn.put_segment(number, segment._replace(state=SegmentState.RECLAIMING))
     return True

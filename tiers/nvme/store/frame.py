@@ -9,6 +9,7 @@ chunks are taken in later (`catchup.py`), while the store serves.
     the same, and it was sealed      nothing came since
     the same, and it was open        unread: some came since
     newer than the record, or none   unread; what the index has in its older life leaves later
+    unread, and without any table    free: it was made ready, and nothing was appended
 
 A drive that refuses a place costs what is at that place. A header that cannot be read is found again from the
 footer or the tables; a file is removed only when it can be read and is none of this store's. One that cannot
@@ -54,6 +55,7 @@ class Found(NamedTuple):
     removals: tuple[Batch, ...] = ()
     scope: int = 0
     order: int = 0
+    is_empty: bool = False  # it was looked at from end to end, and there is no table
 
 
 def frame(directory: StoreDirectory, index: Index, *, is_current: bool, tidy: bool) -> None:
@@ -113,6 +115,8 @@ def _look_at_all(directory: StoreDirectory, before: dict[int, Segment], *, is_cu
 
 
 def _is_unread(found: Found, record: Segment | None, *, is_current: bool) -> bool:
+    if found.is_empty:
+        return False
     if record is None or found.generation > record.generation:
         return True
     is_open = record.state is SegmentState.OPEN and not is_current
@@ -164,9 +168,10 @@ def _with_contents(file: SegmentFile, one: Found) -> Found:
         removals = _trailer_removals(file, footer)
         if removals is not None:
             return one._replace(is_sealed=True, removals=removals, scope=footer.scope, order=footer.order)
-    swept = list(_swept(file))
+    swept, is_whole = _swept_to_the_end(file)
     return one._replace(
         is_sealed=is_sealed,
+        is_empty=is_whole and not swept and not is_sealed,
         end_block=max([FIRST_BLOCK, *(batch.end_block for batch in swept)]),
         removals=tuple(batch for batch in swept if batch.removals),
         scope=max((batch.scope for batch in swept), default=0),
@@ -193,6 +198,17 @@ def _swept(file: SegmentFile, *, any_life: bool = False) -> Iterator[Batch]:
     """The batches of a segment, as far as they can be read."""
     with suppress(OSError):
         yield from file.sweep(any_life=any_life)
+
+
+def _swept_to_the_end(file: SegmentFile) -> tuple[list[Batch], bool]:
+    """The batches of a segment, and whether the drive refused nothing on the way."""
+    swept: list[Batch] = []
+    try:
+        for batch in file.sweep():
+            swept.append(batch)
+    except OSError:
+        return swept, False
+    return swept, True
 
 
 def _found_again(file: SegmentFile, record: Segment | None) -> Found | None:
@@ -282,6 +298,8 @@ def _put_segment(
     allocated_bytes = directory.facts.segment_bytes + SEGMENT_SLACK_BYTES
     state = SegmentState.SEALED if one.is_sealed else SegmentState.OPEN
     fresh = Segment(state, one.generation, one.opened, one.end_block, 0, 0, allocated_bytes)
+    if one.is_empty:  # it was made ready, and nobody came to append to it
+        fresh = fresh._replace(state=SegmentState.FREE, end_block=0)
     if record is None:
         put = fresh
     elif one.generation > record.generation:

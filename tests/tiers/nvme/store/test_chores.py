@@ -36,7 +36,7 @@ async def test_a_checkpoint_is_made_once_enough_was_stored_or_time_has_gone_by(
     for first in range(100, 600, 50):
         await stored(tier, keys_of(first, 50))
     await tier._upkeep.once()
-    await tier._ahead.finished()  # no segment is made ready from here on
+    await tier._ahead.finished()  # no segment is opened any more
     work.round()
     made = (path / "checkpoint").stat().st_ino
     work.round()

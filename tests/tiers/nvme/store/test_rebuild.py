@@ -16,9 +16,10 @@ from nvme_rig import MIB, filled, keys_of, names, opened, right, stored
 from kvtier.tiers.base import ChunkKey, RemoveReason
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.admin.fsck import check_directory
+from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
-from kvtier.tiers.nvme.store.opening import Store
+from kvtier.tiers.nvme.store.opening import Store, close_store, open_existing
 from kvtier.tiers.nvme.tier import NvmeTier
 
 CHUNKS = 200  # three segments and the beginning of a fourth
@@ -260,6 +261,52 @@ async def test_a_torn_trailer_hides_no_removal(tmp_path: Path) -> None:
         damage.overwrite(store, name.segment, footer.block * BLOCK_BYTES, bytes(BLOCK_BYTES))
 
     damage.using(path, tear)
+    damage.lose_index(path)
+    after = await opened(path)
+    assert await right(after, keys) == keys[4:]
+    await after.close()
+
+
+async def test_what_was_ready_when_a_process_died_is_free_after_a_start_from_the_log(tmp_path: Path) -> None:
+    path, keys = tmp_path / "store", keys_of(0, 8)
+    tier = await opened(path)
+    await stored(tier, keys)
+    await tier._upkeep.once()
+    await tier._ahead.finished()
+    ready = {segment.name.segment for segment in tier._ahead._ready}
+    damage.copy_of_whole_files(path, path.with_name("after"))
+    await tier.close()
+    store = open_existing(AnotherBoot(), path.with_name("after"))
+    with store.index.read() as txn:
+        states = {number: segment.state for number, segment in txn.segments().items()}
+        assert txn.newest_unread() is None
+    close_store(store)
+    assert ready
+    assert {states[number] for number in ready} == {SegmentState.FREE}
+    after = await opened(path.with_name("after"), files=AnotherBoot())
+    assert await right(after, keys) == keys
+    await after.close()
+
+
+async def test_a_segment_with_nothing_but_removals_is_not_given_back_as_free(tmp_path: Path) -> None:
+    """It was left open by a process that died, and is ready again when this one closes."""
+    path, keys = tmp_path / "store", keys_of(0, 8)
+    first = await opened(path)
+    await stored(first, keys)
+    await first.flush()
+    other = await opened(path)
+    await other.remove(keys[:4], RemoveReason.REQUESTED)
+    await other.close()  # which leaves its open segment, as a kill does
+    third = await opened(path)
+    await third._upkeep.once()
+    await third._ahead.finished()
+    await third.close()
+    await first.close()
+    damage.lose_index(path)
+    after = await opened(path)
+    await stored(after, keys_of(1000, 200))
+    assert await right(after, keys) == keys[4:]
+    await after.close()
     damage.lose_index(path)
     after = await opened(path)
     assert await right(after, keys) == keys[4:]
