@@ -175,7 +175,9 @@ def test_metrics_show_how_full_the_tiers_are_and_what_was_of_use(served: Served)
     assert 0 < cold.total("kvtier:used_bytes", tier="pinned") <= PINNED
     assert 0 < cold.total("kvtier:used_bytes", tier="nvme") <= NVME
     assert cold.total("kvtier:useful_bytes", tier="nvme") == 0
-    assert nvme.total("kvtier:useful_bytes", tier="nvme") == nvme.total("kvtier:load_bytes", tier="nvme")
+    # Hits in slots, in this life and in the one before it, are uses of the chunks on the drive, too.
+    loaded, useful = (nvme.total(f"kvtier:{name}_bytes", tier="nvme") for name in ("load", "useful"))
+    assert 0 < loaded <= useful <= nvme.total("kvtier:used_bytes", tier="nvme")
     assert cold.total("kvtier:pending_stores") == 0
     assert cold.total("kvtier:pinned_slots") == 0
 
