@@ -270,9 +270,6 @@ class Transaction:
     def drop_unread(self, one: Unread) -> None:
         self._txn.delete(AGE.pack(*one[:2]), db=self._unread)
 
-    def tree_depth(self) -> int:
-        return int(self._txn.stat(self._extents)["depth"])
-
     def last_commit(self) -> int:
         """Number of the last commit that this transaction sees."""
         return int(self._txn.id())

@@ -1,4 +1,4 @@
-"""What a store needs done while it is used: catching up, checkpoints, a look at shared memory, dead readers.
+"""What a store needs done while it is used: catching up, checkpoints, a look at shared memory, old records.
 
 Each process that uses the store calls `round` again and again; what only one may do, the first to come does.
 """
@@ -9,6 +9,8 @@ import logging
 import time
 
 from ..index import memory
+from ..index.transaction import Transaction
+from ..log.room import KEPT_BYTES
 from .checkpoint import MADE_OPENED, MADE_S, write_checkpoint
 from .home import home_place, note_damage
 from .opening import Store
@@ -19,6 +21,8 @@ CHECKPOINT_CHUNKS = 1_000_000  # stored since the last one: what a start then ha
 CHECKPOINT_PERIOD_S = 300.0  # at least between two, where less than that was stored
 CHECKPOINT_RATE = 4 * 1024 * 1024  # bytes a second over time, at most: a small part of what a drive writes
 READERS_PERIOD_S = 60.0  # what killed readers hold back is as much as is changed in that time
+REMOVALS_PERIOD_S = 60.0  # from one look at all removals to the next
+REMOVALS_STEP = 512  # looked at in one transaction: a few milliseconds in which nobody else writes
 
 
 class Chores:
@@ -28,6 +32,8 @@ class Chores:
         self._directory, self._index, self._catch_up = store.directory, store.index, store.catch_up
         self._began_s = time.time()
         self._readers_due_s = time.monotonic() + READERS_PERIOD_S
+        self._removals_due_s = time.monotonic() + REMOVALS_PERIOD_S
+        self._removals_from: bytes | None = None  # where to go on; None: all were looked at
         self._missed = False
         self._damage_noted = False
 
@@ -44,7 +50,7 @@ class Chores:
         self._free_readers()
         if self._is_checkpoint_due():
             write_checkpoint(self._directory, self._index)
-        return False
+        return self._forget_removals()
 
     def _look_at_memory(self) -> None:
         home = self._directory.home
@@ -69,6 +75,25 @@ class Chores:
         if now_s >= self._readers_due_s:
             self._readers_due_s = now_s + READERS_PERIOD_S
             self._index.free_dead_readers()
+
+    def _forget_removals(self) -> bool:
+        """Drop, in steps, what only segments need that are gone; returns whether there are more."""
+        if time.monotonic() >= self._removals_due_s:
+            self._removals_due_s = time.monotonic() + REMOVALS_PERIOD_S
+            self._removals_from = b""
+        if self._removals_from is None:
+            return False
+        self._removals_from = self._index.write(self._forget_some)
+        return self._removals_from is not None
+
+    def _forget_some(self, txn: Transaction) -> bytes | None:
+        if txn.number(KEPT_BYTES):
+            return None  # a segment that cannot be opened now may come back, with whatever is in it
+        oldest = txn.oldest_opened(other_than=0)
+        if oldest is None:
+            oldest = txn.number("opened") + 1
+        assert self._removals_from is not None, "there are some to look at"
+        return txn.forget_removals(oldest, self._removals_from, REMOVALS_STEP)
 
     def _is_checkpoint_due(self) -> bool:
         with self._index.read() as txn:

@@ -9,7 +9,7 @@ from pathlib import Path
 import damage
 import pytest
 from loop_rig import drive, needs, run
-from nvme_rig import KIB, MIB, keys_of, opened, right, stored
+from nvme_rig import KIB, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import RemoveReason
 from kvtier.tiers.nvme.index.environment import Index
@@ -59,6 +59,36 @@ async def test_a_checkpoint_that_is_older_than_a_removal_does_not_bring_a_chunk_
     after = await opened(left, capacity_bytes=16 * MIB)
     assert await right(after, keys_of(0, 16)) == keys_of(6, 1) + keys_of(8, 8)
     await after.close()
+
+
+async def test_a_removal_is_forgotten_once_no_segment_is_as_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each key that was ever removed would stay in the index, which is in memory."""
+    tier = await opened(tmp_path / "store", capacity_bytes=8 * MIB)
+    keys = keys_of(0, 40)
+    await stored(tier, keys)
+    await tier.remove(keys, RemoveReason.REQUESTED)
+    await tier._keeper.stop()
+    work = tier._keeper._chores
+    monkeypatch.setattr(chores, "REMOVALS_PERIOD_S", 0.0)
+    monkeypatch.setattr(chores, "REMOVALS_STEP", 7)
+
+    def remembered() -> int:
+        work._removals_due_s = 0.0
+        work.round()
+        monkeypatch.setattr(work, "_removals_due_s", float("inf"))
+        while work.round():
+            pass
+        with tier._index.read() as txn:
+            return sum(txn.removal(tier._view.scope(), key) is not None for key in keys)
+
+    assert remembered() == len(keys), "the chunks are still in their segment"
+    for first in range(1000, 5000, 40):  # some laps
+        await tier.store(keys_of(first, 40), filled(keys_of(first, 40)))
+    await tier._upkeep.once()
+    assert remembered() == 0
+    await tier.close()
 
 
 def overwrite(txn: Transaction) -> None:
