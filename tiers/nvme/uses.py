@@ -18,10 +18,10 @@ from .index.ledger import Ledger
 from .index.records import Extent
 from .index.transaction import Transaction
 from .io.lanes import Lanes
+from .reads import COUNT_STEP_MAX
 from .view import View
 
 USES_MAX = 65536  # keys remembered until they are counted; further ones within a period are not
-COUNT_STEP_MAX = 512  # keys counted in one transaction: some 8 ms in which nobody else writes
 
 
 class Uses:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -168,7 +168,7 @@ def _with_contents(file: SegmentFile, one: Found) -> Found:
         removals = _trailer_removals(file, footer)
         if removals is not None:
             return one._replace(is_sealed=True, removals=removals, scope=footer.scope, order=footer.order)
-    swept, is_whole = _swept_to_the_end(file)
+    swept, is_whole = _swept(file)
     return one._replace(
         is_sealed=is_sealed,
         is_empty=is_whole and not swept and not is_sealed,
@@ -194,17 +194,11 @@ def _trailer_removals(file: SegmentFile, footer: Footer) -> tuple[Batch, ...] | 
     return None
 
 
-def _swept(file: SegmentFile, *, any_life: bool = False) -> Iterator[Batch]:
-    """The batches of a segment, as far as they can be read."""
-    with suppress(OSError):
-        yield from file.sweep(any_life=any_life)
-
-
-def _swept_to_the_end(file: SegmentFile) -> tuple[list[Batch], bool]:
-    """The batches of a segment, and whether the drive refused nothing on the way."""
+def _swept(file: SegmentFile, *, any_life: bool = False) -> tuple[list[Batch], bool]:
+    """The batches of a segment as far as they can be read, and whether that is all of it."""
     swept: list[Batch] = []
     try:
-        for batch in file.sweep():
+        for batch in file.sweep(any_life=any_life):
             swept.append(batch)
     except OSError:
         return swept, False
@@ -215,7 +209,7 @@ def _found_again(file: SegmentFile, record: Segment | None) -> Found | None:
     """A segment without a header: its latest life, by its footer or its tables; the oldest of all."""
     footer = _footer(file)
     lives = [footer.name.generation] if footer is not None else []
-    lives += [batch.name.generation for batch in _swept(file, any_life=True)]
+    lives += [batch.name.generation for batch in _swept(file, any_life=True)[0]]
     if record is not None and (not lives or record.generation >= max(lives)):
         return Found(record.generation, record.opened, False)
     return Found(max(lives), 0, False) if lives else None
