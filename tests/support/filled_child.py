@@ -9,7 +9,7 @@ from pathlib import Path
 from loop_rig import MIB, Drive
 from nvme_rig import filled, keys_of, opened, right
 
-ROUNDS = 120
+ROUNDS = 60
 BATCH = 64
 FILL_AT = 20
 

@@ -245,7 +245,7 @@ async def test_what_is_evicted_is_told(path: Path) -> None:
 
 
 async def test_the_index_of_a_store_grows_with_the_cap_and_with_smaller_chunks(path: Path) -> None:
-    for capacity_bytes, chunk_bytes in ((8 * MIB, 64 * KIB), (64 * MIB, 64 * KIB), (64 * MIB, 4 * KIB)):
+    for capacity_bytes, chunk_bytes in ((8 * MIB, 64 * KIB), (32 * MIB, 64 * KIB), (32 * MIB, 4 * KIB)):
         tier = await opened(path, capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes)
         await tier._upkeep.once()  # smaller chunks need more room beside the segments: some is given back
         for first in range(0, 2 * capacity_bytes // chunk_bytes, 64):
