@@ -178,10 +178,11 @@ class NvmeTier:
                 return
             digest, checksum = self._view.digest, self._view.checksum
             requested = reason is RemoveReason.REQUESTED
+            keys = tuple(dict.fromkeys(keys))
             forget = partial(_forget, digest, keys, requested)
-            scope, gone, order = await self._lanes.index(partial(self._index.write, forget))
-            if gone and requested:
-                await self._appender.append_removals(Target(digest, scope, checksum), gone, order)
+            scope, order = await self._lanes.index(partial(self._index.write, forget))
+            if order:
+                await self._appender.append_removals(Target(digest, scope, checksum), keys, order)
 
     async def flush(self) -> None:
         """Return when everything stored so far would survive a power loss.
@@ -370,28 +371,25 @@ async def _opened(lanes: Lanes, open_it: Callable[[], Store], identity: Identity
     return store
 
 
-def _forget(
-    digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction
-) -> tuple[int, list[ChunkKey], int]:
+def _forget(digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction) -> tuple[int, int]:
     """Drop the keys' extents.
 
+    A removal on request is of every key, there or not: the log may have a chunk that the index lacks, because
+    it is not read yet, or its writer died before the commit, or another one had stored it first.
+
     Returns:
-        The scope in force, the keys that were, or may have been, there, and the removal's order.
+        The scope in force, and the order of the removals, 0 where there are none to be written.
     """
     namespace = txn.namespace(digest)
-    scope, gone = namespace.scope if namespace else 0, []
-    unread = txn.newest_unread() is not None  # what is not found yet may lie in there
-    ledger = Ledger(txn)
-    for key in dict.fromkeys(keys):
+    if namespace is None:
+        return 0, 0
+    scope, ledger = namespace.scope, Ledger(txn)
+    for key in keys:
         extent = ledger.extent(scope, key)
         if extent is not None:
             ledger.forget(scope, key, extent)
-        if extent is not None or unread:
-            gone.append(key)
     ledger.close()
-    if not gone or not requested:
-        return scope, gone, 0
-    return scope, gone, record_removal(txn, scope, gone)
+    return scope, record_removal(txn, scope, keys) if requested else 0
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

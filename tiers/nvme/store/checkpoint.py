@@ -30,11 +30,11 @@ from crc32c import crc32c
 from ...errors import TierError
 from ..format.checksum import block_checksum
 from ..index.environment import Index
-from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
 from ..log.room import Room
+from ..log.segments import sync_open
 from .directory import CHECKPOINT_BYTE, StoreDirectory
 from .frame import PASSING
 
@@ -145,7 +145,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
             return None
         checksum = _poured(copy, fd, size_bytes, directory.step)
         assert checksum is not None, "nobody else has the copy"
-        _sync_open_segments(directory, index)
+        sync_open(directory.segments, index)  # what the copy names
         footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
         os.pwrite(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
@@ -188,17 +188,6 @@ def _draft(directory: StoreDirectory, draft: Path) -> Iterator[int]:
         os.close(fd)
         with suppress(OSError):
             directory.files.unlink(draft)
-
-
-def _sync_open_segments(directory: StoreDirectory, index: Index) -> None:
-    """Make durable what the copy names: what is sealed was synced before."""
-    with index.read() as txn:
-        segments = txn.segments().items()
-    for number, segment in segments:
-        if segment.state is SegmentState.OPEN:
-            with directory.segments.opened(number) as file:
-                if file is not None:
-                    directory.files.sync_data(file.fd)
 
 
 def _footer(fd: int, store: bytes) -> Footer | None:
