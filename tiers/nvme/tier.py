@@ -240,7 +240,10 @@ class NvmeTier:
         for part in (self._durability, self._ahead, self._appender, self._upkeep):
             counters["io_errors"] += part.io_errors
         namespace = self._last_record or self._view.record()
-        gauges = {"useful_bytes": namespace.useful_bytes}
+        gauges = {
+            "useful_bytes": namespace.useful_bytes,
+            "durability_period_s": round(self._durability.period_s),
+        }
         used_bytes = self._upkeep.used_bytes
         return TierStats(namespace.chunks, used_bytes, self._capacity_bytes, counters, gauges)
 

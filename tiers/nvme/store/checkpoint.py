@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from ...errors import TierError
 from ..format.checksum import block_checksum
 from ..index.environment import Index
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
+from ..io.files import write_whole
 from ..log.room import Room
 from ..log.segments import sync_open
 from .directory import CHECKPOINT_BYTE, StoreDirectory
@@ -147,7 +147,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
         assert checksum is not None, "nobody else has the copy"
         sync_open(directory.segments, index)  # what the copy names
         footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
-        os.pwrite(fd, footer.encode(), size_bytes)
+        write_whole(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")
         directory.refuse_gone()
@@ -207,8 +207,7 @@ def _poured(source: int, target: int, size_bytes: int, step: Callable[[], None])
         if not data:
             return None
         checksum = crc32c(data, checksum)
-        if os.pwrite(target, data, offset) != len(data):
-            raise TierError("nvme", "there is no room for a copy of the index")
+        write_whole(target, data, offset)
         offset += len(data)
         if offset % (64 * STEP_BYTES) == 0:
             step()
