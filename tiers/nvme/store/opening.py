@@ -23,6 +23,7 @@ from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
+from ..log.room import SMALL_TAKES
 from .catchup import CatchUp
 from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .facts import FACTS
@@ -297,6 +298,7 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
 def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
     """Set the cap for all who use the store."""
     wanted = {
+        SMALL_TAKES: directory.namespaces.taken_bytes(),
         "capacity_bytes": budget.capacity_bytes,
         "reserve_bytes": budget.reserve_bytes,
         "chunk_bytes": budget.chunk_bytes,
