@@ -26,13 +26,12 @@ from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
 from .failures import FailureLog
 from .index.errors import IndexStarved
-from .index.ledger import Ledger
 from .index.memory import SHARED_MEMORY
-from .index.order import record_removal
+from .index.order import removed
 from .index.records import Extent, Namespace
-from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
+from .io.refusal import failure_of
 from .keeper import Keeper
 from .loader import Loader
 from .log.chunks import Live, Target
@@ -179,7 +178,7 @@ class NvmeTier:
             digest, checksum = self._view.digest, self._view.checksum
             requested = reason is RemoveReason.REQUESTED
             keys = tuple(dict.fromkeys(keys))
-            forget = partial(_forget, digest, keys, requested)
+            forget = partial(removed, digest, keys, requested)
             scope, order = await self._lanes.index(partial(self._index.write, forget))
             if order:
                 await self._appender.append_removals(Target(digest, scope, checksum), keys, order)
@@ -218,8 +217,14 @@ class NvmeTier:
             self._view.enter(after)
             self._loader.follow()
             self._outdated = before  # until the index knows it, also where this call fails
+            change = partial(self._lanes.index, partial(invalidate, self._store, before, after))
             try:
-                await self._lanes.index(partial(invalidate, self._store, before, after))
+                try:
+                    await change()
+                except OSError as error:
+                    if failure_of(error) is not Failure.NO_SPACE or not await self._ahead.give_one_back():
+                        raise
+                    await change()  # in the room of a segment that was ready, where no other could be spared
             except OSError as error:
                 raise TierError(self.name, f"older chunks could not be put out of sight: {error}") from error
             self._outdated = None
@@ -372,27 +377,6 @@ async def _opened(lanes: Lanes, open_it: Callable[[], Store], identity: Identity
         raise
     (store,) = stores
     return store
-
-
-def _forget(digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction) -> tuple[int, int]:
-    """Drop the keys' extents.
-
-    A removal on request is of every key, there or not: the log may have a chunk that the index lacks, because
-    it is not read yet, or its writer died before the commit, or another one had stored it first.
-
-    Returns:
-        The scope in force, and the order of the removals, 0 where there are none to be written.
-    """
-    namespace = txn.namespace(digest)
-    if namespace is None:
-        return 0, 0
-    scope, ledger = namespace.scope, Ledger(txn)
-    for key in keys:
-        extent = ledger.extent(scope, key)
-        if extent is not None:
-            ledger.forget(scope, key, extent)
-    ledger.close()
-    return scope, record_removal(txn, scope, keys) if requested else 0
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

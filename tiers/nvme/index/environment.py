@@ -188,15 +188,6 @@ class Index:
             code = errno.ENOSPC if isinstance(error, lmdb.DiskError) else errno.EIO
             raise OSError(code, f"the copy failed: {error}") from error
 
-    def sync(self) -> None:
-        """Make every commit durable.
-
-        Raises:
-            IndexDamaged: the device refused.
-        """
-        with self._mapped():
-            self._env.sync(True)
-
     def close(self) -> None:
         """Give the index back; idempotent."""
         if not self._closed:

@@ -67,7 +67,7 @@ async def test_a_clock_that_was_wrong_puts_no_checkpoint_off(
     work.round()
     assert (path / "checkpoint").stat().st_ino == made, "too soon"
     real = time.monotonic
-    monkeypatch.setattr(chores.time, "monotonic", lambda: real() + 2 * chores.CHECKPOINT_PERIOD_S)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * chores.CHECKPOINT_PERIOD_S)
     work.round()
     assert (path / "checkpoint").stat().st_ino != made
     await tier.close()
