@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_files import UnsyncedFiles
+from faulty_files import WatchedFiles
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer
@@ -46,18 +46,6 @@ async def test_chunks_of_a_past_epoch_are_not_carried(tmp_path: Path) -> None:
     assert counters["carried_chunks"] == 0
     assert files.written_bytes < 1.2 * stored_bytes
     await tier.close()
-
-
-class WatchedFiles(UnsyncedFiles):
-    """Takes note of how many writes were not synced when a segment was about to be free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unsynced_then: list[int] = []
-
-    def reached(self, step: str) -> None:
-        if step == "emptied":
-            self.unsynced_then.append(sum(write.path.endswith(".seg") for write in self._unsynced))
 
 
 async def test_what_was_carried_is_durable_though_its_reclaim_ended_half_way(
