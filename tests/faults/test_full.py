@@ -275,7 +275,8 @@ async def test_files_that_take_more(
 async def test_a_reset_on_a_full_one(tmp_path: Path) -> None:
     with drive("ext4", tmp_path, 100 * MIB) as made:
         tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
-        await stored(tier, keys_of(0, 400))
+        for first in range(0, 1600, 40):
+            await stored(tier, keys_of(first, 40))
         made.fill()
         await tier.invalidate()
         assert not any(tier.lookup(keys_of(0, 400)))

@@ -222,9 +222,12 @@ class NvmeTier:
                 try:
                     await change()
                 except OSError as error:
-                    if failure_of(error) is not Failure.NO_SPACE or not await self._ahead.give_one_back():
+                    if failure_of(error) is not Failure.NO_SPACE:
                         raise
-                    await change()  # in the room of a segment that was ready, where no other could be spared
+                    # No segment could be spared: but one that is ready can, or one that is full, once sealed.
+                    if not await self._ahead.give_one_back():
+                        await self._durability.round()
+                    await change()
             except OSError as error:
                 raise TierError(self.name, f"older chunks could not be put out of sight: {error}") from error
             self._outdated = None
