@@ -91,6 +91,10 @@ GAUGES = {
         "kvtier:useful_bytes",
         "Bytes in the tier that were read back, or used in another tier, at least once.",
     ),
+    "durability_period_s": (
+        "kvtier:durability_period_seconds",
+        "Seconds after which a stored chunk is durable without a flush; they follow from what a flush costs.",
+    ),
     "breaker_state": (
         "kvtier:breaker_state",
         "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",

@@ -9,10 +9,15 @@ import pytest
 from faults import fault
 from nvme_rig import filled, keys_of, names, opened, right, stored
 
+from kvtier.factory.base import TierContext
+from kvtier.factory.builtin import NvmeFactory
 from kvtier.factory.config import parse_config, resolve_config
+from kvtier.factory.entries import NvmeConfig
 from kvtier.tiers import ConfigError
 from kvtier.tiers.base import Failure
 from kvtier.tiers.errors import TierUnavailable
+from kvtier.tiers.nvme.admin.fsck import check_directory
+from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.volume import probe
 from kvtier.tiers.nvme.volume.mounts import Mount
 from kvtier.tiers.testing import aligned_buffers
@@ -108,3 +113,44 @@ async def test_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(TierUnavailable, match=kind):
         await opened(tmp_path / "store")
     assert names(tmp_path) == []
+
+
+@fault(
+    "one directory under two paths, in a list of drives (a link, a bind mount)",
+    sees="`TierUnavailable` that names both paths",
+    loses="nothing",
+    heals="take one of them off the list",
+)
+async def test_one_directory_by_two_paths(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    paths = [f"{tmp_path}/a/kvtier", f"{tmp_path}/b/kvtier"]
+    config = NvmeConfig.model_validate({"type": "nvme", "path": paths, "capacity": 64 << 20, "reserve": 0})
+    with pytest.raises(TierUnavailable, match="are one directory"):
+        await NvmeFactory.open(config, TierContext(part_bytes=16384, parts=1, identity={"model": "m"}))
+
+
+@fault(
+    "a small file of a store is lost or damaged (`in-use`, `checkpoint`, `kvtier.json`)",
+    sees="nothing; without `kvtier.json`, `TierUnavailable` that names `kvtier fsck --repair`",
+    loses="nothing",
+    heals="by itself, at the next start, from the log; `kvtier.json` with the repair",
+)
+@pytest.mark.parametrize("name", ["in-use", "checkpoint", "kvtier.json"])
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_small_file_is_lost(tmp_path: Path, name: str, lost: bool) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path)
+    await stored(tier, OLD)
+    await tier.close()
+    if lost:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(b"x" * 600)
+    if name == "kvtier.json":
+        with pytest.raises(TierUnavailable, match="fsck --repair"):
+            await opened(path)
+        check_directory(Files(), path, deep=False, repair=True, progress=lambda *_: None)
+    tier = await opened(path)
+    assert await right(tier, OLD) == OLD
+    await tier.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from faults import fault, in_child
-from loop_rig import MIB, Drive, drive, run
+from loop_rig import MAKE, MIB, Drive, drive, needs, run
 from nvme_rig import filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure
@@ -25,12 +27,18 @@ def says_full(message: str) -> bool:
 async def serve_while_it_fills(made: Drive) -> None:
     """Whatever the file system says, this ends with right bytes or misses."""
     tier = await opened(made.point / "store", capacity_bytes=40 * MIB)
+    filler: Path | None = None
     for number in range(ROUNDS):
         if number == FILL_AT:
-            made.fill()
+            filler = made.fill()
         keys = keys_of(number * BATCH, BATCH)
         await tier.store(keys, filled(keys))
         await right(tier, keys)
+    assert filler is not None
+    filler.unlink()
+    await tier._upkeep.once()
+    await stored(tier, keys_of(90_000, BATCH))
+    assert await right(tier, keys_of(90_000, BATCH)) == keys_of(90_000, BATCH)
     await tier.close()
 
 
@@ -43,10 +51,24 @@ async def serve_while_it_fills(made: Drive) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["ext4", "ext3", "xfs", "btrfs", "tmpfs"])
+@pytest.mark.parametrize("kind", ["ext4", "ext3", "xfs", "btrfs", "tmpfs", "fuse"])
 def test_another_program_fills_it(tmp_path: Path, kind: str) -> None:
-    with drive(kind, tmp_path, 128 * MIB) as made:
+    with _fuse(tmp_path) if kind == "fuse" else drive(kind, tmp_path, 128 * MIB) as made:
         assert in_child(lambda: serve_while_it_fills(made)) == 0
+
+
+@contextmanager
+def _fuse(place: Path) -> Iterator[Drive]:
+    """A file system that a program serves, and that has a size: that of a tmpfs below it."""
+    needs("bindfs")
+    point = place / "served"
+    point.mkdir()
+    with drive("tmpfs", place, 128 * MIB) as below:
+        run("bindfs", below.point, point)
+        try:
+            yield Drive("fuse", point)
+        finally:
+            run("umount", "--lazy", point)
 
 
 @fault(
@@ -183,6 +205,81 @@ def test_an_old_store_opens_on_a_full_one(tmp_path: Path) -> None:
             made.fill()
             tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
             assert await right(tier, keys_of(0, 40)) == keys_of(0, 40)
+            for first in range(1000, 1400, 20):
+                await stored(tier, keys_of(first, 20))
+            assert await right(tier, keys_of(1380, 20)) == keys_of(1380, 20)
             await tier.close()
 
         asyncio.run(go())
+
+
+@fault(
+    "no inodes are left",
+    sees="stores go on in the segments that are there",
+    loses="nothing",
+    heals="-",
+)
+@pytest.mark.root
+async def test_no_inodes(tmp_path: Path) -> None:
+    with drive("tmpfs", tmp_path, 64 * MIB) as made:
+        run("mount", "-o", "remount,nr_inodes=40", made.point)
+        tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
+        await stored(tier, keys_of(0, 200))
+        with suppress(OSError):
+            for number in range(1000):
+                (made.point / f"another-{number}").touch()
+        for first in range(1000, 3000, 40):
+            await tier.store(keys_of(first, 40), filled(keys_of(first, 40)))
+        await tier._upkeep.once()
+        await stored(tier, keys_of(5000, 40))
+        assert await right(tier, keys_of(5000, 40)) == keys_of(5000, 40)
+        await tier.close()
+
+
+@fault(
+    "a file system gives files more than their length (bigalloc, blocks of 64 KiB, extent size hints)",
+    sees="nothing",
+    loses="nothing: the cap counts what files take, so it holds fewer chunks",
+    heals="-",
+)
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "bigalloc", "-C", "65536"],
+        ["mkfs.xfs", "-q", "-f", "-b", "size=65536"],
+        ["mkfs.xfs", "-q", "-f", "-d", "extszinherit=1024"],
+    ],
+    ids=["bigalloc", "blocks", "hints"],
+)
+async def test_files_that_take_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    kind = options[0].removeprefix("mkfs.")
+    monkeypatch.setitem(MAKE, kind, options)
+    with drive(kind, tmp_path, 400 * MIB) as made:
+        tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
+        for first in range(0, 2000, 40):
+            await tier.store(keys_of(first, 40), filled(keys_of(first, 40)))
+            assert allocated_bytes(made.point / "store") <= 16 * MIB
+        await tier.close()
+
+
+@fault(
+    "a reset of the server's cache (new weights) on a full file system",
+    sees="nothing: an old segment makes room for what has to be written",
+    loses="what the reset puts out of sight, and a segment",
+    heals="-",
+)
+@pytest.mark.root
+async def test_a_reset_on_a_full_one(tmp_path: Path) -> None:
+    with drive("ext4", tmp_path, 100 * MIB) as made:
+        tier = await opened(made.point / "store", capacity_bytes=16 * MIB)
+        for first in range(0, 1600, 40):
+            await stored(tier, keys_of(first, 40))
+        made.fill()
+        await tier.invalidate()
+        assert not any(tier.lookup(keys_of(0, 400)))
+        await stored(tier, keys_of(0, 40))
+        assert await right(tier, keys_of(0, 40)) == keys_of(0, 40)
+        await tier.close()

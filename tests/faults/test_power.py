@@ -20,7 +20,7 @@ HOUR_NS = 3600 * 10**9
 
 @fault(
     "a power loss, a reset, a crash of the kernel",
-    sees="a start that rebuilds the index",
+    sees="a start that reads what the log has had since the checkpoint, while it serves",
     loses="what was stored since the last flush, or the last sync in the background",
     heals="by itself, at the next start; no byte is wrong",
 )
@@ -61,3 +61,24 @@ async def test_a_clock_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     after = await opened(tmp_path / "left", files=AnotherBoot())
     assert not any(after.lookup(FLUSHED))
     await after.close()
+
+
+@fault(
+    "a clock before 1970, or after 2106",
+    sees="nothing",
+    loses="nothing",
+    heals="-",
+)
+@pytest.mark.parametrize("now_s", [-500.0, 2.0**32 + 1])
+async def test_a_clock_far_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: float) -> None:
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: now_s)
+        clock.setattr(time, "time_ns", lambda: int(now_s * 1e9))
+        tier = await opened(tmp_path / "store")
+        await stored(tier, FLUSHED)
+        await tier.remove(FLUSHED[:8], RemoveReason.REQUESTED)
+        await tier.close()
+    tier = await opened(tmp_path / "store")
+    await stored(tier, LATER)
+    assert await right(tier, FLUSHED + LATER) == FLUSHED[8:] + LATER
+    await tier.close()

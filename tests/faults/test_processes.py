@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import damage
 import pytest
+from crash_child import DeadlyFiles
 from faults import fault, in_child
+from faulty_files import AnotherBoot
 from nvme_rig import MIB, filled, keys_of, opened, right, stored
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -125,3 +128,39 @@ async def test_two_servers(tmp_path: Path) -> None:
     finally:
         await one.close()
         await other.close()
+
+
+@fault(
+    "a process is killed while it makes a checkpoint, or begins a segment, and then the machine restarts",
+    sees="nothing",
+    loses="stores under way",
+    heals="by itself, at the next start",
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("step", ["checkpoint written", "checkpoint in place", "claimed", "trailers written"])
+def test_a_kill_and_a_restart(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "store"
+
+    async def live() -> None:
+        files = DeadlyFiles(step, 1)
+        tier = await opened(path, capacity_bytes=16 * MIB, files=files)
+        for first in range(1000, 1400, 40):
+            await tier.store(keys_of(first, 40), filled(keys_of(first, 40)))
+        await tier.close()
+
+    async def before() -> None:
+        tier = await opened(path, capacity_bytes=16 * MIB)
+        await stored(tier, OLD)
+        await tier.close()
+
+    async def after() -> None:
+        tier = await opened(path, capacity_bytes=16 * MIB, files=AnotherBoot())
+        await tier._keeper.caught_up()
+        assert await right(tier, OLD) == OLD
+        await stored(tier, NEW)
+        await tier.close()
+
+    assert in_child(before) == 0
+    assert in_child(live) == -signal.SIGKILL
+    damage.lose_memory(path)
+    assert in_child(after) == 0

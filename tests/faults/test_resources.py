@@ -12,6 +12,7 @@ import pytest
 from faults import fault, in_child
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 from reader_slots import all_held, few_slots
+from store_process import StoreProcess
 
 from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
@@ -135,3 +136,22 @@ async def test_no_reader_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         await stored(tier, NEW)
     finally:
         await tier.close()
+
+
+@fault(
+    "no descriptors are left when a server starts",
+    sees="`TierUnavailable` that names what could not be opened",
+    loses="nothing; the index is not taken to be damaged",
+    heals="with a higher limit (RLIMIT_NOFILE)",
+)
+async def test_no_descriptors_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    tier = await opened(path, capacity_bytes=8 * MIB)
+    await stored(tier, OLD)
+    await tier.close()
+    for limit in (8, 10, 12, 14):
+        with StoreProcess(path, within=("prlimit", f"--nofile={limit}:{limit}")) as server:
+            assert "damaged" not in server.greeting
+    tier = await opened(path, capacity_bytes=8 * MIB)
+    assert await right(tier, OLD) == OLD
+    await tier.close()

@@ -68,6 +68,25 @@ class UnsyncedFiles(Files):
         return lost
 
 
+class WatchedFiles(UnsyncedFiles):
+    """Takes note of how many writes were not synced when a segment was about to be free.
+
+    Headers do not count: some task may just make a segment ready, in which nothing lies yet.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsynced_then: list[int] = []
+
+    def reached(self, step: str) -> None:
+        if step == "emptied":
+            with self._lock:
+                of_chunks = [
+                    write for write in self._unsynced if write.path.endswith(".seg") and write.offset
+                ]
+            self.unsynced_then.append(len(of_chunks))
+
+
 def _path_of(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 

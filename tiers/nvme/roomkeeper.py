@@ -58,7 +58,7 @@ class RoomKeeper:
         self._changed = False
         why: Failure | None = Failure.IO_ERROR
         try:
-            self._index.free_dead_readers()
+            await self._lanes.upkeep(self._index.free_dead_readers)
             await self._shrink()
             why = await self._loosen_index() or await self._prepare()
         except IndexFull:

@@ -48,7 +48,11 @@ logger = logging.getLogger(__name__)
 
 ALL_WAIT_S = 30.0  # for one drive, once all others are through: longer than a drive that works ever takes
 # How the drives' gauges become the tier's.
-MEANS: Mapping[str, Callable[[Iterable[int]], int]] = {"useful_bytes": sum, "breaker_state": max}
+MEANS: Mapping[str, Callable[[Iterable[int]], int]] = {
+    "useful_bytes": sum,
+    "durability_period_s": max,
+    "breaker_state": max,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,12 @@ from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
 from .failures import FailureLog
 from .index.errors import IndexStarved
-from .index.ledger import Ledger
 from .index.memory import SHARED_MEMORY
-from .index.order import record_removal
+from .index.order import removed
 from .index.records import Extent, Namespace
-from .index.transaction import Transaction
 from .io.files import Files
 from .io.lanes import Lanes
+from .io.refusal import failure_of
 from .keeper import Keeper
 from .loader import Loader
 from .log.chunks import Live, Target
@@ -178,10 +177,11 @@ class NvmeTier:
                 return
             digest, checksum = self._view.digest, self._view.checksum
             requested = reason is RemoveReason.REQUESTED
-            forget = partial(_forget, digest, keys, requested)
-            scope, gone, order = await self._lanes.index(partial(self._index.write, forget))
-            if gone and requested:
-                await self._appender.append_removals(Target(digest, scope, checksum), gone, order)
+            keys = tuple(dict.fromkeys(keys))
+            forget = partial(removed, digest, keys, requested)
+            scope, order = await self._lanes.index(partial(self._index.write, forget))
+            if order:
+                await self._appender.append_removals(Target(digest, scope, checksum), keys, order)
 
     async def flush(self) -> None:
         """Return when everything stored so far would survive a power loss.
@@ -217,8 +217,17 @@ class NvmeTier:
             self._view.enter(after)
             self._loader.follow()
             self._outdated = before  # until the index knows it, also where this call fails
+            change = partial(self._lanes.index, partial(invalidate, self._store, before, after))
             try:
-                await self._lanes.index(partial(invalidate, self._store, before, after))
+                try:
+                    await change()
+                except OSError as error:
+                    if failure_of(error) is not Failure.NO_SPACE:
+                        raise
+                    # No segment could be spared: but one that is ready can, or one that is full, once sealed.
+                    if not await self._ahead.give_one_back():
+                        await self._durability.round()
+                    await change()
             except OSError as error:
                 raise TierError(self.name, f"older chunks could not be put out of sight: {error}") from error
             self._outdated = None
@@ -239,7 +248,10 @@ class NvmeTier:
         for part in (self._durability, self._ahead, self._appender, self._upkeep):
             counters["io_errors"] += part.io_errors
         namespace = self._last_record or self._view.record()
-        gauges = {"useful_bytes": namespace.useful_bytes}
+        gauges = {
+            "useful_bytes": namespace.useful_bytes,
+            "durability_period_s": round(self._durability.period_s),
+        }
         used_bytes = self._upkeep.used_bytes
         return TierStats(namespace.chunks, used_bytes, self._capacity_bytes, counters, gauges)
 
@@ -368,30 +380,6 @@ async def _opened(lanes: Lanes, open_it: Callable[[], Store], identity: Identity
         raise
     (store,) = stores
     return store
-
-
-def _forget(
-    digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction
-) -> tuple[int, list[ChunkKey], int]:
-    """Drop the keys' extents.
-
-    Returns:
-        The scope in force, the keys that were, or may have been, there, and the removal's order.
-    """
-    namespace = txn.namespace(digest)
-    scope, gone = namespace.scope if namespace else 0, []
-    unread = txn.newest_unread() is not None  # what is not found yet may lie in there
-    ledger = Ledger(txn)
-    for key in dict.fromkeys(keys):
-        extent = ledger.extent(scope, key)
-        if extent is not None:
-            ledger.forget(scope, key, extent)
-        if extent is not None or unread:
-            gone.append(key)
-    ledger.close()
-    if not gone or not requested:
-        return scope, gone, 0
-    return scope, gone, record_removal(txn, scope, gone)
 
 
 def _first(_key: ChunkKey, place: Extent, now: Extent | None) -> Extent | None:

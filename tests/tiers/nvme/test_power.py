@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
-from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles
+from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles, WatchedFiles
 from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure, RemoveReason
@@ -125,18 +125,6 @@ async def test_a_removal_stays_one_after_a_power_loss(tmp_path: Path) -> None:
     after = await opened(tmp_path / "after", files=AnotherBoot())
     assert await right(after, keys_of(0, 8)) == keys_of(0, 2) + keys_of(3, 1) + keys_of(5, 3)
     await after.close()
-
-
-class WatchedFiles(UnsyncedFiles):
-    """Takes note of how many writes were not synced when a segment was given up for new ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unsynced_then: list[int] = []
-
-    def reached(self, step: str) -> None:
-        if step == "emptied":
-            self.unsynced_then.append(sum(write.path.endswith(".seg") for write in self._unsynced))
 
 
 async def test_a_chunk_that_is_carried_is_durable_before_its_old_place_is_given_up(tmp_path: Path) -> None:

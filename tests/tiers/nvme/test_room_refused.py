@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from loop_rig import drive
+from loop_rig import MAKE, drive
 from mounts import run
 from nvme_rig import MIB, filled, keys_of, opened, stored
 
@@ -110,3 +110,32 @@ async def test_the_cap_holds_where_files_take_more_than_their_length(tmp_path: P
     finally:
         run("umount", "--lazy", point)
     assert used_bytes <= CAPACITY_BYTES
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [("xfs", "-f", "-b", "size=65536"), ("ext4", "-F", "-O", "bigalloc", "-C", "65536")],
+    ids=lambda options: str(options[0]),
+)
+async def test_the_cap_holds_where_small_files_take_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """There are many namespaces, and each has a file of 64 KiB."""
+    kind, *more = options
+    monkeypatch.setitem(MAKE, kind, [f"mkfs.{kind}", "-q", *more])
+    with drive(kind, tmp_path, 400 * MIB) as made:
+        path, worst_bytes = made.point / "store", 0
+        tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
+        for start in range(0, 1200, 40):
+            await stored(tier, keys_of(start, 40))
+        for number in range(40):
+            identity = Identity({"model": f"m{number}"})
+            other = await opened(path, capacity_bytes=CAPACITY_BYTES, identity=identity)
+            await other.store(keys_of(0, 2), filled(keys_of(0, 2)))
+            await other.close()
+            await tier._upkeep.once()
+            worst_bytes = max(worst_bytes, allocated_bytes(path))
+        await tier.close()
+    assert worst_bytes <= CAPACITY_BYTES

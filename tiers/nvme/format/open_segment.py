@@ -61,10 +61,6 @@ class OpenSegment:
         self.writers += 1
         return placement
 
-    def hold(self) -> None:
-        """Keep the segment from being sealed until `complete` is called once more."""
-        self.writers += 1
-
     def complete(self, table: bytes | None) -> None:
         """End one placement: its batch is written and named by `table`, or given up where that is None."""
         assert self.writers > 0, "each placement is completed once"

@@ -33,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,9 @@ FULL_WAITS = 20  # a reader that is slower has stopped; stores then fail until i
 
 # What the system says where it lacks something; LMDB passes on the text alone. The index is as good as ever.
 _LACKS = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN))
+
+# A record of another size, or sums that fit in none, are what a torn or stale page looks like.
+_DAMAGE = (lmdb.Error, struct.error, IndexDamaged)
 
 
 class _MapFull(IndexFull):
@@ -180,17 +184,9 @@ class Index:
         try:
             self._env.copyfd(fd, compact=True)
         except lmdb.Error as error:  # LMDB does not say which of the two files failed it
+            self.damaged |= isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError))
             code = errno.ENOSPC if isinstance(error, lmdb.DiskError) else errno.EIO
             raise OSError(code, f"the copy failed: {error}") from error
-
-    def sync(self) -> None:
-        """Make every commit durable.
-
-        Raises:
-            IndexDamaged: the device refused.
-        """
-        with self._mapped():
-            self._env.sync(True)
 
     def close(self) -> None:
         """Give the index back; idempotent."""
@@ -393,10 +389,11 @@ class _Mapped:
             raise IndexStarved("nvme", f"the index cannot be opened: {error}") from error
         if isinstance(error, lmdb.DiskError):
             raise IndexFull("nvme", f"there is no room for the index: {error}") from error
-        if isinstance(error, lmdb.Error):
+        if isinstance(error, _DAMAGE):
             if self._index is not None:
                 self._index.damaged = True
-            raise IndexDamaged("nvme", f"the index cannot be used: {error}") from error
+            if not isinstance(error, IndexDamaged):
+                raise IndexDamaged("nvme", f"the index cannot be used: {error}") from error
 
 
 _MAPPED = _Mapped()

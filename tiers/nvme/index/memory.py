@@ -211,8 +211,3 @@ def refuse_limited(
                 group.limit_bytes,
                 fix,
             )
-
-
-def free_bytes(path: Path) -> int:
-    state = os.statvfs(path)
-    return state.f_bavail * state.f_frsize

@@ -13,10 +13,11 @@ those of two processes may differ, so the index keeps the highest order that was
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ...base import ChunkKey
+from .ledger import Ledger
 from .records import Removal
 from .transaction import Transaction
 
@@ -50,6 +51,27 @@ def record_removal(txn: Transaction, scope: int, keys: Iterable[ChunkKey]) -> in
     for key in keys:
         txn.put_removal(scope, key, Removal(order, opened))
     return order
+
+
+def removed(digest: bytes, keys: Sequence[ChunkKey], requested: bool, txn: Transaction) -> tuple[int, int]:
+    """Drop the keys' extents in this transaction.
+
+    A removal on request is of every key, there or not: the log may have a chunk that the index lacks, because
+    it is not read yet, or its writer died before the commit, or another one had stored it first.
+
+    Returns:
+        The scope in force, and the order of the removals, 0 where there are none to be written.
+    """
+    namespace = txn.namespace(digest)
+    if namespace is None:
+        return 0, 0
+    scope, ledger = namespace.scope, Ledger(txn)
+    for key in keys:
+        extent = ledger.extent(scope, key)
+        if extent is not None:
+            ledger.forget(scope, key, extent)
+    ledger.close()
+    return scope, record_removal(txn, scope, keys) if requested else 0
 
 
 def is_outdated(txn: Transaction, order: int) -> bool:

@@ -7,6 +7,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from .errors import IndexDamaged
+
 READERS_MAX = 512  # reader slots over all processes: threads that look up at the same moment
 READER_BYTES = 64  # of one slot in the lock file
 LOCK_FILE_BYTES = 9 * 4096  # of all slots and what stands before them; LMDB uses what is over for more slots
@@ -138,5 +140,13 @@ def _whole_pages(size_bytes: int, page: int) -> int:
 
 
 def decode_segment(raw: bytes) -> Segment:
+    """The record in `raw`.
+
+    Raises:
+        IndexDamaged: it is in no state that there is.
+    """
     state, *rest = SEGMENT.unpack(raw)
-    return Segment(SegmentState(state), *rest)
+    try:
+        return Segment(SegmentState(state), *rest)
+    except ValueError as error:
+        raise IndexDamaged("nvme", f"the index cannot be used: {error}") from error

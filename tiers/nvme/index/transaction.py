@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from ...base import ChunkKey
+from .errors import IndexDamaged
 from .records import (
     AGE,
     EXTENT,
@@ -140,7 +141,8 @@ class Transaction:
         """The segments of these states by number, the oldest first; not while writing."""
         for _, number in heapq.merge(*(self._ages_in(state) for state in states)):
             segment = self.segment(number)
-            assert segment is not None, "the order of age is of segments that are there"
+            if segment is None:
+                raise IndexDamaged("nvme", f"the index has an age of segment {number}, and no record")
             yield number, segment
 
     def oldest_opened(self, *, other_than: int) -> int | None:

@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...base import Buffer
@@ -105,20 +106,25 @@ class Files:
     def write_small(self, path: Path, data: bytes) -> None:
         """Replace a small file as a whole and make it durable."""
         draft = path.with_name(path.name + ".new")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        draft.rename(path)
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                write_whole(fd, data, 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            draft.rename(path)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink()  # where there is no room, it takes some
+            raise
         self.sync_directory(path.parent)
 
     def overwrite_small(self, path: Path, data: bytes) -> None:
         """Write over the beginning of a file that is there, durably: it takes no room on a full drive."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.pwrite(fd, data, 0)
+            write_whole(fd, data, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -149,6 +155,18 @@ class Files:
 
     def unlock(self, fd: int, byte: int) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+
+def write_whole(fd: int, data: bytes, offset: int) -> None:
+    """Write all of it, where one call takes only a part: at the end of a drive's room, or of a file's limit.
+
+    Raises:
+        OSError: the file system refused; a part may be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def allocated_bytes(root: Path) -> int:

@@ -154,12 +154,16 @@ class Ahead:
             why = failure_of(refused[0][1]) if refused else None
             for segment, error in refused:
                 self._failed(f"segment {segment.name.segment} cannot be synced: {error}")
-                await self._lanes.upkeep(partial(self._log.put_away, segment))
-        except (OSError, TierError) as error:
-            self._failed(f"segments cannot be made ready: {error}")
+                await self._put_away(segment)
         finally:
             self._coming -= len(claimed)
             self.settle(why)
+
+    async def _put_away(self, segment: OpenSegment) -> None:
+        try:
+            await self._lanes.upkeep(partial(self._log.put_away, segment))
+        except (OSError, TierError) as error:  # its claim is given up all the same; and now the others
+            self._failed(f"segment {segment.name.segment} is left open: {error}")
 
     def _failed(self, message: str) -> None:
         self.io_errors += 1

@@ -19,12 +19,13 @@ class Target(NamedTuple):
 
 
 class Live(NamedTuple):
-    """A chunk in a segment that is being reclaimed."""
+    """A chunk in a segment that is being reclaimed; `found` unless its epoch is over."""
 
     namespace: bytes
     scope: int
     key: ChunkKey
     extent: Extent
+    found: bool = True
 
 
 class Removals(NamedTuple):

@@ -32,7 +32,7 @@ from ..index.transaction import Transaction
 from ..io.refusal import NOT_OF_THE_FILE, failure_of
 from .events import Events
 from .room import SEGMENT_TAKES, Room, is_free
-from .segments import READERS_BYTE, Segments
+from .segments import READERS_BYTE, Segments, sync_open
 from .victim import Victims
 
 CLAIM_TRIES_MAX = 4  # bad segments one after the other: then it is the drive
@@ -277,13 +277,7 @@ class Log:
         Raises:
             OSError, TierError: some of it may not be.
         """
-        with self._index.read() as txn:
-            numbers = [number for number, _ in txn.by_age(SegmentState.OPEN)]
-        for number in numbers:
-            if number not in own:
-                with self._segments.opened(number) as file:
-                    if file is not None:  # else its chunks are gone, and whoever loads one will notice
-                        self._files.sync_data(file.fd)
+        sync_open(self._segments, self._index, own)
 
 
 def is_open(segment: Segment | None, name: SegmentName) -> bool:

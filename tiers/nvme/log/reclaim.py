@@ -229,7 +229,7 @@ def _put_back(moves: Sequence[_Move], txn: Transaction) -> None:
 
 
 def _used(lives: Iterable[Live]) -> Iterator[Live]:
-    return (live for live in lives if live.extent.read_since)
+    return (live for live in lives if live.found and live.extent.read_since)
 
 
 def _by_hits(live: Live) -> tuple[int, int]:

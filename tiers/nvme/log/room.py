@@ -8,12 +8,14 @@ from itertools import islice
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
+from ..io.blocks import BLOCK_BYTES
 from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
 INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
 SEGMENT_TAKES = "segment_takes"  # a number: the most bytes that a segment file was seen to take
+SMALL_TAKES = "small_takes"  # likewise of a namespace's file; 0 until a server has looked
 KEPT_BYTES = "kept_bytes"  # a number: in segment files without a record that are not ours to remove
 CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
 CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
@@ -36,9 +38,8 @@ class Room:
         capacity_bytes = max(0, txn.number("capacity_bytes") - txn.number(KEPT_BYTES))
         reserve_bytes = txn.number("reserve_bytes")
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
-        return Budget(
-            capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes, txn.number(SEGMENT_TAKES)
-        )
+        takes = txn.number(SEGMENT_TAKES), max(BLOCK_BYTES, txn.number(SMALL_TAKES))
+        return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes, *takes)
 
     def plan(self) -> Plan:
         """What this process should keep ready."""

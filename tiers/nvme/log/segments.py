@@ -10,11 +10,13 @@ killed process gives up both.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..format.codec import SegmentName
 from ..format.segment_file import SegmentFile
+from ..index.environment import Index
+from ..index.records import SegmentState
 from ..io.files import Files
 from .budget import Facts
 
@@ -151,3 +153,17 @@ class Segments:
     def free_bytes(self) -> int:
         """Bytes that are free on the file system of the store."""
         return self.files.free_bytes(self._root)
+
+
+def sync_open(segments: Segments, index: Index, other_than: Collection[int] = ()) -> None:
+    """Make durable what is in all open segments but these; what is sealed was synced before.
+
+    Raises:
+        OSError, TierError: some of it may not be.
+    """
+    with index.read() as txn:
+        numbers = [number for number, _ in txn.by_age(SegmentState.OPEN) if number not in other_than]
+    for number in numbers:
+        with segments.opened(number) as file:
+            if file is not None:  # else its chunks are gone, and whoever loads one will notice
+                segments.files.sync_data(file.fd)

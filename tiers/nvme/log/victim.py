@@ -17,7 +17,7 @@ from ..index.transaction import Transaction
 from .chunks import Live, Removals
 from .events import Events
 from .room import Room
-from .segments import Segments
+from .segments import Segments, sync_open
 
 FREE, OPEN, SEALED, RECLAIMING = SegmentState
 
@@ -26,7 +26,7 @@ FORGET_STEP_PAGES = 32  # one entry per so many pages of the index: a step must 
 
 
 class Victim(NamedTuple):
-    """A segment being emptied; `file` is None where its file is gone."""
+    """A segment being emptied: its record from before, and its file, None where that is gone."""
 
     number: int
     segment: Segment
@@ -78,12 +78,12 @@ class Victims:
             if fd is not None:
                 undo.callback(self._segments.files.close, fd)
             has_file = fd is not None
-            chosen = self._index.write(lambda txn: _condemn(txn, number, generation, has_file=has_file))
-            if chosen is None:
+            before = self._index.write(lambda txn: _condemn(txn, number, generation, has_file=has_file))
+            if before is None:
                 return None
             undo.pop_all()
         file = None if fd is None else self._segments.file(fd, number, generation)
-        return Victim(number, chosen, file, ())
+        return Victim(number, before, file, ())
 
     def _contents(self, file: SegmentFile) -> tuple[tuple[Live, ...], tuple[Removals, ...]]:
         batches = file.read_trailer()
@@ -104,6 +104,9 @@ class Victims:
                 with self._index.read() as txn:
                     rest = [(scope, key) for scope, key, extent in txn.extents() if _lies_in(extent, name)]
                 forgotten += self._forget(name, rest)
+            if victim.segment.state is RECLAIMING:
+                # Whoever began may have carried chunks and ended before they were durable in their new place.
+                sync_open(self._segments, self._index)
             self._segments.files.reached("emptied")
             self._index.write(lambda txn: self._free(txn, victim))
         finally:
@@ -146,9 +149,8 @@ def _condemn(txn: Transaction, number: int, generation: int, *, has_file: bool) 
         if not has_file:
             txn.drop_segment(number)
         return None
-    chosen = segment._replace(state=RECLAIMING)
-    txn.put_segment(number, chosen)
-    return chosen
+    txn.put_segment(number, segment._replace(state=RECLAIMING))
+    return segment
 
 
 def _lies_in(extent: Extent, name: SegmentName) -> bool:
@@ -156,11 +158,12 @@ def _lies_in(extent: Extent, name: SegmentName) -> bool:
 
 
 def _live(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iterator[Live]:
+    scopes = {namespace.scope for namespace in txn.namespaces().values()}
     for batch in batches:
         for entry in batch.entries:
             extent = txn.extent(batch.scope, entry.key)
             if extent is not None and _lies_in(extent, name):
-                yield Live(batch.namespace, batch.scope, entry.key, extent)
+                yield Live(batch.namespace, batch.scope, entry.key, extent, batch.scope in scopes)
 
 
 def _removals(txn: Transaction, name: SegmentName, batches: Sequence[Batch]) -> Iterator[Removals]:

@@ -27,14 +27,14 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from ...errors import TierError
 from ..format.checksum import block_checksum
 from ..index.environment import Index
-from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
+from ..io.files import write_whole
 from ..log.room import Room
+from ..log.segments import sync_open
 from .directory import CHECKPOINT_BYTE, StoreDirectory
 from .frame import PASSING
 
@@ -145,9 +145,9 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
             return None
         checksum = _poured(copy, fd, size_bytes, directory.step)
         assert checksum is not None, "nobody else has the copy"
-        _sync_open_segments(directory, index)
+        sync_open(directory.segments, index)  # what the copy names
         footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
-        os.pwrite(fd, footer.encode(), size_bytes)
+        write_whole(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")
         directory.refuse_gone()
@@ -190,17 +190,6 @@ def _draft(directory: StoreDirectory, draft: Path) -> Iterator[int]:
             directory.files.unlink(draft)
 
 
-def _sync_open_segments(directory: StoreDirectory, index: Index) -> None:
-    """Make durable what the copy names: what is sealed was synced before."""
-    with index.read() as txn:
-        segments = txn.segments().items()
-    for number, segment in segments:
-        if segment.state is SegmentState.OPEN:
-            with directory.segments.opened(number) as file:
-                if file is not None:
-                    directory.files.sync_data(file.fd)
-
-
 def _footer(fd: int, store: bytes) -> Footer | None:
     size_bytes = os.fstat(fd).st_size
     if size_bytes < BLOCK_BYTES:
@@ -218,8 +207,7 @@ def _poured(source: int, target: int, size_bytes: int, step: Callable[[], None])
         if not data:
             return None
         checksum = crc32c(data, checksum)
-        if os.pwrite(target, data, offset) != len(data):
-            raise TierError("nvme", "there is no room for a copy of the index")
+        write_whole(target, data, offset)
         offset += len(data)
         if offset % (64 * STEP_BYTES) == 0:
             step()

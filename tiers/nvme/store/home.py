@@ -144,7 +144,7 @@ def leave_alone(directory: StoreDirectory, index: Index) -> None:
     checkpoint = _last_checkpoint(directory, index) if directory.is_there() else ""
     index.close()
     if directory.is_there():
-        mark = replace(mark, closed=True, checkpoint=checkpoint)
+        mark = replace(mark, closed=True, checkpoint=checkpoint, distrusted=index.damaged)
         write_mark(directory.files, directory.root, mark)
         if checkpoint:
             memory.remove(home.path)
@@ -213,6 +213,8 @@ def _left_index(directory: StoreDirectory, mark: Mark, sizes: Sizes) -> Index:
 
 def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index:
     before = read_mark(directory.root)
+    if before is not None and before.distrusted:
+        directory.files.unlink(directory.checkpoint_path)  # it may have been made of what was damaged
     home = memory.make(directory.home_path, sizes.shared_bytes, directory.root)
     mark = _mark(directory, home, secrets.randbits(_MADE_BITS) + 1)
     with contextlib.ExitStack() as undo:
@@ -221,22 +223,43 @@ def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index
         write_mark(directory.files, directory.root, mark)
         footer = restore_checkpoint(directory, home.path / DATA)
         directory.files.reached("index restored")
+        name = footer.name if footer is not None else ""
+        is_current = before is not None and name != "" and before.checkpoint == name
         try:
-            index = Index.open(home.path, sizes.map_bytes, alone=True)
+            index = _framed(directory, home, sizes, mark, name, is_current=is_current, tidy=tidy)
         except IndexDamaged as error:  # its checksum was right: it was made so
+            if not name:
+                raise
             logger.warning("%s; the checkpoint of %s is of no use", error, directory.root)
+            directory.files.unlink(directory.checkpoint_path)
             os.truncate(home.path / DATA, 0)
-            footer, index = None, Index.open(home.path, sizes.map_bytes, alone=True)
+            index = _framed(directory, home, sizes, mark, "", is_current=False, tidy=tidy)
+        directory.home = home
+        undo.pop_all()
+    return index
+
+
+def _framed(
+    directory: StoreDirectory,
+    home: memory.Home,
+    sizes: Sizes,
+    mark: Mark,
+    checkpoint: str,
+    *,
+    is_current: bool,
+    tidy: bool,
+) -> Index:
+    """Open what a checkpoint has left there, or nothing, and bring it up to what the drive says."""
+    index = Index.open(home.path, sizes.map_bytes, alone=True)
+    with contextlib.ExitStack() as undo:
         undo.callback(index.close)
         restored = _last_commit(index)
-        is_current = before is not None and footer is not None and before.checkpoint == footer.name
         frame(directory, index, is_current=is_current, tidy=tidy)
         is_unchanged = _last_commit(index) == restored
         directory.files.reached("index framed")
         index.write(lambda txn: _finish(txn, directory.facts.store, mark.made))
-        if footer is not None and is_unchanged:
-            directory.restored = (footer.name, _last_commit(index))
-        directory.home = home
+        if checkpoint and is_unchanged:
+            directory.restored = (checkpoint, _last_commit(index))
         undo.pop_all()
     return index
 

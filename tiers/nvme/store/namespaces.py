@@ -116,6 +116,11 @@ class Namespaces:
                 found[bytes.fromhex(path.stem)] = namespace
         return found
 
+    def taken_bytes(self) -> int:
+        """The most that one of the files takes, as `du` counts."""
+        states = (path.stat() for path in self._folder.glob("*.json"))
+        return max((state.st_blocks * 512 for state in states), default=0)
+
     def compared(self, identity: Identity) -> NamespaceFile | None:
         """Read what is on the drive under this identity's digest, None where nothing is yet.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 from ...base import ChunkKey
 from ...errors import TierError, TierUnavailable
@@ -22,6 +23,7 @@ from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
+from ..log.room import SMALL_TAKES
 from .catchup import CatchUp
 from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .facts import FACTS
@@ -72,6 +74,23 @@ def open_store(
         TierUnavailable: the store cannot be used; the message says why.
         IdentityMismatch: the namespace on the drive names other fields.
     """
+    opened = partial(
+        _opened, files, root, Budget(capacity_bytes, reserve_bytes, 0, chunk_bytes), identity, place
+    )
+    try:
+        return opened()
+    except IndexDamaged as error:
+        logger.warning("%s; %s is opened with a new one", error, root)
+    try:
+        return opened()  # who was alone has noted the damage, and makes the index anew
+    except IndexDamaged as error:
+        message = f"{root} is in use, and its index is damaged ({error}); stop those who use it"
+        raise TierUnavailable("nvme", message) from error
+
+
+def _opened(files: Files, root: Path, wanted: Budget, identity: Identity, place: Path) -> Store:
+    """`wanted` has no size of segments yet: that is the store's."""
+    capacity_bytes, chunk_bytes = wanted.capacity_bytes, wanted.chunk_bytes
     refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
     directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes), place)
     with contextlib.ExitStack() as undo:
@@ -92,7 +111,7 @@ def open_store(
                 store.index,
                 partial(open_namespace, directory, store.index, identity),
             )
-            budget = Budget(capacity_bytes, reserve_bytes, directory.facts.segment_bytes, chunk_bytes)
+            budget = wanted._replace(segment_bytes=directory.facts.segment_bytes)
             _set_cap(directory, store.index, budget)
             remove_orphans(directory, store.index)
             if directory.alone:
@@ -178,7 +197,7 @@ def _with_index(
 ) -> Store:
     index = open_alone() if directory.alone else join_index(directory)
     store = Store(directory, index, CatchUp(directory, index))
-    undo.callback(_leave_unopened, store)
+    undo.push(partial(_leave_unopened, store))
     return store
 
 
@@ -209,9 +228,15 @@ def close_store(store: Store, identity: Identity | None = None) -> None:
         directory.close()
 
 
-def _leave_unopened(store: Store) -> None:
-    """Leave the index of an open that fails; the error that made it fail is the one to raise."""
+def _leave_unopened(
+    store: Store, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Leave the index of an open that fails; the error that made it fail is the one to raise.
+
+    One that nobody foresaw may come of damage, so the next open trusts the index no more.
+    """
     with contextlib.suppress(OSError, TierError):
+        store.index.damaged |= isinstance(error, Exception) and not isinstance(error, (OSError, TierError))
         store.catch_up.close()
         if store.directory.alone:
             leave_alone(store.directory, store.index)
@@ -273,6 +298,7 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
 def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
     """Set the cap for all who use the store."""
     wanted = {
+        SMALL_TAKES: directory.namespaces.taken_bytes(),
         "capacity_bytes": budget.capacity_bytes,
         "reserve_bytes": budget.reserve_bytes,
         "chunk_bytes": budget.chunk_bytes,

@@ -68,7 +68,7 @@ def test_a_batch_given_up_leaves_a_hole_and_no_line(file: SegmentFile) -> None:
     segment.complete(None)
     assert segment.batches == []
     assert not segment.unsynced
-    segment.hold()
+    segment.place(KEYS, [1, 1, 1])
     segment.complete(b"table")
     assert segment.unsynced
 

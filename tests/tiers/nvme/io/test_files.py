@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from faults import in_child
 
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
 
@@ -15,6 +19,23 @@ def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     FILES.write_small(tmp_path / "small", b"two")
     assert (tmp_path / "small").read_bytes() == b"two"
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_small_file_that_is_written_in_part_is_refused(tmp_path: Path, overwritten: bool) -> None:
+    """A call may write a part, at the end of a drive's room or of a limit; what is there then stays."""
+    path, before = tmp_path / "small", b"one" * 2000
+
+    async def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="too large"):
+            (FILES.overwrite_small if overwritten else FILES.write_small)(path, b"two" * 2000)
+
+    FILES.write_small(path, before)
+    assert in_child(write) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    if not overwritten:
+        assert path.read_bytes() == before
 
 
 def test_allocated_bytes_are_those_of_du(tmp_path: Path) -> None:

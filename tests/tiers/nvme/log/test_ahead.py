@@ -14,9 +14,10 @@ from faulty_files import RefusingFiles
 from nvme_rig import CHUNK_BYTES, KIB, MIB, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure
-from kvtier.tiers.nvme.index.environment import IndexFull
+from kvtier.tiers.nvme.index.environment import IndexBusy, IndexFull
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log import ahead as module
+from kvtier.tiers.nvme.log import lifecycle
 from kvtier.tiers.nvme.log.room import Room
 from kvtier.tiers.nvme.tier import NvmeTier
 
@@ -149,6 +150,29 @@ async def test_a_header_that_cannot_be_synced_is_no_segment_to_write_to(tmp_path
     await ready(tier)  # others were on their way while the drive refused
     await stored(tier, keys)
     await tier.close()
+
+
+async def test_segments_that_can_neither_be_synced_nor_recorded_are_claimed_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RefusingFiles()
+    tier = await opened(tmp_path / "store", files=files)
+    await ready(tier)
+    await tier._ahead.close()
+    await tier._keeper.stop()
+    files.syncs = errno.EIO
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "_leave_to_reclaim", held_by_another)
+        assert await tier._ahead.prepare(3) == 3
+        await tier._ahead.finished()
+    assert tier._log.room.own == set()
+    files.syncs = 0
+    await stored(tier, keys_of(0, 4))
+    await tier.close()
+
+
+def held_by_another(*_: object) -> bool:
+    raise IndexBusy("nvme", "another process holds the index")
 
 
 async def test_what_the_index_has_no_room_for_is_not_written_and_evicts_nothing(

@@ -77,6 +77,8 @@ async def test_the_period_follows_from_what_a_round_costs(
     segment.unsynced = True
     assert await durability.round()
     assert durability.period_s == pytest.approx(period_s)
+    tier._durability.period_s = period_s
+    assert tier.stats().gauges["durability_period_s"] == period_s
     await durability.close()
     await tier.close()
 

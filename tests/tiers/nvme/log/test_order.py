@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import damage
 import pytest
+from crash_child import DeadlyFiles
+from faults import in_child
 from faulty_files import AnotherBoot, RefusingFiles
 from nvme_rig import CHUNK_BYTES, filled, keys_of, opened, right, stored
 
@@ -200,6 +203,27 @@ def removal_horizon(tier: NvmeTier, keys: list[ChunkKey]) -> int:
             batches = [batch for batch in file.sweep() if batch.removals]
         horizons += [entry.block for batch in batches for entry in batch.entries if entry.key in keys]
     return min(horizons)
+
+
+@pytest.mark.parametrize("unread", [False, True])
+async def test_a_removal_is_final_also_where_only_the_log_has_the_chunk(tmp_path: Path, unread: bool) -> None:
+    """Its writer was killed between the table and the commit: a later start from the log would find it."""
+    path, keys = tmp_path / "store", keys_of(0, 8)
+
+    async def die() -> None:
+        tier = await opened(path, files=DeadlyFiles("before commit", 1))
+        await tier.store(keys, filled(keys))
+
+    assert in_child(die) == -signal.SIGKILL
+    tier = await (rebuilt(path) if unread else opened(path))
+    assert tier.lookup(keys) == [unread] * len(keys)
+    await _remove(tier, keys)
+    await stored(tier, keys[:2])
+    await tier.flush()
+    await tier.close()
+    after = await rebuilt(path)
+    assert await right(after, keys) == keys[:2]
+    await after.close()
 
 
 async def test_stores_beside_removals_of_others_all_succeed(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
+import time
 from pathlib import Path
 
 import damage
@@ -41,6 +43,57 @@ async def test_a_checkpoint_is_made_once_enough_was_stored_or_time_has_gone_by(
     made = (path / "checkpoint").stat().st_ino
     work.round()
     assert (path / "checkpoint").stat().st_ino == made, "nothing came since"
+    await tier.close()
+
+
+@pytest.mark.parametrize("year", [2010, 2090])
+async def test_a_clock_that_was_wrong_puts_no_checkpoint_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    """One that was made while the clock was ahead is not the newest for years."""
+    path = tmp_path / "store"
+    tier = await opened(path, capacity_bytes=16 * MIB)
+    await tier._keeper.stop()
+    work, wrong_s = tier._keeper._chores, (year - 1970) * 365 * 86400
+    with monkeypatch.context() as patched:
+        patched.setattr("kvtier.tiers.nvme.store.checkpoint.now_s", lambda: wrong_s)
+        assert write_checkpoint(tier._store.directory, tier._index)
+    work.round()  # and has seen it
+    made = (path / "checkpoint").stat().st_ino
+    for first in range(100, 600, 50):
+        await stored(tier, keys_of(first, 50))
+    await tier._upkeep.once()
+    await tier._ahead.finished()
+    work.round()
+    assert (path / "checkpoint").stat().st_ino == made, "too soon"
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * chores.CHECKPOINT_PERIOD_S)
+    work.round()
+    assert (path / "checkpoint").stat().st_ino != made
+    await tier.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_checkpoint_that_is_written_in_part_leaves_the_one_before(tmp_path: Path) -> None:
+    """Its last block does not fit within a limit, or within the drive."""
+    path = tmp_path / "store"
+    tier = await opened(path, capacity_bytes=16 * MIB)
+    await stored(tier, keys_of(0, 200))
+    directory, index = tier._store.directory, tier._index
+    footer = write_checkpoint(directory, index)
+    assert footer is not None
+    again = write_checkpoint(directory, index)
+    assert again is not None
+    assert again.index_bytes == footer.index_bytes
+    resource_limit = again.index_bytes + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource_limit, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_checkpoint(directory, index)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint_footer(path / "checkpoint", directory.facts.store) == again
     await tier.close()
 
 
