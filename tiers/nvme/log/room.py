@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
+from ..io.refusal import LeftOut
 from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
@@ -86,8 +88,9 @@ class Room:
 
     def shrink(self) -> bool:
         """Remove one free segment's file; False where there is none that nobody reads."""
+        left_out = LeftOut(_say_nothing)
         for number, _ in self.oldest(SegmentState.FREE):
-            fd = self.lock_free(number)
+            fd = left_out.tried(partial(self.lock_free, number))
             if fd is not None:
                 try:
                     if self._is_free(number):  # and stays so: nobody opens it without the claim
@@ -112,6 +115,10 @@ class Room:
     def _is_free(self, number: int) -> bool:
         with self._index.read() as txn:
             return is_free(txn.segment(number))
+
+
+def _say_nothing(_: str) -> None:
+    """Whoever claims a segment tells what was left out."""
 
 
 def is_free(segment: Segment | None) -> bool:
