@@ -17,6 +17,7 @@ Its room belongs to the cap. A copy that is larger than its share is not kept: t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -27,13 +28,14 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from ...errors import TierError
 from ..format.checksum import block_checksum
 from ..index.environment import Index
+from ..index.errors import IndexFull
 from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
+from ..io.files import write_whole
 from ..log.room import Room
 from .directory import CHECKPOINT_BYTE, StoreDirectory
 from .frame import PASSING
@@ -96,6 +98,7 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     """Copy the checkpoint's index to `target`; None, and an empty file there, where there is no good one.
 
     Raises:
+        IndexFull: there is no room for the copy.
         OSError: the system has no descriptors or memory left; the checkpoint may be good.
     """
     try:
@@ -109,6 +112,8 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     except OSError as error:
         if error.errno in PASSING:
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the copy, since of the other it is only read
+            raise IndexFull("nvme", f"no room for {target}") from error
         logger.warning("nvme: the checkpoint of %s cannot be read: %s", directory.root, error)
         good = False
     else:
@@ -147,7 +152,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
         assert checksum is not None, "nobody else has the copy"
         _sync_open_segments(directory, index)
         footer = Footer(directory.facts.store, size_bytes, checksum, now_s(), chunks)
-        os.pwrite(fd, footer.encode(), size_bytes)
+        write_whole(fd, footer.encode(), size_bytes)
         files.sync_data(fd)
         files.reached("checkpoint written")
         directory.refuse_gone()
@@ -218,8 +223,7 @@ def _poured(source: int, target: int, size_bytes: int, step: Callable[[], None])
         if not data:
             return None
         checksum = crc32c(data, checksum)
-        if os.pwrite(target, data, offset) != len(data):
-            raise TierError("nvme", "there is no room for a copy of the index")
+        write_whole(target, data, offset)
         offset += len(data)
         if offset % (64 * STEP_BYTES) == 0:
             step()

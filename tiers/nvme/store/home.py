@@ -21,7 +21,7 @@ from ..index.environment import Index
 from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
 from ..index.transaction import Transaction
-from .checkpoint import checkpoint_footer, restore_checkpoint, write_checkpoint
+from .checkpoint import Footer, checkpoint_footer, restore_checkpoint, write_checkpoint
 from .directory import OutOfReach, StoreDirectory
 from .frame import frame
 from .mark import Mark, pid_namespace, read_mark, write_mark
@@ -56,7 +56,7 @@ def join_index(directory: StoreDirectory) -> Index:
         OutOfReach: it cannot be used from here; says why, and what to do.
     """
     mark, root = read_mark(directory.root), directory.root
-    if mark is None or (mark.lock_device, mark.lock_inode) != directory.lock_id:
+    if mark is None or not mark.is_of(directory.lock_id):
         raise OutOfReach(
             "nvme", f"{root} is in use, and nothing says where its index is; stop those who use it"
         )
@@ -181,7 +181,7 @@ def _own_mark(directory: StoreDirectory) -> Mark | None:
     mark = read_mark(directory.root)
     if mark is None or mark.boot != directory.files.boot_id():
         return None
-    return mark if (mark.lock_device, mark.lock_inode) == directory.lock_id else None
+    return mark if mark.is_of(directory.lock_id) else None
 
 
 def _is_trusted(directory: StoreDirectory, mark: Mark) -> bool:
@@ -229,7 +229,7 @@ def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index
             footer, index = None, Index.open(home.path, sizes.map_bytes, alone=True)
         undo.callback(index.close)
         restored = _last_commit(index)
-        is_current = before is not None and footer is not None and before.checkpoint == footer.name
+        is_current = footer is not None and is_last_of(before, directory, footer)
         frame(directory, index, is_current=is_current, tidy=tidy)
         is_unchanged = _last_commit(index) == restored
         directory.files.reached("index framed")
@@ -239,6 +239,14 @@ def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index
         directory.home = home
         undo.pop_all()
     return index
+
+
+def is_last_of(mark: Mark | None, directory: StoreDirectory, footer: Footer) -> bool:
+    """Whether nobody has used the store since the checkpoint.
+
+    A copy may have been made while servers used the store: its mark and checkpoint may be older than its log.
+    """
+    return mark is not None and mark.is_of(directory.lock_id) and mark.checkpoint == footer.name
 
 
 def _finish(txn: Transaction, store: bytes, made: int) -> None:

@@ -281,7 +281,8 @@ def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
         is_set = all(txn.number(name) == value for name, value in wanted.items())
     if not is_set:
         index.write(lambda txn: _set_numbers(txn, wanted))
-    with contextlib.suppress(TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
+    # Evidence that cannot be removed is no reason not to serve.
+    with contextlib.suppress(OSError, TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
         Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 
