@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mounts import run
 from nvme_rig import IDENTITY, keys_of, names, opened, right, stored
+from store_process import StoreProcess
 
 from kvtier.tiers.errors import TierUnavailable
 from kvtier.tiers.nvme.store.checkpoint import write_checkpoint
@@ -150,3 +151,35 @@ def strange_mount(tmp_path: Path) -> Iterator[Path]:
 async def test_a_mount_with_a_strange_name_is_in_nobodys_way(path: Path, strange_mount: Path) -> None:
     for place in (path, strange_mount / "store"):
         await make(place)
+
+
+@pytest.mark.parametrize("name", ["kvtier.json", "in-use"])
+async def test_what_a_cleaner_takes_from_a_store_in_use_is_written_again(path: Path, name: str) -> None:
+    tier = await opened(path)
+    try:
+        await stored(tier, KEYS)
+        await tier._keeper.stop()
+        (path / name).unlink()
+        work = tier._keeper._chores
+        work._look_due_s = 0.0
+        work.round()
+        with StoreProcess(path) as other:
+            assert other.greeting == "open"
+            other.end()
+    finally:
+        await tier.close()
+    tier = await opened(path)
+    assert await right(tier, KEYS) == KEYS
+    await tier.close()
+
+
+async def test_a_directory_that_was_removed_is_not_made_again(path: Path) -> None:
+    tier = await opened(path)
+    try:
+        await tier._keeper.stop()
+        shutil.rmtree(path)
+        tier._keeper._chores._look_due_s = 0.0
+        tier._keeper._chores.round()
+        assert names(path.parent) == []
+    finally:
+        await tier.close()

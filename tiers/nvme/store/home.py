@@ -22,9 +22,10 @@ from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
 from ..index.transaction import Transaction
 from .checkpoint import Footer, checkpoint_footer, restore_checkpoint, write_checkpoint
-from .directory import OutOfReach, StoreDirectory
+from .directory import NAMESPACES_BYTE, OutOfReach, StoreDirectory
+from .facts import FACTS, put_facts
 from .frame import frame
-from .mark import Mark, pid_namespace, read_mark, write_mark
+from .mark import IN_USE, Mark, pid_namespace, read_mark, write_mark
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,29 @@ def note_damage(directory: StoreDirectory) -> None:
     mark = _own_mark(directory)
     if mark is not None and not mark.distrusted and directory.is_there():
         write_mark(directory.files, directory.root, replace(mark, distrusted=True))
+
+
+def write_again(directory: StoreDirectory, index: Index) -> None:
+    """Write again what a cleaner of old files has taken: they are the oldest of all in a store that is used.
+
+    Without the facts nobody can open the store later, without the mark nobody can join those who use it.
+
+    Raises:
+        OSError, TierError: the next call tries again.
+    """
+    files, root, home = directory.files, directory.root, directory.home
+    if home is None or not directory.is_there():
+        return
+    if all((root / name).exists() for name in (FACTS, IN_USE)):
+        return
+    with directory.claimed(NAMESPACES_BYTE):
+        if not (root / FACTS).exists():
+            put_facts(files, root, directory.facts)
+        if not (root / IN_USE).exists():
+            with index.read() as txn:
+                mark = _mark(directory, home, txn.number(WHOLE))
+            write_mark(files, root, replace(mark, distrusted=index.damaged))
+    logger.warning("nvme: something removes files from %s while it is in use; they were written again", root)
 
 
 def home_place(directory: StoreDirectory) -> str:
