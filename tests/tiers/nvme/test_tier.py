@@ -13,7 +13,7 @@ from kvtier.tiers.base import Buffer, Failure, RemoveReason
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
 from kvtier.tiers.nvme.store.mark import read_mark
-from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.store.namespaces import Identity, NamespaceFile, Namespaces
 from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import TierContract, aligned_buffers
 
@@ -189,8 +189,8 @@ async def test_two_tiers_on_one_directory_share_their_chunks(path: Path, tier: N
 async def test_a_namespace_file_with_other_fields_is_refused_by_the_field(path: Path) -> None:
     tier = await opened(path)
     await tier.close()
-    file = next((path / "namespaces").iterdir())
-    file.write_text(file.read_text().replace("bfloat16", "float16"))
+    other = NamespaceFile(Identity({**IDENTITY.fields, "dtype": "float16"}), 1, 0)
+    Namespaces(Files(), path / "namespaces").write(IDENTITY.digest, other)  # as where one was copied
     with pytest.raises(IdentityMismatch, match="dtype is 'bfloat16' here and 'float16' there"):
         await opened(path)
 

@@ -9,6 +9,7 @@ from itertools import islice
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
+from ..io.blocks import BLOCK_BYTES
 from ..io.refusal import LeftOut
 from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
@@ -16,6 +17,7 @@ from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
 INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
 SEGMENT_TAKES = "segment_takes"  # a number: the most bytes that a segment file was seen to take
+UNIT_BYTES = "unit_bytes"  # a number: what the smallest file takes
 KEPT_BYTES = "kept_bytes"  # a number: in segment files without a record that are not ours to remove
 CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
 CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
@@ -39,7 +41,12 @@ class Room:
         reserve_bytes = txn.number("reserve_bytes")
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
         return Budget(
-            capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes, txn.number(SEGMENT_TAKES)
+            capacity_bytes,
+            reserve_bytes,
+            facts.segment_bytes,
+            chunk_bytes,
+            txn.number(SEGMENT_TAKES),
+            txn.number(UNIT_BYTES) or BLOCK_BYTES,
         )
 
     def plan(self) -> Plan:
