@@ -64,3 +64,9 @@ async def test_a_checkpoint_for_which_shared_memory_has_no_room_is_no_bad_one(tm
             restore_checkpoint(tier._store.directory, place / "copy")
     finally:
         await tier.close()
+
+
+def test_a_limit_on_files_that_the_index_exceeds_is_named(tmp_path: Path) -> None:
+    with StoreProcess(tmp_path / "store", within=within("ulimit -f 512")) as process:
+        assert process.greeting.endswith("File too large; raise RLIMIT_FSIZE (ulimit -f)")
+    assert not (tmp_path / "store").exists()

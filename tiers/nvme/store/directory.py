@@ -256,7 +256,8 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         kind = OutOfReach if error.errno == errno.EROFS else TierUnavailable
         where = error.filename or root  # which file of the store, or of its index, where the system says it
-        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}") from error
+        fix = "; raise RLIMIT_FSIZE (ulimit -f)" if error.errno == errno.EFBIG else ""
+        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}{fix}") from error
     except IndexBusy as error:
         message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
         raise TierUnavailable("nvme", message) from error
