@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..tiers import ConfigError
-from ..tiers.nvme.io.files import Files, allocated_bytes
+from ..tiers.nvme.io.files import Files, allocated_bytes, free_bytes
 from ..tiers.nvme.store.directory import StoreDirectory
 from ..tiers.nvme.volume.mounts import is_mount_point, mount_of
 from ..tiers.nvme.volume.probe import examined, existing
@@ -176,10 +176,10 @@ class _Room:
     @staticmethod
     def of(drive: DriveConfig) -> _Room:
         status = os.statvfs(existing(drive.path))
-        free_bytes = status.f_bavail * status.f_frsize
+        room_bytes = free_bytes(existing(drive.path))
         own_bytes = allocated_bytes(drive.path) if drive.path.exists() else 0
-        cap_bytes = min(drive.capacity_bytes, max(0, free_bytes + own_bytes - drive.reserve_bytes))
-        return _Room(status.f_blocks * status.f_frsize, free_bytes, cap_bytes)
+        cap_bytes = min(drive.capacity_bytes, max(0, room_bytes + own_bytes - drive.reserve_bytes))
+        return _Room(status.f_blocks * status.f_frsize, room_bytes, cap_bytes)
 
 
 def parsed_places(value: object) -> Path | tuple[DriveConfig, ...]:

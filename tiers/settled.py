@@ -24,3 +24,25 @@ async def settled(work: Awaitable[T], on_cancel: Callable[[], None] = lambda: No
         if not future.cancelled():
             future.exception()  # seen; the cancellation is what the caller gets
         raise
+
+
+async def happened(event: asyncio.Event) -> None:
+    """Wait for an event; when cancelled, wait for it all the same and only then pass the cancellation on.
+
+    No task of its own waits: a loop that ends would cancel that one, too.
+    """
+    cancelled = False
+    while not event.is_set():
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Wait for the end of a task; one that a loop has cancelled, because it ends itself, has ended well."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()

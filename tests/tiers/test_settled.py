@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from kvtier.tiers.settled import settled
+from kvtier.tiers.settled import happened, settled
 
 
 class Gated:
@@ -64,3 +64,18 @@ async def test_an_error_after_a_cancellation_stays_silent() -> None:
     work.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_an_event_is_waited_for_however_often_that_is_cancelled() -> None:
+    event = asyncio.Event()
+    task = asyncio.create_task(happened(event))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        for one in asyncio.all_tasks() - {asyncio.current_task()}:  # as a loop does that ends
+            one.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    event.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await happened(event)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from ..errors import TierError
+from ..settled import ended
 from .failures import FailureLog
 from .io.lanes import Lanes
 from .store.chores import Chores
@@ -31,7 +32,7 @@ class Keeper:
     async def stop(self) -> None:
         """End the task; what is half done is gone on with by whoever comes next."""
         self._stopping.set()
-        await self._task
+        await ended(self._task)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from ..settled import ended
+
 
 class Periodic:
     """Takes the step soon after `wake`, and otherwise once a period. One event loop.
@@ -34,7 +36,7 @@ class Periodic:
         """End the task, after the step under way."""
         self._stopping = True
         self._woken.set()
-        await self._task
+        await ended(self._task)
 
     async def _run(self) -> None:
         while not self._stopping:

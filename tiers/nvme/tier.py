@@ -24,6 +24,7 @@ from typing import Any
 
 from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ..errors import TierError
+from ..settled import happened
 from .failures import FailureLog
 from .index.errors import IndexStarved
 from .index.memory import SHARED_MEMORY
@@ -247,13 +248,13 @@ class NvmeTier:
         }
         for part in (self._durability, self._ahead, self._appender, self._upkeep):
             counters["io_errors"] += part.io_errors
-        namespace = self._last_record or self._view.record()
+        now = self._last_record or self._view.record()
         gauges = {
-            "useful_bytes": namespace.useful_bytes,
+            "useful_bytes": now.useful_bytes,
             "durability_period_s": round(self._durability.period_s),
         }
         used_bytes = self._upkeep.used_bytes
-        return TierStats(namespace.chunks, used_bytes, self._capacity_bytes, counters, gauges)
+        return TierStats(now.chunks, used_bytes, self._capacity_bytes, counters, gauges)
 
     @property
     def moved_bytes(self) -> int:
@@ -271,10 +272,11 @@ class NvmeTier:
 
     async def close(self) -> None:
         """Finish what is under way and leave the store; idempotent."""
-        if self._closing is None:
-            self._closed = True
-            self._closing = asyncio.create_task(self._close())
-        await asyncio.shield(self._closing)
+        # A loop that ends may have cancelled the task even before its first step.
+        if self._closing is None or (self._closing.cancelled() and self._last_record is None):
+            self._closed, self._closing = True, asyncio.create_task(self._close())
+        if not self._closing.done():  # once cancelled, by a loop that ends, it went through all the same
+            await asyncio.shield(self._closing)
 
     # Storing.
 
@@ -337,14 +339,14 @@ class NvmeTier:
                 self._idle.set()
 
     async def _close(self) -> None:
-        """Whatever fails on the way, the store is left and the threads end."""
-        await self._idle.wait()
+        """Whatever fails on the way, and whoever cancels it, the store is left and the threads end."""
         async with contextlib.AsyncExitStack() as at_last:
             at_last.callback(self._lanes.close)
             at_last.push_async_callback(self._closing_step, self._leave_store)
             at_last.push_async_callback(self._closing_step, self._stop_reading)
             at_last.push_async_callback(self._closing_step, self._upkeep.stop)
-            await self._closing_step(self._keeper.stop)
+            at_last.push_async_callback(self._closing_step, self._keeper.stop)
+            await happened(self._idle)
 
     async def _closing_step(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,9 @@ def memory_room() -> Room:
 def shared_memory_room(folder: Path) -> Room:
     """How much an arena may take of the file system that holds shared memory."""
     status = os.statvfs(folder)
-    left_bytes = status.f_bavail * status.f_frsize - untouched_bytes(f"{folder}/kvtier-")
+    # Mounted with size=0 it has no bound but that of memory, and tells no size.
+    free_bytes = status.f_bavail * status.f_frsize if status.f_blocks else sys.maxsize
+    left_bytes = free_bytes - untouched_bytes(f"{folder}/kvtier-")
     remedy = f"enlarge {folder} (mount -o remount,size=..., docker run --shm-size=...)"
     return Room(str(folder), max(0, left_bytes), remedy)
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, made, names, opened, right, stored
 
-from kvtier.tiers.base import Failure, RemoveReason
+from kvtier.tiers.base import Buffer, Failure, RemoveReason
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
-from kvtier.tiers.nvme.io.files import allocated_bytes
-from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.io.files import Files, allocated_bytes
+from kvtier.tiers.nvme.store.mark import read_mark
+from kvtier.tiers.nvme.store.namespaces import Identity, NamespaceFile, Namespaces
 from kvtier.tiers.nvme.tier import NvmeTier
 from kvtier.tiers.testing import TierContract, aligned_buffers
 
@@ -186,8 +189,8 @@ async def test_two_tiers_on_one_directory_share_their_chunks(path: Path, tier: N
 async def test_a_namespace_file_with_other_fields_is_refused_by_the_field(path: Path) -> None:
     tier = await opened(path)
     await tier.close()
-    file = next((path / "namespaces").iterdir())
-    file.write_text(file.read_text().replace("bfloat16", "float16"))
+    other = NamespaceFile(Identity({**IDENTITY.fields, "dtype": "float16"}), 1, 0)
+    Namespaces(Files(), path / "namespaces").write(IDENTITY.digest, other)  # as where one was copied
     with pytest.raises(IdentityMismatch, match="dtype is 'bfloat16' here and 'float16' there"):
         await opened(path)
 
@@ -263,3 +266,43 @@ async def test_long_keys_fill_the_cap_as_short_ones_do(path: Path) -> None:
         assert not (await tier.store(keys, filled(keys, 4 * KIB))).failed
     assert tier.stats().chunks * 4 * KIB > 8 * MIB
     await tier.close()
+
+
+class HeldReads(Files):
+    """The real files; reads wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.go, self.begun = threading.Event(), threading.Event()
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self.begun.set()
+        self.go.wait()
+        return super().preadv(fd, buffers, offset)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_close_that_is_cancelled_while_it_waits_for_a_load_leaves_the_store(
+    tmp_path: Path, turns: int
+) -> None:
+    files, path, keys = HeldReads(), tmp_path / "store", keys_of(0, 40)
+    files.go.set()
+    tier = await opened(path, files=files)
+    await stored(tier, keys)
+    files.go.clear()
+    files.begun.clear()
+    load = asyncio.create_task(right(tier, keys))
+    await asyncio.to_thread(files.begun.wait)
+    closing = asyncio.create_task(tier.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:  # as a loop does that ends
+        task.cancel()
+    files.go.set()
+    ends = await asyncio.gather(load, closing, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    assert tier._closing is not None
+    await asyncio.wait([tier._closing])
+    await tier.close()
+    mark = read_mark(path)
+    assert mark is not None
+    assert mark.closed

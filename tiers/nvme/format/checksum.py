@@ -11,8 +11,9 @@ multiplied by x^(8 n), where n is the length of the second in bytes, and added t
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from crc32c import crc32c
@@ -53,6 +54,11 @@ class ChunkChecksum:
 
     def _start(self, key: ChunkKey, payload_bytes: int) -> int:
         return int(crc32c(_FRAME.pack(len(key), payload_bytes) + key, self._seed))
+
+
+def document_checksum(document: Mapping[str, object]) -> int:
+    """The checksum of a JSON object, by what it says; the order of its fields counts."""
+    return block_checksum(json.dumps(document).encode())
 
 
 def block_checksum(data: Buffer | bytes) -> int:

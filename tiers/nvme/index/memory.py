@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ...cgroups import CGROUP_ROOT, OWN_CGROUPS, memory_groups
 from ...errors import TierUnavailable
+from ..io.files import free_bytes
 from .datafile import DATA
 from .slots import LOCKS, make_lock_file
 from .writer import WRITER
@@ -166,17 +167,16 @@ def refuse_small(place: Path, needed_bytes: int) -> None:
         TierUnavailable: says how much is needed, how much is there, and what to do.
     """
     try:
-        state = os.statvfs(place)
+        left_bytes = free_bytes(place)
     except OSError as error:
         raise TierUnavailable(
             "nvme", f"there is no shared memory at {place} for the index: {error.strerror}"
         ) from error
-    free_bytes = state.f_bavail * state.f_frsize
-    if free_bytes < needed_bytes:
+    if left_bytes < needed_bytes:
         raise TierUnavailable(
             "nvme",
             f"shared memory is too small for the index: it may take {needed_bytes} bytes, and {place} has "
-            f"{free_bytes} free; give it more (docker: --shm-size, Kubernetes: an emptyDir of medium Memory) "
+            f"{left_bytes} free; give it more (docker: --shm-size, Kubernetes: an emptyDir of medium Memory) "
             f"or choose a smaller capacity, or larger chunks",
         )
 

@@ -12,14 +12,17 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ...base import Buffer
+from ...errors import TierUnavailable
 from . import forks
 from .kernel import NOT_SUPPORTED, fallocate
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ZEROS_BYTES = 1024 * 1024  # of one write: larger ones gain nothing (docs/performance.md)
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
@@ -34,8 +37,19 @@ class Files:
         """Mark a named step between two effects; a crash test stops the process here."""
 
     def boot_id(self) -> str:
-        """The running kernel's boot, which unsynced writes do not outlive."""
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        """The running kernel's boot, which unsynced writes do not outlive.
+
+        Raises:
+            TierUnavailable: it is hidden from this process.
+        """
+        try:
+            return BOOT_ID.read_text().strip()
+        except FileNotFoundError as error:
+            raise TierUnavailable(
+                "nvme",
+                f"{BOOT_ID} is hidden from this process; show it all of /proc "
+                f"(systemd: ProcSubset=all; a mount: no subset=pid)",
+            ) from error
 
     def open_data(self, path: Path, *, create: bool = False, write: bool = False) -> int:
         """Open a data file for positional calls, past the page cache where `direct`."""
@@ -106,25 +120,24 @@ class Files:
     def write_small(self, path: Path, data: bytes) -> None:
         """Replace a small file as a whole and make it durable."""
         draft = path.with_name(path.name + ".new")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                write_whole(fd, data, 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            write_whole(fd, data)
+            os.fsync(fd)
             draft.rename(path)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
-                draft.unlink()  # where there is no room, it takes some
+                draft.unlink()  # on a full drive it takes room that something else needs
             raise
+        finally:
+            os.close(fd)
         self.sync_directory(path.parent)
 
     def overwrite_small(self, path: Path, data: bytes) -> None:
         """Write over the beginning of a file that is there, durably: it takes no room on a full drive."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            write_whole(fd, data, 0)
+            write_whole(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -137,9 +150,7 @@ class Files:
             os.close(fd)
 
     def free_bytes(self, path: Path) -> int:
-        """Bytes of the file system that an unprivileged user may still take."""
-        state = os.statvfs(path)
-        return state.f_bavail * state.f_frsize
+        return free_bytes(path)
 
     def try_lock(self, fd: int, byte: int, *, exclusive: bool) -> bool:
         """Lock one byte of a file for this open file description, which a killed process gives up."""
@@ -157,7 +168,15 @@ class Files:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
 
 
-def write_whole(fd: int, data: bytes, offset: int) -> None:
+def free_bytes(path: Path) -> int:
+    """Bytes of the file system that an unprivileged user may still take."""
+    state = os.statvfs(path)
+    if not state.f_blocks:  # ramfs, a tmpfs of size=0, some FUSE: it tells no size, and has no bound
+        return sys.maxsize
+    return state.f_bavail * state.f_frsize
+
+
+def write_whole(fd: int, data: bytes, offset: int = 0) -> None:
     """Write all of it, where one call takes only a part: at the end of a drive's room, or of a file's limit.
 
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from ...base import Failure
@@ -113,7 +113,12 @@ class Ahead:
         """
         hurried = self._waiting and not self._ready  # who waits gets the first one soon
         count = min(count, self.kept + 1 if hurried else BATCH_MAX)
-        claimed, refused = await self._lanes.upkeep(partial(self._claim, count))
+        claimed: list[OpenSegment] = []
+        try:
+            refused = await self._lanes.upkeep(partial(self._claim, claimed, count))
+        except BaseException:
+            self._leave(claimed)
+            raise
         if claimed:
             self._coming += len(claimed)
             # A task of its own: while a slow drive syncs these, the next ones can be claimed.
@@ -124,18 +129,23 @@ class Ahead:
             raise refused
         return len(claimed)
 
-    def _claim(self, count: int) -> tuple[list[OpenSegment], OSError | TierError | None]:
-        claimed: list[OpenSegment] = []
+    def _claim(self, claimed: list[OpenSegment], count: int) -> OSError | TierError | None:
         try:
             while len(claimed) < count and (segment := self._log.claim()) is not None:
                 claimed.append(segment)
         except (OSError, TierError) as error:
-            return claimed, error
-        return claimed, None
+            return error
+        return None
+
+    def _leave(self, segments: Iterable[OpenSegment]) -> None:
+        """Give up claims that nobody will use: whoever claims next goes on with these segments."""
+        for segment in segments:
+            self._log.leave(segment)
 
     async def _sync(self, claimed: Sequence[OpenSegment]) -> None:
         """Sync new headers, and what dead processes have left, together."""
         why: Failure | None = Failure.IO_ERROR
+        mine = set(claimed)
         try:
             if self.unwritten:
                 await self._lanes.upkeep(partial(self._write_removals, claimed[0]))
@@ -148,14 +158,17 @@ class Ahead:
                     segment.unsynced = False
                     self._durability.began(segment)
                     self._ready.append(segment)
+                    mine.discard(segment)
             # A later batch may be synced sooner: what is reclaimed first should have been written first.
             self._ready = deque(sorted(self._ready, key=lambda segment: segment.opened))
             refused = [(s, error) for s, error in zip(claimed, errors, strict=True) if error is not None]
             why = failure_of(refused[0][1]) if refused else None
             for segment, error in refused:
                 self._failed(f"segment {segment.name.segment} cannot be synced: {error}")
+                mine.discard(segment)
                 await self._put_away(segment)
         finally:
+            self._leave(mine)
             self._coming -= len(claimed)
             self.settle(why)
 

@@ -14,7 +14,7 @@ SEGMENT_SLACK_BYTES = 2 * BLOCK_BYTES  # blocks of a fragmented file's own exten
 CHECKPOINT_BYTES_PER_CHUNK = 160  # of a chunk with an ordinary key: 114 were measured, at most half more
 CHECKPOINT_BYTES_MIN = 128 * 1024  # of the tables beside it, some of whose pages are nearly empty
 CHECKPOINTS = 2  # the one that counts, and the one that is being written
-SMALL_FILES = 16  # at most: kvtier.json, lock, in-use, a draft of each, five directories
+SMALL_FILES = 16  # kvtier.json, lock, in-use, a namespace's draft, five directories, ends of larger files
 DIRECTORY_BYTES_PER_SEGMENT = 64  # a name of twelve bytes, in a directory that never shrinks
 QUARANTINE_SHARE = 32  # a 32nd of the cap, so that evidence never costs much cache
 QUARANTINE_BYTES_MAX = 64 * 1024 * 1024  # enough to see a pattern in what failed
@@ -45,7 +45,7 @@ class Budget(NamedTuple):
     taken_bytes: int = (
         0  # what a segment was seen to take, where the file system gives it more than its length
     )
-    small_bytes: int = BLOCK_BYTES  # what a small file was seen to take, likewise
+    unit_bytes: int = BLOCK_BYTES  # what the smallest file takes of the file system
 
     @property
     def segment_cost_bytes(self) -> int:
@@ -61,7 +61,7 @@ class Budget(NamedTuple):
         """All but segments and the namespaces' files."""
         names = self.capacity_bytes // self.segment_bytes * DIRECTORY_BYTES_PER_SEGMENT
         checkpoints = CHECKPOINTS * self.checkpoint_bytes
-        return checkpoints + self.quarantine_bytes + SMALL_FILES * self.small_bytes + aligned(names)
+        return checkpoints + self.quarantine_bytes + SMALL_FILES * self.unit_bytes + aligned(names)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -72,12 +72,12 @@ class Budget(NamedTuple):
 
     def segments_bytes(self, namespaces_count: int) -> int:
         """What all segments together may take."""
-        return self.capacity_bytes - self.set_aside_bytes - namespaces_count * self.small_bytes
+        return self.capacity_bytes - self.set_aside_bytes - namespaces_count * self.unit_bytes
 
     @property
     def least_bytes(self) -> int:
         """The smallest cap under which a store of these sizes works."""
-        return self.set_aside_bytes + self.small_bytes + SEGMENTS_MIN * self.segment_cost_bytes
+        return self.set_aside_bytes + self.unit_bytes + SEGMENTS_MIN * self.segment_cost_bytes
 
 
 class Plan(NamedTuple):

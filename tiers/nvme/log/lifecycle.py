@@ -29,7 +29,7 @@ from ..format.segment_file import SegmentFile
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
-from ..io.refusal import NOT_OF_THE_FILE, failure_of
+from ..io.refusal import NOT_OF_THE_FILE, LeftOut, failure_of
 from .events import Events
 from .room import SEGMENT_TAKES, Room, is_free
 from .segments import READERS_BYTE, Segments, sync_open
@@ -93,16 +93,17 @@ class Log:
         raise refused
 
     def _claim_one(self) -> _Claim | None:
-        claim = self._take_over() or self._reuse() or self._create()
+        left_out = LeftOut(self._events.failed)
+        claim = self._take_over(left_out) or self._reuse(left_out) or self._create()
         if claim is not None:
             self.room.own.add(claim.number)
             self._files.reached("claimed")
         return claim
 
-    def _take_over(self) -> _Claim | None:
+    def _take_over(self, left_out: LeftOut) -> _Claim | None:
         """An open segment that nobody has claimed any more."""
         for number, found in self.room.oldest(SegmentState.OPEN):
-            fd = self._segments.claim(number)
+            fd = left_out.tried(partial(self._segments.claim, number))
             if fd is not None:
                 with self._closed_unless_kept(fd) as keep:
                     with self._index.read() as txn:
@@ -113,11 +114,11 @@ class Log:
                         return _Claim(number, segment, fd)
         return None
 
-    def _reuse(self) -> _Claim | None:
+    def _reuse(self, left_out: LeftOut) -> _Claim | None:
         """A free segment that nobody reads, where the store need not shrink."""
         free_bytes = self._segments.free_bytes()
         for number, _ in self.room.oldest(SegmentState.FREE):
-            fd = self.room.lock_free(number)
+            fd = left_out.tried(partial(self.room.lock_free, number))
             if fd is not None:
                 with self._closed_unless_kept(fd) as keep:
                     self._files.reached("locked a free segment")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
+from ..io.refusal import LeftOut
 from .budget import Budget, Plan
 from .segments import CLAIM_BYTE, READERS_BYTE, Segments
 
 INDEX_FILL_MAX = 0.5  # the rest is for pages in change: a step's copies, and copies that readers still see
 INDEX_FILL_AHEAD = 0.48  # from here on chunks leave, so that a store seldom has to wait for it
 SEGMENT_TAKES = "segment_takes"  # a number: the most bytes that a segment file was seen to take
-SMALL_TAKES = "small_takes"  # likewise of a namespace's file; 0 until a server has looked
+UNIT_BYTES = "unit_bytes"  # a number: what the smallest file takes
 KEPT_BYTES = "kept_bytes"  # a number: in segment files without a record that are not ours to remove
 CANDIDATES_FIRST = 4  # looked at in one go: mostly one of these it is
 CANDIDATES_MAX = 64  # looked at in one decision: all of them claimed or read, it is not the moment
@@ -38,8 +40,14 @@ class Room:
         capacity_bytes = max(0, txn.number("capacity_bytes") - txn.number(KEPT_BYTES))
         reserve_bytes = txn.number("reserve_bytes")
         chunk_bytes = txn.number("chunk_bytes") or facts.chunk_bytes
-        takes = txn.number(SEGMENT_TAKES), max(BLOCK_BYTES, txn.number(SMALL_TAKES))
-        return Budget(capacity_bytes, reserve_bytes, facts.segment_bytes, chunk_bytes, *takes)
+        return Budget(
+            capacity_bytes,
+            reserve_bytes,
+            facts.segment_bytes,
+            chunk_bytes,
+            txn.number(SEGMENT_TAKES),
+            txn.number(UNIT_BYTES) or BLOCK_BYTES,
+        )
 
     def plan(self) -> Plan:
         """What this process should keep ready."""
@@ -87,8 +95,9 @@ class Room:
 
     def shrink(self) -> bool:
         """Remove one free segment's file; False where there is none that nobody reads."""
+        left_out = LeftOut(_say_nothing)
         for number, _ in self.oldest(SegmentState.FREE):
-            fd = self.lock_free(number)
+            fd = left_out.tried(partial(self.lock_free, number))
             if fd is not None:
                 try:
                     if self._is_free(number):  # and stays so: nobody opens it without the claim
@@ -113,6 +122,10 @@ class Room:
     def _is_free(self, number: int) -> bool:
         with self._index.read() as txn:
             return is_free(txn.segment(number))
+
+
+def _say_nothing(_: str) -> None:
+    """Whoever claims a segment tells what was left out."""
 
 
 def is_free(segment: Segment | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ...base import ChunkKey
@@ -14,6 +15,7 @@ from ..index.environment import Index
 from ..index.ledger import Ledger
 from ..index.records import Extent, Segment, SegmentState
 from ..index.transaction import Transaction
+from ..io.refusal import LeftOut
 from .chunks import Live, Removals
 from .events import Events
 from .room import Room
@@ -60,11 +62,13 @@ class Victims:
 
     def _oldest(self) -> Iterator[Victim]:
         """First what a dead process has begun to empty; among many that others append to, what is sealed."""
+        left_out = LeftOut(self._events.failed)
         for states in ((RECLAIMING,), (OPEN, SEALED), (SEALED,)):
             for number, segment in self._room.oldest(*states):
-                victim = self.take(number, segment.generation)
+                victim = left_out.tried(partial(self.take, number, segment.generation))
                 if victim is not None:
                     yield victim
+        left_out.raise_first()
 
     def take(self, number: int, generation: int) -> Victim | None:
         """Make this life of a segment a victim; None where it has ended, or somebody has claimed it.

@@ -17,6 +17,7 @@ Its room belongs to the cap. A copy that is larger than its share is not kept: t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -29,6 +30,7 @@ from crc32c import crc32c
 
 from ..format.checksum import block_checksum
 from ..index.environment import Index
+from ..index.errors import IndexFull
 from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
@@ -96,6 +98,7 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     """Copy the checkpoint's index to `target`; None, and an empty file there, where there is no good one.
 
     Raises:
+        IndexFull: there is no room for the copy.
         OSError: the system has no descriptors or memory left; the checkpoint may be good.
     """
     try:
@@ -109,6 +112,8 @@ def restore_checkpoint(directory: StoreDirectory, target: Path) -> Footer | None
     except OSError as error:
         if error.errno in PASSING:
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the copy, since of the other it is only read
+            raise IndexFull("nvme", f"no room for {target}") from error
         logger.warning("nvme: the checkpoint of %s cannot be read: %s", directory.root, error)
         good = False
     else:

@@ -12,7 +12,7 @@ from ..index import memory
 from ..index.transaction import Transaction
 from ..log.room import KEPT_BYTES
 from .checkpoint import MADE_OPENED, MADE_S, write_checkpoint
-from .home import home_place, note_damage
+from .home import home_place, note_damage, write_again
 from .opening import Store
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_CHUNKS = 1_000_000  # stored since the last one: what a start then has to read, in seconds
 CHECKPOINT_PERIOD_S = 300.0  # at least between two, where less than that was stored
 CHECKPOINT_RATE = 4 * 1024 * 1024  # bytes a second over time, at most: a small part of what a drive writes
-READERS_PERIOD_S = 60.0  # what killed readers hold back is as much as is changed in that time
+LOOK_PERIOD_S = 60.0  # what killed readers hold back is as much as is changed in that time
 REMOVALS_PERIOD_S = 60.0  # from one look at all removals to the next
 REMOVALS_STEP = 512  # looked at in one transaction: a few milliseconds in which nobody else writes
 
@@ -31,7 +31,7 @@ class Chores:
     def __init__(self, store: Store) -> None:
         self._directory, self._index, self._catch_up = store.directory, store.index, store.catch_up
         self._made_s, self._seen_s = 0, time.monotonic()  # the last checkpoint, and since when it is known
-        self._readers_due_s = time.monotonic() + READERS_PERIOD_S
+        self._look_due_s = time.monotonic() + LOOK_PERIOD_S
         self._removals_due_s = time.monotonic() + REMOVALS_PERIOD_S
         self._removals_from: bytes | None = None  # where to go on; None: all were looked at
         self._missed = False
@@ -47,7 +47,7 @@ class Chores:
             return True
         self._look_at_memory()
         self._note_damage()
-        self._free_readers()
+        self._look_around()
         if self._is_checkpoint_due():
             write_checkpoint(self._directory, self._index)
         return self._forget_removals()
@@ -70,11 +70,12 @@ class Chores:
             note_damage(self._directory)
             self._damage_noted = True
 
-    def _free_readers(self) -> None:
+    def _look_around(self) -> None:
         now_s = time.monotonic()
-        if now_s >= self._readers_due_s:
-            self._readers_due_s = now_s + READERS_PERIOD_S
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + LOOK_PERIOD_S
             self._index.free_dead_readers()
+            write_again(self._directory, self._index)
 
     def _forget_removals(self) -> bool:
         """Drop, in steps, what only segments need that are gone; returns whether there are more."""

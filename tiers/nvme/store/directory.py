@@ -41,7 +41,7 @@ from ..io.kernel import NOT_SUPPORTED
 from ..log.budget import Facts
 from ..log.segments import Segments
 from ..volume.filesystem import COPIES_ON_WRITE
-from ..volume.mounts import mount_of
+from ..volume.mounts import mount_of, refuse_dangling
 from ..volume.ownership import refuse_foreign, tighten
 from ..volume.probe import PROBE_PREFIX, examined, existing, overwrite_in_place
 from .facts import FACTS, REPAIR, read_facts, write_facts
@@ -66,6 +66,7 @@ _LONGEST = f"namespaces/{'0' * 64}.json.new"  # of all that is ever made in a st
 _SMALL = (IN_USE, CHECKPOINT, FACTS)  # the facts outlive what they stand for
 _FILES = (*(name + new for name in _SMALL for new in (".new", "")), LOCK)
 _STEPS = struct.Struct("<Q")
+STEPS_MAX = 1 << 64  # of the count: a damaged one may be there already
 
 
 class OutOfReach(TierUnavailable):
@@ -164,8 +165,8 @@ class StoreDirectory:
     def step(self) -> None:
         """Show those who wait that the opening goes on."""
         with suppress(OSError):  # on a full drive they wait without a sign
-            steps = _steps(self._lock_fd)
-            os.pwrite(self._lock_fd, _STEPS.pack(steps + 1), 0)
+            steps = (_steps(self._lock_fd) + 1) % STEPS_MAX
+            os.pwrite(self._lock_fd, _STEPS.pack(steps), 0)
 
     def try_claim(self, byte: int) -> bool:
         """Claim what only one process may do at a time; False where another has it."""
@@ -255,7 +256,8 @@ def mapped_os_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         kind = OutOfReach if error.errno == errno.EROFS else TierUnavailable
         where = error.filename or root  # which file of the store, or of its index, where the system says it
-        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}") from error
+        fix = "; raise RLIMIT_FSIZE (ulimit -f)" if error.errno == errno.EFBIG else ""
+        raise kind("nvme", f"{where} cannot be used: {error.strerror or error}{fix}") from error
     except IndexBusy as error:
         message = f"{root} is held by another process, which is paused or stuck; let it go on, or end it"
         raise TierUnavailable("nvme", message) from error
@@ -340,6 +342,7 @@ def _remove_empty(paths: Iterable[Path]) -> None:
 
 def _look(root: Path) -> Facts | None:
     try:
+        refuse_dangling(root)
         (root / _LONGEST).exists()  # no answer matters, but the error that names below the root are too long
         if not root.exists():
             return None

@@ -315,12 +315,13 @@ def _put_segment(
 def _fileless(
     directory: StoreDirectory, namespaces: Mapping[bytes, Namespace], *, is_current: bool
 ) -> Collection[bytes]:
-    """Namespaces without a file. Those of an old checkpoint may have been removed since, others are lost."""
-    lost = [digest for digest in namespaces if not directory.namespaces.path(digest).exists()]
+    """Namespaces without a good file. Those of an old checkpoint may be out of force, others are lost."""
+    files = directory.namespaces.read()
+    lost = [digest for digest in namespaces if digest not in files]
     for digest in lost:
         if namespaces[digest].chunks:
             logger.warning(
-                "nvme: %s is missing: %s",
+                "nvme: %s is missing or damaged: %s",
                 directory.namespaces.path(digest),
                 "its chunks are kept, for whoever opens the namespace next"
                 if is_current

@@ -18,6 +18,7 @@ from ..io.files import Files
 from .catchup import CatchUp
 from .checkpoint import restore_checkpoint
 from .directory import StoreDirectory, look_only
+from .home import is_last_of
 from .mark import read_mark
 from .opening import Store
 
@@ -53,6 +54,5 @@ def glance(files: Files, root: Path, place: Path = SHARED_MEMORY) -> Iterator[Gl
                 raise TierUnavailable("nvme", f"{root} has no checkpoint that could be looked at instead")
             index = Index.open(Path(folder), alone=True)
             undo.callback(index.close)
-        mark = read_mark(root)
-        is_current = mark is not None and mark.checkpoint == footer.name
+        is_current = is_last_of(read_mark(root), directory, footer)
         yield Glance(Store(directory, index, CatchUp(directory, index)), footer.made_s, is_current)

@@ -21,10 +21,11 @@ from ..index.environment import Index
 from ..index.errors import IndexDamaged
 from ..index.records import map_bytes_for, shared_bytes_for, system_page_bytes
 from ..index.transaction import Transaction
-from .checkpoint import checkpoint_footer, restore_checkpoint, write_checkpoint
-from .directory import OutOfReach, StoreDirectory
+from .checkpoint import Footer, checkpoint_footer, restore_checkpoint, write_checkpoint
+from .directory import NAMESPACES_BYTE, OutOfReach, StoreDirectory
+from .facts import FACTS, put_facts
 from .frame import frame
-from .mark import Mark, pid_namespace, read_mark, write_mark
+from .mark import IN_USE, Mark, pid_namespace, read_mark, write_mark
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def join_index(directory: StoreDirectory) -> Index:
         OutOfReach: it cannot be used from here; says why, and what to do.
     """
     mark, root = read_mark(directory.root), directory.root
-    if mark is None or (mark.lock_device, mark.lock_inode) != directory.lock_id:
+    if mark is None or not mark.is_of(directory.lock_id):
         raise OutOfReach(
             "nvme", f"{root} is in use, and nothing says where its index is; stop those who use it"
         )
@@ -172,6 +173,29 @@ def note_damage(directory: StoreDirectory) -> None:
         write_mark(directory.files, directory.root, replace(mark, distrusted=True))
 
 
+def write_again(directory: StoreDirectory, index: Index) -> None:
+    """Write again what a cleaner of old files has taken: they are the oldest of all in a store that is used.
+
+    Without the facts nobody can open the store later, without the mark nobody can join those who use it.
+
+    Raises:
+        OSError, TierError: the next call tries again.
+    """
+    files, root, home = directory.files, directory.root, directory.home
+    if home is None or not directory.is_there():
+        return
+    if all((root / name).exists() for name in (FACTS, IN_USE)):
+        return
+    with directory.claimed(NAMESPACES_BYTE):
+        if not (root / FACTS).exists():
+            put_facts(files, root, directory.facts)
+        if not (root / IN_USE).exists():
+            with index.read() as txn:
+                mark = _mark(directory, home, txn.number(WHOLE))
+            write_mark(files, root, replace(mark, distrusted=index.damaged))
+    logger.warning("nvme: something removes files from %s while it is in use; they were written again", root)
+
+
 def home_place(directory: StoreDirectory) -> str:
     return str(directory.home_path.parent)
 
@@ -181,7 +205,7 @@ def _own_mark(directory: StoreDirectory) -> Mark | None:
     mark = read_mark(directory.root)
     if mark is None or mark.boot != directory.files.boot_id():
         return None
-    return mark if (mark.lock_device, mark.lock_inode) == directory.lock_id else None
+    return mark if mark.is_of(directory.lock_id) else None
 
 
 def _is_trusted(directory: StoreDirectory, mark: Mark) -> bool:
@@ -224,7 +248,7 @@ def _index_anew(directory: StoreDirectory, sizes: Sizes, *, tidy: bool) -> Index
         footer = restore_checkpoint(directory, home.path / DATA)
         directory.files.reached("index restored")
         name = footer.name if footer is not None else ""
-        is_current = before is not None and name != "" and before.checkpoint == name
+        is_current = footer is not None and is_last_of(before, directory, footer)
         try:
             index = _framed(directory, home, sizes, mark, name, is_current=is_current, tidy=tidy)
         except IndexDamaged as error:  # its checksum was right: it was made so
@@ -262,6 +286,14 @@ def _framed(
             directory.restored = (checkpoint, _last_commit(index))
         undo.pop_all()
     return index
+
+
+def is_last_of(mark: Mark | None, directory: StoreDirectory, footer: Footer) -> bool:
+    """Whether nobody has used the store since the checkpoint.
+
+    A copy may have been made while servers used the store: its mark and checkpoint may be older than its log.
+    """
+    return mark is not None and mark.is_of(directory.lock_id) and mark.checkpoint == footer.name
 
 
 def _finish(txn: Transaction, store: bytes, made: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..format.checksum import block_checksum
+from ..format.checksum import document_checksum
 from ..io.files import Files
 
 IN_USE = "in-use"
@@ -49,9 +49,13 @@ class Mark:
     checkpoint: str = ""
     distrusted: bool = False
 
+    def is_of(self, lock_id: tuple[int, int]) -> bool:
+        """Whether it was written for the store with this lock file, and not for one that was copied."""
+        return (self.lock_device, self.lock_inode) == lock_id
+
     def encode(self) -> bytes:
         document = asdict(self)
-        data = json.dumps({**document, CHECKSUM: _checksum(document)}).encode().ljust(MARK_BYTES)
+        data = json.dumps({**document, CHECKSUM: document_checksum(document)}).encode().ljust(MARK_BYTES)
         assert len(data) == MARK_BYTES, "a mark is one sector"
         return data
 
@@ -65,7 +69,7 @@ class Mark:
         if not isinstance(document, dict):
             return None
         checksum = document.pop(CHECKSUM, None)
-        if not _is_whole(document) or checksum != _checksum(document):
+        if not _is_whole(document) or checksum != document_checksum(document):
             return None
         return Mark(**document)
 
@@ -93,10 +97,6 @@ def write_mark(files: Files, root: Path, mark: Mark | None) -> None:
 def pid_namespace() -> int:
     """The PID namespace of this process: within one, no two processes have the same pid."""
     return os.stat("/proc/self/ns/pid").st_ino
-
-
-def _checksum(document: Mapping[str, object]) -> int:
-    return block_checksum(json.dumps(document).encode())
 
 
 def _is_whole(document: Mapping[str, object]) -> bool:

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ...base import Failure
 from ...errors import IdentityMismatch
+from ..format.checksum import document_checksum
 from ..io.files import Files
+from ..io.refusal import failure_of
 
+CHECKSUM = "checksum"  # the field of a namespace's file that says whether the others are as they were written
 ONE_PROCESS = "process"  # the field of a namespace that nobody but one process ever uses
 
 
@@ -105,10 +109,15 @@ class Namespaces:
     def write(self, digest: bytes, namespace: NamespaceFile) -> None:
         """Keep a namespace's identity and scope, durably."""
         document = {**namespace.identity.to_json(), "scope": namespace.scope, "epoch": namespace.epoch}
+        document[CHECKSUM] = document_checksum(document)
         self._files.write_small(self.path(digest), json.dumps(document, indent=1).encode())
 
     def read(self) -> dict[bytes, NamespaceFile]:
-        """Every namespace whose file can be read."""
+        """Every namespace whose file can be read and is not damaged.
+
+        Raises:
+            OSError: the system has no descriptors or memory left; all may be well.
+        """
         found = {}
         for path in sorted(self._folder.glob("*.json")):
             namespace = _namespace(path)
@@ -142,9 +151,20 @@ class Namespaces:
 
 
 def _namespace(path: Path) -> NamespaceFile | None:
+    """What the file says; None where it cannot be read or is damaged: it is then as good as lost.
+
+    Raises:
+        OSError: the system has no descriptors or memory left.
+    """
     try:
         document = json.loads(path.read_text())
         bytes.fromhex(path.stem)
-        return NamespaceFile(Identity.from_json(document), int(document["scope"]), int(document["epoch"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        if document.pop(CHECKSUM) != document_checksum(document):
+            return None
+        return NamespaceFile(Identity.from_json(document), document["scope"], document["epoch"])
+    except OSError as error:
+        if failure_of(error) is Failure.NO_RESOURCES:
+            raise
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

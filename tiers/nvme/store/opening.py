@@ -23,7 +23,7 @@ from ..index.transaction import Transaction
 from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
-from ..log.room import SMALL_TAKES
+from ..log.room import UNIT_BYTES
 from .catchup import CatchUp
 from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .facts import FACTS
@@ -91,16 +91,19 @@ def open_store(
 def _opened(files: Files, root: Path, wanted: Budget, identity: Identity, place: Path) -> Store:
     """`wanted` has no size of segments yet: that is the store's."""
     capacity_bytes, chunk_bytes = wanted.capacity_bytes, wanted.chunk_bytes
-    refuse_small(StoreDirectory.look(root), capacity_bytes, chunk_bytes)
+    there = StoreDirectory.look(root)
+    refuse_small(there, capacity_bytes, chunk_bytes)
     directory = StoreDirectory.open(files, root, facts_for(capacity_bytes, chunk_bytes), place)
     with contextlib.ExitStack() as undo:
         undo.callback(directory.give_up)
-        refuse_small(directory.facts, capacity_bytes, chunk_bytes)
-        refuse_large(directory.facts, chunk_bytes)
-        files.reached("opening")
         with mapped_os_errors(root):
-            sizes = Sizes.of(capacity_bytes, chunk_bytes)
-            store = _with_index(directory, undo, lambda: index_alone(directory, sizes))
+            unit_bytes = _unit_bytes(root)
+            refuse_small(there, capacity_bytes, chunk_bytes, unit_bytes)
+            refuse_small(directory.facts, capacity_bytes, chunk_bytes)  # another may have made it since
+            refuse_large(directory.facts, chunk_bytes)
+            files.reached("opening")
+            grows_to = Sizes.of(capacity_bytes, chunk_bytes)
+            store = _with_index(directory, undo, lambda: index_alone(directory, grows_to))
             files.reached("index opened")
             if store.index.is_read_only:
                 raise TierUnavailable(
@@ -111,7 +114,7 @@ def _opened(files: Files, root: Path, wanted: Budget, identity: Identity, place:
                 store.index,
                 partial(open_namespace, directory, store.index, identity),
             )
-            budget = wanted._replace(segment_bytes=directory.facts.segment_bytes)
+            budget = wanted._replace(segment_bytes=directory.facts.segment_bytes, unit_bytes=unit_bytes)
             _set_cap(directory, store.index, budget)
             remove_orphans(directory, store.index)
             if directory.alone:
@@ -251,7 +254,14 @@ def invalidate(store: Store, identity: Identity, successor: Identity) -> None:
         with_room(directory.segments, index, partial(open_namespace, directory, index, successor))
 
 
-def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> None:
+def _unit_bytes(root: Path) -> int:
+    """What a small file takes of the file system: more than a block where that gives room in large units."""
+    return max(BLOCK_BYTES, *((root / name).stat().st_blocks * 512 for name in (FACTS, LOCK)))
+
+
+def refuse_small(
+    facts: Facts | None, capacity_bytes: int, chunk_bytes: int, unit_bytes: int = BLOCK_BYTES
+) -> None:
     """Refuse a cap under which the store of these facts, or else a new one, holds no chunks.
 
     Raises:
@@ -264,7 +274,8 @@ def refuse_small(facts: Facts | None, capacity_bytes: int, chunk_bytes: int) -> 
 
     def least_under(cap_bytes: int) -> int:
         sizes = facts or facts_for(cap_bytes, chunk_bytes)
-        return Budget(cap_bytes, 0, sizes.segment_bytes, chunk_bytes).least_bytes
+        budget = Budget(cap_bytes, 0, sizes.segment_bytes, chunk_bytes, unit_bytes=unit_bytes)
+        return budget.least_bytes
 
     least_bytes = least_under(capacity_bytes)
     if capacity_bytes >= least_bytes:
@@ -298,16 +309,17 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
 def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
     """Set the cap for all who use the store."""
     wanted = {
-        SMALL_TAKES: directory.namespaces.taken_bytes(),
         "capacity_bytes": budget.capacity_bytes,
         "reserve_bytes": budget.reserve_bytes,
         "chunk_bytes": budget.chunk_bytes,
+        UNIT_BYTES: budget.unit_bytes,
     }
     with index.read() as txn:
         is_set = all(txn.number(name) == value for name, value in wanted.items())
     if not is_set:
         index.write(lambda txn: _set_numbers(txn, wanted))
-    with contextlib.suppress(TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
+    # Evidence that cannot be removed is no reason not to serve.
+    with contextlib.suppress(OSError, TierUnavailable, StoreGone), directory.claimed(QUARANTINE_BYTE):
         Quarantine(directory.files, directory.quarantine_path).trim(budget.quarantine_bytes)
 
 

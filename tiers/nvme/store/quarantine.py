@@ -51,7 +51,7 @@ class Quarantine:
         self._keep(FILES_MAX, limit_bytes)
 
     def _keep(self, files_max: int, limit_bytes: int) -> None:
-        kept = [(path, path.stat().st_blocks * 512) for path in sorted(self._path.glob("*.chunk"))]
+        kept = [(path, path.lstat().st_blocks * 512) for path in sorted(self._path.glob("*.chunk"))]
         # One more block is kept free: the directory itself grows by one.
         while kept and (len(kept) > files_max or sum(b for _, b in kept) + BLOCK_BYTES > limit_bytes):
             self._files.unlink(kept.pop(0)[0])

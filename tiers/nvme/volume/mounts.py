@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ...errors import TierUnavailable
 from ..io.kernel import magic_of
 
 # The kernel's numbers for types (linux/magic.h and the sources of those that live outside of it). Where
@@ -85,6 +86,20 @@ def mount_of(path: Path) -> Mount:
     return row._replace(kind=kind)  # the row is of something above or below it
 
 
+def refuse_dangling(path: Path) -> None:
+    """Refuse a path through a link to nothing: most often to a drive that is not mounted.
+
+    Raises:
+        TierUnavailable: names the link, and what to do.
+    """
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            target = os.readlink(link)
+            raise TierUnavailable(
+                "nvme", f"{link} is a link to {target}, where nothing is; mount its drive, or make {target}"
+            )
+
+
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted right at `path`; False where there is no such directory.
 
@@ -104,12 +119,13 @@ def _mount_id(fd: int) -> str:
 
 
 def _row(mount_id: str) -> Mount | None:
-    return dict(parsed(MOUNTINFO.read_text(errors="surrogateescape"))).get(mount_id)
+    return dict(parsed(os.fsdecode(MOUNTINFO.read_bytes()))).get(mount_id)
 
 
 def parsed(mountinfo: str) -> Iterator[tuple[str, Mount]]:
     """The rows of `/proc/self/mountinfo`, each with the number of its mount."""
-    for line in mountinfo.splitlines():
+    # Not `splitlines`: of all that it takes for the end of a line, the kernel writes only this one otherwise.
+    for line in filter(None, mountinfo.split("\n")):
         about, _, source = line.partition(" - ")
         mount_id, _, _, _, point, options, *_ = about.split(" ")
         kind, device, super_options = [*source.split(" "), "", ""][:3]

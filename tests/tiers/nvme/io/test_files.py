@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from faults import in_child
+from mounts import in_memory, run
 
-from kvtier.tiers.nvme.io.files import Files, allocated_bytes
+from kvtier.tiers.nvme.io.files import Files, allocated_bytes, free_bytes
 
 FILES = Files()
 
@@ -36,6 +37,31 @@ def test_a_small_file_that_is_written_in_part_is_refused(tmp_path: Path, overwri
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     if not overwritten:
         assert path.read_bytes() == before
+
+
+@pytest.mark.root
+def test_a_small_file_for_which_there_is_no_room_leaves_the_old_one_as_it_was(tmp_path: Path) -> None:
+    with in_memory(tmp_path / "drive", 64 * 1024) as point:
+        small = point / "small"
+        FILES.write_small(small, b"old")
+        room_bytes = free_bytes(point)
+        with (point / "filler").open("wb") as file:
+            file.write(bytes(room_bytes - 4096))
+        with pytest.raises(OSError, match="No space left on device"):
+            FILES.write_small(small, b"n" * 5000)  # more than one page: the first part of it has room
+        assert small.read_bytes() == b"old"
+        assert sorted(path.name for path in point.iterdir()) == ["filler", "small"]
+        FILES.write_small(small, b"new")
+        assert small.read_bytes() == b"new"
+
+
+@pytest.mark.root
+def test_a_file_system_that_tells_no_size_has_room(tmp_path: Path) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=0", "tmpfs", tmp_path)
+    try:
+        assert free_bytes(tmp_path) > 1 << 60
+    finally:
+        run("umount", tmp_path)
 
 
 def test_allocated_bytes_are_those_of_du(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ async def test_the_chunks_of_a_namespace_whose_file_is_lost_are_kept_and_told(
     (file,) = (path / "namespaces").glob("*.json")
     file.unlink()
     await assert_there(path, 0, 20)
-    assert f"{file} is missing: its chunks are kept" in caplog.text
+    assert f"{file} is missing or damaged: its chunks are kept" in caplog.text
     assert file.exists(), "whoever opens the namespace writes it again"
 
 
@@ -326,4 +326,4 @@ async def test_a_namespace_that_was_lost_since_the_checkpoint_is_told(
     damage.lose_memory(path)
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
     await tier.close()
-    assert f"{file} is missing: it was removed or lost" in caplog.text
+    assert f"{file} is missing or damaged: it was removed or lost" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from kvtier.tiers.base import Buffer
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.mark import read_mark
-from kvtier.tiers.nvme.store.namespaces import Identity
+from kvtier.tiers.nvme.store.namespaces import Identity, NamespaceFile, Namespaces
 
 OTHERS = [Identity({"model": "m", "weights_epoch": str(epoch)}) for epoch in range(5)]
 
@@ -94,8 +93,8 @@ async def test_the_store_is_marked_as_in_use_before_the_index_is_changed(path: P
 
 async def test_a_start_that_is_refused_leaves_no_mark(path: Path) -> None:
     await left_with(path, IDENTITY, 1)
-    (file,) = (path / "namespaces").iterdir()
-    file.write_text(json.dumps({**json.loads(file.read_text()), "fields": [["model", "another"]]}))
+    another = NamespaceFile(Identity({"model": "another"}), 1, 0)
+    Namespaces(Files(), path / "namespaces").write(IDENTITY.digest, another)
     with pytest.raises(IdentityMismatch):
         await opened(path)
     assert not is_marked(path)
