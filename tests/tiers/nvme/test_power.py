@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles, WatchedFiles
-from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+from nvme_rig import CHUNK_BYTES, MIB, at_rest, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure, RemoveReason
 from kvtier.tiers.errors import TierError
@@ -76,6 +76,7 @@ async def test_a_device_that_refuses_a_write_fails_the_keys_and_nothing_is_raise
     assert set(outcome.failed.values()) == {failure}
     assert list(tier.lookup(keys)) == [False] * 4
     files.writes = 0
+    await at_rest(tier)
     await stored(tier, keys)
     assert len(await right(tier, keys_of(0, 4) + keys)) == 8
     await tier.close()

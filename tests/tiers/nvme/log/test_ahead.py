@@ -167,6 +167,7 @@ async def test_segments_that_can_neither_be_synced_nor_recorded_are_claimed_no_l
         await tier._ahead.finished()
     assert tier._log.room.own == set()
     files.syncs = 0
+    await ready(tier)
     await stored(tier, keys_of(0, 4))
     await tier.close()
 

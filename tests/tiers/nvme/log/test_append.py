@@ -13,7 +13,7 @@ from pathlib import Path
 import damage
 import pytest
 from faulty_files import AnotherBoot, RefusingFiles, UnsyncedFiles
-from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+from nvme_rig import CHUNK_BYTES, MIB, at_rest, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Buffer, Failure, RemoveReason
 from kvtier.tiers.errors import TierError
@@ -116,6 +116,7 @@ async def test_a_full_segment_whose_trailer_is_refused_is_not_taken_over_again(t
     await tier._durability.round()
     assert state_of(tier, full.segment) is SegmentState.SEALED
     files.syncs = 0
+    await at_rest(tier)  # so that no refusal is under way
     await stored(tier, keys_of(1000, 50))
     assert await right(tier, keys_of(0, 4)) == keys_of(0, 4)
     with pytest.raises(TierError, match="may not be durable"):
@@ -250,6 +251,7 @@ async def test_a_drive_that_refuses_chunks_keeps_those_it_has(tmp_path: Path, co
         await asyncio.gather(*(tier.store(keys, filled(keys)) for keys in batches))
     assert tier.stats().chunks > before * 0.8
     files.writes = 0
+    await at_rest(tier)
     await stored(tier, keys_of(20_000, 50))  # more than one segment takes
     await stored(tier, keys_of(10_000, 4))
     assert len(await right(tier, keys_of(10_000, 4) + keys_of(20_000, 50))) == 54

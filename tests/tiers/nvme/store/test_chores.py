@@ -18,7 +18,7 @@ from kvtier.tiers.nvme.index.environment import Index
 from kvtier.tiers.nvme.index.ledger import Ledger
 from kvtier.tiers.nvme.index.transaction import Transaction
 from kvtier.tiers.nvme.store import chores
-from kvtier.tiers.nvme.store.checkpoint import MADE_S, checkpoint_footer, write_checkpoint
+from kvtier.tiers.nvme.store.checkpoint import checkpoint_footer, write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -188,21 +188,4 @@ async def test_a_checkpoint_that_hangs_on_a_frozen_drive_holds_no_page_of_the_in
         await stored(tier, keys_of(5000, 500), 4 * KIB)
         assert len(await right(tier, keys_of(5000, 500), 4 * KIB)) == 500
         monkeypatch.setattr(Index, "copy_to", copy_to)
-        await tier.close()
-
-
-async def test_a_clock_that_was_set_back_puts_no_checkpoint_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "store"
-    tier = await opened(path, capacity_bytes=16 * MIB)
-    try:
-        await tier._keeper.stop()
-        tier._index.write(lambda txn: txn.set_number(MADE_S, int(time.time()) + 10 * 365 * 86400))
-        await stored(tier, keys_of(0, 50))
-        await tier._ahead.finished()
-        monkeypatch.setattr(chores, "CHECKPOINT_PERIOD_S", 0.0)
-        tier._keeper._chores.round()
-        assert (path / "checkpoint").exists()
-    finally:
         await tier.close()
