@@ -12,6 +12,7 @@
 PYTHON ?= python3
 ARGS ?=
 KILLS ?= 2000
+STORM_S ?= 600
 
 VENV := .venv
 LIGHT := .venv-light
@@ -54,8 +55,9 @@ check: install  ## run lint and all tests
 demo: install  ## run a real vLLM with and without kvtier, side by side
 	$(BIN)/python examples/demo.py $(ARGS)
 
-crash: install  ## kill the NVMe tier's process KILLS times, 2000 by default
-	KVTIER_KILLS=$(KILLS) $(BIN)/python -m pytest tests/tiers/nvme/test_crash.py $(ARGS)
+crash: install  ## kill NVMe processes KILLS times one by one, and three at once for STORM_S seconds
+	KVTIER_KILLS=$(KILLS) KVTIER_STORM_S=$(STORM_S) $(BIN)/python -m pytest \
+		tests/tiers/nvme/test_crash.py tests/tiers/nvme/test_storm.py $(ARGS)
 
 fault-matrix: $(VENV)/.kvtier  ## try every fault of docs/faults.md, as root on loop devices
 	$(BIN)/python tools/fault_matrix.py $(ARGS)

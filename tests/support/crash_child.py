@@ -18,10 +18,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from nvme_rig import filled, keys_of, opened, right
+from nvme_rig import IDENTITY, filled, keys_of, opened, right
 
 from kvtier.tiers.base import ChunkKey, RemoveReason
 from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.store.namespaces import Identity
 
 LIFE_MAX_S = 20.0  # a life that was not killed and does not end is stuck
 FLUSH_ODDS, LOAD_ODDS, REMOVE_ODDS, EPOCH_ODDS = 0.4, 0.5, 0.1, 0.02
@@ -54,7 +55,8 @@ async def live(life: dict[str, Any]) -> None:
     capacity = life["capacity_bytes"]
     if life["step"] == "removed a segment file":
         capacity = max(life["least_bytes"], capacity // 2)  # room has to be given back
-    tier = await opened(Path(life["path"]), capacity_bytes=capacity, files=files)
+    identity = Identity({**IDENTITY.fields, "model": life["model"]})
+    tier = await opened(Path(life["path"]), capacity_bytes=capacity, files=files, identity=identity)
     unflushed: list[ChunkKey] = []
     first, invalidated = life["first"], False
     for _ in range(ROUNDS):
