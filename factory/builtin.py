@@ -35,7 +35,7 @@ class PinnedFactory:
 
     @staticmethod
     async def open(config: PinnedConfig, context: TierContext) -> Tier:
-        return PinnedTier(open_arena(config, context), config.policy)
+        return PinnedTier(open_arena(config, context), config.make_policy)
 
 
 class NvmeFactory:

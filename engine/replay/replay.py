@@ -14,7 +14,7 @@ One request, in the order in which a server acts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...tiers import ChunkKey, Tier
@@ -23,6 +23,7 @@ from ..chain import ChainStats
 from ..library import LibraryChain
 from ..loop import LoopThread
 from ..placement import Presence
+from ..prompts import Prompt
 from .trace import Requests
 
 TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress
@@ -92,17 +93,20 @@ def replay(
         told: called on the caller's thread; what it raises ends the replay.
     """
     loop = LoopThread("kvtier-replay")
-    chain = LibraryChain(pinned, lower, loop, load_deadline_s=NEVER_S, clock=lambda: 0.0)
+    chain = LibraryChain(
+        pinned, lower, loop, load_deadlines_s={tier.name: NEVER_S for tier in lower}, clock=lambda: 0.0
+    )
     try:
         for start in range(0, len(requests), TURN_REQUESTS):
             turn = requests[start : start + TURN_REQUESTS]
             loop.submit(_serve_all(chain, pinned.name, turn)).result()
             told(len(turn))
         stats = chain.stats()
+        own = {tier.name: tier.stats().counters for tier in lower}
     finally:
         loop.submit(chain.mover.stop()).result()
         loop.close()
-    return _figures(requests, stats, [pinned.name, *(tier.name for tier in lower)])
+    return _figures(requests, stats, own)
 
 
 async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests) -> None:
@@ -111,7 +115,8 @@ async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests) -> No
 
 
 async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> None:
-    held = _find(chain, keys)
+    prompt = chain.new_prompt()
+    held = _find(chain, prompt, keys)
     if any(source != pinned for _, source in held.values()):
         await chain.wait_filled(list(held))
     for key, (slot, source) in held.items():
@@ -119,29 +124,31 @@ async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> 
             break
         chain.count("hits", source, 1)
         chain.used({key: source})
-    resident = await _store(chain, pinned, keys)
-    chain.touch(resident)
+    resident = await _store(chain, pinned, prompt, keys)
+    chain.touch(prompt, resident)
     chain.release(slot for slot, _ in held.values())
 
 
-def _find(chain: LibraryChain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
+def _find(chain: LibraryChain, prompt: Prompt, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
     """Pin one chunk after the other, up to the first that cannot be had; says which tier supplies each."""
     held: dict[ChunkKey, tuple[Slot, str]] = {}
     for key in keys:
-        _, slot, source = chain.acquire([key])[0]
+        _, slot, source = chain.acquire(prompt, [key])[0]
         if slot is None:
             break
         held[key] = slot, source
     return held
 
 
-async def _store(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+async def _store(
+    chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey]
+) -> list[ChunkKey]:
     """Store what has no slot yet, and wait until it is where it goes; returns what had one before."""
     resident: list[ChunkKey] = []
     step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
     for start in range(0, len(keys), step_chunks):
         part = keys[start : start + step_chunks]
-        reserved = chain.reserve(part)
+        reserved = chain.reserve(prompt, part)
         new = {slot.key for slot in reserved.slots}.union(reserved.left)
         resident += [key for key in part if key not in new]
         chain.count("dropped_chunks", pinned, len(reserved.left))
@@ -150,36 +157,38 @@ async def _store(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> 
     return resident
 
 
-def _figures(requests: Requests, stats: ChainStats, names: Sequence[str]) -> ReplayFigures:
+def _figures(requests: Requests, stats: ChainStats, own: Mapping[str, Mapping[str, int]]) -> ReplayFigures:
+    """The figures of each tier; `own` is what those below have counted themselves."""
     prompt_chunks = sum(map(len, requests))
-    tiers = tuple(_tier_figures(stats, name, names[0], prompt_chunks) for name in names)
+    tiers = tuple(_tier_figures(stats, name, own.get(name), prompt_chunks) for name in stats.tiers)
     hits_chunks = sum(tier.hits_chunks for tier in tiers)
     return ReplayFigures(
         len(requests), prompt_chunks, hits_chunks, _percent(hits_chunks, prompt_chunks), tiers
     )
 
 
-def _tier_figures(stats: ChainStats, name: str, pinned: str, prompt_chunks: int) -> TierFigures:
-    chain, own = stats.counters, stats.tiers[name].counters
-    if name == pinned:
+def _tier_figures(
+    stats: ChainStats, name: str, own: Mapping[str, int] | None, prompt_chunks: int
+) -> TierFigures:
+    counters = stats.tiers[name].counters
+    if own is None:
         # Whatever was loaded from a tier was written into a slot.
-        promoted_bytes = sum(count for (what, _), count in chain.items() if what == "loaded_bytes")
-        evicted_chunks = chain.get(("evicted_chunks", name), 0)
-        written_bytes = chain.get(("stored_bytes", name), 0) + promoted_bytes
+        written_bytes = counters["stored_bytes"] + sum(
+            tier.counters["loaded_bytes"] for tier in stats.tiers.values()
+        )
     else:
         # The chain also counts as stored what was there already.
-        evicted_chunks = own.get("evicted_chunks", 0)
         written_bytes = own.get("stored_bytes", 0) + own.get("carried_bytes", 0)
-    hits_chunks = chain.get(("hits", name), 0)
+    hits_chunks = counters["hits"]
     return TierFigures(
         tier=name,
         capacity_bytes=stats.tiers[name].capacity_bytes,
         hits_chunks=hits_chunks,
         hit_rate_percent=_percent(hits_chunks, prompt_chunks),
-        promoted_chunks=chain.get(("loaded_chunks", name), 0),
-        evicted_chunks=evicted_chunks,
+        promoted_chunks=counters["loaded_chunks"],
+        evicted_chunks=counters.get("evicted_chunks", 0),
         written_bytes=written_bytes,
-        dropped_chunks=chain.get(("dropped_chunks", name), 0),
+        dropped_chunks=counters["dropped_chunks"],
     )
 
 

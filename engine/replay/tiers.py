@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ...tiers.nvme.format.codec import FIRST_BLOCK, SegmentName
@@ -14,7 +14,7 @@ from ...tiers.nvme.io.blocks import aligned
 from ...tiers.nvme.io.files import Files
 from ...tiers.nvme.log.budget import Budget, Plan, facts_for
 from ...tiers.nvme.log.reclaim import Allowance
-from ...tiers.pinned.eviction import POLICIES
+from ...tiers.pinned.eviction import EvictionPolicy
 from ...tiers.pinned.slots import Slot, SlotTable
 
 _NOTHING = memoryview(b"")
@@ -25,8 +25,10 @@ class SlotsWithoutBytes:
 
     name = "pinned"
 
-    def __init__(self, slots_count: int, *, slot_bytes: int, policy: str) -> None:
-        self.table = SlotTable(slots_count, POLICIES[policy](slots_count))
+    def __init__(
+        self, slots_count: int, *, slot_bytes: int, make_policy: Callable[[int], EvictionPolicy]
+    ) -> None:
+        self.table = SlotTable(slots_count, make_policy(slots_count))
         self.slot_bytes = slot_bytes
 
     def buffer(self, slot: Slot) -> Buffer:

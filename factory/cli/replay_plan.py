@@ -7,12 +7,13 @@ document may be for another machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ...tiers import ConfigError, Tier
+from ...tiers.pinned.eviction import EvictionPolicy
 from ..base import TierConfig, unique_name
 from ..config import KvtierConfig
 from ..drives import DriveConfig
@@ -40,12 +41,13 @@ class ReplayPlan:
 
     slots_count: int
     policy: str
+    make_policy: Callable[[int], EvictionPolicy]
     chunk_bytes: int
     logs: tuple[LogPlan, ...]
 
     def pinned(self) -> SlotsWithoutBytes:
         """A new, empty pinned tier."""
-        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, policy=self.policy)
+        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, make_policy=self.make_policy)
 
     def lower(self) -> Sequence[Tier]:
         """New, empty tiers below it."""
@@ -77,7 +79,8 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
     for i, tier in enumerate(lower, start=2):
         name = unique_name("nvme", [log.name for log in logs])
         logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
-    return ReplayPlan(pinned.capacity_bytes // chunk_bytes, pinned.policy, chunk_bytes, tuple(logs))
+    slots_count = pinned.capacity_bytes // chunk_bytes
+    return ReplayPlan(slots_count, pinned.policy, pinned.make_policy, chunk_bytes, tuple(logs))
 
 
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:

@@ -35,7 +35,7 @@ from kvtier.tiers import ConfigError
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.budget import facts_for
 from kvtier.tiers.nvme.store.directory import StoreDirectory
-from kvtier.tiers.pinned.eviction import POLICIES
+from kvtier.tiers.pinned.eviction import POLICIES, ArcPolicy
 from kvtier.tiers.pinned.memory import Room
 
 MIB = 1 << 20
@@ -93,7 +93,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown top key",
         at_top(comment="mine"),
-        'comment: unknown key; known are "$schema", "on_reset", "tiers", "version" and "weights_epoch"',
+        'comment: unknown key; known are "$schema", "on_reset", "recompute", "tiers", "version" and '
+        '"weights_epoch"',
     ),
     (
         "negative weights epoch",
@@ -104,6 +105,11 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "unknown reset behaviour",
         at_top(on_reset="forget"),
         """on_reset: should be 'invalidate' or 'keep', not "forget"; for example "invalidate\"""",
+    ),
+    (
+        "unknown recomputing",
+        at_top(recompute="always"),
+        """recompute: should be 'auto' or 'never', not "always"; for example "auto\"""",
     ),
     (
         "tiers as an object",
@@ -201,7 +207,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown key",
         with_(1, colour="red"),
-        'tiers[1].colour: unknown key; known are "capacity", "module_path", "numa_node", "policy" and "type"',
+        'tiers[1].colour: unknown key; known are "capacity", "module_path", "numa_node", "policy", '
+        '"policy_module_path" and "type"',
     ),
     (
         "unknown key that is no word",
@@ -267,6 +274,27 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         with_(2, write_amplification=0.5),
         "tiers[2].write_amplification: should be greater than or equal to 1, not 0.5; for example 1.3",
     ),
+    (
+        "unknown admission",
+        with_(2, admission="twice"),
+        """tiers[2].admission: should be 'always' or 'second_touch', not "twice"; for example "always\"""",
+    ),
+    (
+        "budget of nothing",
+        with_(2, write_budget=0),
+        "tiers[2].write_budget: should be greater than 0, not 0; for example 1.0",
+    ),
+    (
+        "endurance as a share",
+        with_(2, endurance="80%"),
+        'tiers[2].endurance: should be bytes, not a percentage like "80%"; for example "1.2PB"',
+    ),
+    ("endurance of nothing", with_(2, endurance=0), f"tiers[2].endurance: 0 is zero; {HOW_TO_WRITE}"),
+    (
+        "fill as word",
+        with_(2, fill="no"),
+        'tiers[2].fill: should be a valid boolean, not "no"; for example true',
+    ),
     # sizes; the rest of them is in test_sizes.py
     (
         "size half spelled",
@@ -281,7 +309,27 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         with_(2, reserve="110%"),
         'tiers[2].reserve: "110%" is more than the whole; did you mean "100%"?',
     ),
-    # tiers of other packages
+    # policies and tiers of other packages
+    (
+        "policy without a name",
+        lambda d: d["tiers"].__setitem__(1, {"type": "pinned", "capacity": 1, "policy_module_path": "json"}),
+        'tiers[1].policy: missing; it names a class in "policy_module_path"',
+    ),
+    (
+        "policy in a module that is not there",
+        with_(1, policy="Mine", policy_module_path="kvtier_mine.policy"),
+        'tiers[1].policy_module_path: there is no module "kvtier_mine"',
+    ),
+    (
+        "policy that is not there",
+        with_(1, policy="Mine", policy_module_path="json"),
+        "tiers[1].policy: module 'json' has no attribute 'Mine'",
+    ),
+    (
+        "class that is no policy",
+        with_(1, policy="JSONDecoder", policy_module_path="json"),
+        "tiers[1].policy: json.JSONDecoder is not a policy class",
+    ),
     (
         "module that is not there",
         with_(2, type="Tape", module_path="kvtier_tape.tier"),
@@ -356,6 +404,23 @@ def test_the_example_document_is_read() -> None:
 def test_every_policy_can_be_named() -> None:
     for policy in POLICIES:
         parse_config(changed(with_(1, policy=policy)))
+
+
+def test_a_policy_of_another_package_is_made_by_its_class() -> None:
+    module = "kvtier.tiers.pinned.eviction.arc"
+    config = parse_config(changed(with_(1, policy="ArcPolicy", policy_module_path=module)))
+    pinned = config.tiers[1]
+    assert isinstance(pinned, PinnedConfig)
+    assert isinstance(pinned.make_policy(4), ArcPolicy)
+
+
+def test_what_spares_the_drive_is_read() -> None:
+    fields = {"fill": False, "admission": "second_touch", "write_budget": 0.5, "endurance": "1.2PB"}
+    config = parse_config(changed(with_(2, **fields)))
+    nvme = config.tiers[2]
+    assert isinstance(nvme, NvmeConfig)
+    assert (nvme.fill, nvme.admission, nvme.write_budget) == (False, "second_touch", 0.5)
+    assert nvme.endurance == 1_200_000_000_000_000
 
 
 def test_editors_may_name_the_schema() -> None:

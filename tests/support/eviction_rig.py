@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.pinned.eviction import EvictionPolicy
+
+_prompts = itertools.count()
+
+
+def insert(policy: EvictionPolicy, keys: Sequence[ChunkKey]) -> None:
+    """Let chunks become resident, as those of a prompt of their own."""
+    policy.insert(next(_prompts), keys, range(len(keys)))
+
+
+def touch(policy: EvictionPolicy, keys: Sequence[ChunkKey]) -> None:
+    """Use chunks, as another prompt does."""
+    policy.touch(next(_prompts), keys, range(len(keys)))
 
 
 def chunks(prefix: str, count: int) -> list[ChunkKey]:
@@ -21,6 +36,6 @@ def nothing(key: ChunkKey) -> bool:
 def admit(policy: EvictionPolicy, capacity_chunks: int, keys: list[ChunkKey]) -> list[ChunkKey]:
     """Make room for `keys` and insert them, as an owner does; the victims are returned."""
     victims = policy.evict(len(policy) + len(keys) - capacity_chunks, anything)
-    policy.insert(keys)
+    insert(policy, keys)
     policy.check()
     return victims

@@ -16,6 +16,7 @@ from kvtier.engine.replay.replay import (
 )
 from kvtier.engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from kvtier.engine.replay.trace import Requests, read_trace
+from kvtier.tiers.pinned.eviction import POLICIES
 from kvtier.tiers.pinned.slots import Slot
 
 DATA = Path(__file__).parents[2] / "data"
@@ -26,7 +27,7 @@ LOG_BYTES = 1 << 30  # far more than any small trace here stores
 
 
 def slots(count: int, policy: str = "lru") -> SlotsWithoutBytes:
-    return SlotsWithoutBytes(count, slot_bytes=CHUNK_BYTES, policy=policy)
+    return SlotsWithoutBytes(count, slot_bytes=CHUNK_BYTES, make_policy=POLICIES[policy])
 
 
 def log(capacity_bytes: int = LOG_BYTES, name: str = "nvme", amplification: float = 1.0) -> LogWithoutBytes:
@@ -204,4 +205,4 @@ def test_an_interrupted_replay_leaves_no_thread() -> None:
 
 
 def test_slots_without_bytes_have_empty_buffers() -> None:
-    assert len(slots(1).buffer(Slot(b"key", 0))) == 0
+    assert len(slots(1).buffer(Slot(b"key", 0, prompt=0, position=0))) == 0

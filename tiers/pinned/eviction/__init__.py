@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from .arc import ArcPolicy
-from .base import Evictable, EvictionPolicy
+from .base import Evictable, EvictionPolicy, PromptId
 from .lru import LruPolicy
 from .s3fifo import S3FifoPolicy
 
-__all__ = ["POLICIES", "ArcPolicy", "Evictable", "EvictionPolicy", "LruPolicy", "S3FifoPolicy"]
+__all__ = ["POLICIES", "ArcPolicy", "Evictable", "EvictionPolicy", "LruPolicy", "PromptId", "S3FifoPolicy"]
 
 POLICIES: Mapping[str, Callable[[int], EvictionPolicy]] = MappingProxyType(
     {"lru": LruPolicy, "arc": ArcPolicy, "s3fifo": S3FifoPolicy}

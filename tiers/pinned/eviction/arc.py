@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ...base import ChunkKey
-from .base import Evictable
+from .base import Evictable, PromptId
 
 
 class ArcPolicy:
@@ -31,7 +31,10 @@ class ArcPolicy:
         self._once_ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
         self._again_ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
 
-    def insert(self, keys: Sequence[ChunkKey]) -> None:
+    def arrive(self, prompt: PromptId) -> None:
+        """Nothing: a line is a batch."""
+
+    def insert(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         count_before = len(self)
         for key in reversed(keys):
             if key in self._once_ghosts:
@@ -58,7 +61,7 @@ class ArcPolicy:
         while len(self._once_ghosts) + len(self._again_ghosts) > self._capacity_chunks:
             self._again_ghosts.popitem(last=False)
 
-    def touch(self, keys: Sequence[ChunkKey]) -> None:
+    def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         for key in reversed(keys):
             if key in self._again:
                 self._again.move_to_end(key)
@@ -70,7 +73,7 @@ class ArcPolicy:
         for part in (self._once, self._again, self._once_ghosts, self._again_ghosts):
             part.pop(key, None)
 
-    def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+    def evict(self, count: int, evictable: Evictable, *, spare: PromptId | None = None) -> list[ChunkKey]:
         victims: list[ChunkKey] = []
         passed_once: list[ChunkKey] = []
         passed_again: list[ChunkKey] = []
@@ -87,6 +90,9 @@ class ArcPolicy:
         self._again.update(dict.fromkeys(passed_again))
         self._trim_ghosts()
         return victims
+
+    def line(self, prompt: PromptId) -> Collection[ChunkKey]:
+        return ()
 
     def __len__(self) -> int:
         return len(self._once) + len(self._again)

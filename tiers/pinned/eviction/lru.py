@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ...base import ChunkKey
-from .base import Evictable
+from .base import Evictable, PromptId
 
 
 class LruPolicy:
@@ -16,13 +16,16 @@ class LruPolicy:
         assert capacity_chunks > 0, "a policy needs room for one chunk"
         self._order: OrderedDict[ChunkKey, None] = OrderedDict()  # next victim first
 
-    def insert(self, keys: Sequence[ChunkKey]) -> None:
+    def arrive(self, prompt: PromptId) -> None:
+        """Nothing: a line is a batch."""
+
+    def insert(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         count_before = len(self._order)
         for key in reversed(keys):
             self._order[key] = None
         assert len(self._order) == count_before + len(keys), "a chunk became resident twice"
 
-    def touch(self, keys: Sequence[ChunkKey]) -> None:
+    def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         for key in reversed(keys):
             if key in self._order:
                 self._order.move_to_end(key)
@@ -30,7 +33,7 @@ class LruPolicy:
     def remove(self, key: ChunkKey) -> None:
         self._order.pop(key, None)
 
-    def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+    def evict(self, count: int, evictable: Evictable, *, spare: PromptId | None = None) -> list[ChunkKey]:
         victims: list[ChunkKey] = []
         passed: list[ChunkKey] = []
         while len(victims) < count and self._order:
@@ -38,6 +41,9 @@ class LruPolicy:
             (victims if evictable(key) else passed).append(key)
         self._order.update(dict.fromkeys(passed))
         return victims
+
+    def line(self, prompt: PromptId) -> Collection[ChunkKey]:
+        return ()
 
     def __len__(self) -> int:
         return len(self._order)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ...base import ChunkKey
-from .base import Evictable
+from .base import Evictable, PromptId
 
 SMALL_SHARE = 0.1  # of the capacity: the share that Yang et al. recommend
 USES_MAX = 3  # two bits: more uses than this do not tell chunks apart
@@ -35,7 +35,10 @@ class S3FifoPolicy:
         self._main: OrderedDict[ChunkKey, int] = OrderedDict()
         self._ghosts: OrderedDict[ChunkKey, None] = OrderedDict()
 
-    def insert(self, keys: Sequence[ChunkKey]) -> None:
+    def arrive(self, prompt: PromptId) -> None:
+        """Nothing: a line is a batch."""
+
+    def insert(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         count_before = len(self)
         for key in reversed(keys):
             if key in self._ghosts:
@@ -45,7 +48,7 @@ class S3FifoPolicy:
                 self._small[key] = 0
         assert len(self) == count_before + len(keys), "a chunk became resident twice"
 
-    def touch(self, keys: Sequence[ChunkKey]) -> None:
+    def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
         for key in dict.fromkeys(keys):
             queue = self._main if key in self._main else self._small
             uses = queue.get(key, USES_MAX)
@@ -56,7 +59,7 @@ class S3FifoPolicy:
         for part in (self._small, self._main, self._ghosts):
             part.pop(key, None)
 
-    def evict(self, count: int, evictable: Evictable) -> list[ChunkKey]:
+    def evict(self, count: int, evictable: Evictable, *, spare: PromptId | None = None) -> list[ChunkKey]:
         victims: list[ChunkKey] = []
         passed_small: list[tuple[ChunkKey, int]] = []
         passed_main: list[tuple[ChunkKey, int]] = []
@@ -79,6 +82,9 @@ class S3FifoPolicy:
         while len(self._ghosts) > self._capacity_chunks:
             self._ghosts.popitem(last=False)
         return victims
+
+    def line(self, prompt: PromptId) -> Collection[ChunkKey]:
+        return ()
 
     def __len__(self) -> int:
         return len(self._small) + len(self._main)

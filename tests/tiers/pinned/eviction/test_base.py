@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from eviction_rig import admit, anything, chunks, nothing
+from eviction_rig import admit, anything, chunks, insert, nothing, touch
 
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.pinned.eviction import POLICIES, EvictionPolicy
@@ -16,7 +16,7 @@ def policy(request: pytest.FixtureRequest) -> EvictionPolicy:
 
 def test_inserted_chunks_are_resident_until_they_are_evicted(policy: EvictionPolicy) -> None:
     keys = chunks("a", 4)
-    policy.insert(keys)
+    insert(policy, keys)
     assert len(policy) == 4
     victims = policy.evict(3, anything)
     assert len(victims) == len(set(victims)) == 3
@@ -26,28 +26,28 @@ def test_inserted_chunks_are_resident_until_they_are_evicted(policy: EvictionPol
 
 def test_the_tail_of_a_batch_leaves_before_its_head(policy: EvictionPolicy) -> None:
     keys = chunks("a", 5)
-    policy.insert(keys)
+    insert(policy, keys)
     assert policy.evict(5, anything) == keys[::-1]
 
 
 def test_the_tail_of_a_touched_batch_leaves_before_its_head(policy: EvictionPolicy) -> None:
     keys = chunks("a", 5)
-    policy.insert(keys)
-    policy.touch(keys)
+    insert(policy, keys)
+    touch(policy, keys)
     assert policy.evict(5, anything) == keys[::-1]
 
 
 def test_an_untouched_chunk_leaves_before_a_touched_one(policy: EvictionPolicy) -> None:
     used, unused = chunks("used", 2), chunks("unused", 2)
-    policy.insert(used)
-    policy.insert(unused)
-    policy.touch(used)
+    insert(policy, used)
+    insert(policy, unused)
+    touch(policy, used)
     assert policy.evict(2, anything) == unused[::-1]
 
 
 def test_a_pinned_chunk_is_passed_over_and_comes_last_from_then_on(policy: EvictionPolicy) -> None:
     first, second, third = chunks("a", 3)
-    policy.insert([first, second, third])
+    insert(policy, [first, second, third])
     asked: list[ChunkKey] = []
 
     def is_idle(key: ChunkKey) -> bool:
@@ -62,8 +62,8 @@ def test_a_pinned_chunk_is_passed_over_and_comes_last_from_then_on(policy: Evict
 
 def test_all_pinned_gives_no_victim_and_changes_no_order(policy: EvictionPolicy) -> None:
     keys = chunks("a", 5)
-    policy.insert(keys)
-    policy.touch(keys[:2])
+    insert(policy, keys)
+    touch(policy, keys[:2])
     assert policy.evict(3, nothing) == []
     policy.check()
     assert policy.evict(3, anything) == keys[:1:-1]
@@ -71,7 +71,7 @@ def test_all_pinned_gives_no_victim_and_changes_no_order(policy: EvictionPolicy)
 
 def test_asking_for_more_than_there_is_gives_all(policy: EvictionPolicy) -> None:
     keys = chunks("a", 3)
-    policy.insert(keys)
+    insert(policy, keys)
     assert set(policy.evict(7, anything)) == set(keys)
     assert len(policy) == 0
     assert policy.evict(1, anything) == []
@@ -79,50 +79,50 @@ def test_asking_for_more_than_there_is_gives_all(policy: EvictionPolicy) -> None
 
 @pytest.mark.parametrize("count", [0, -4])
 def test_asking_for_nothing_gives_nothing(policy: EvictionPolicy, count: int) -> None:
-    policy.insert(chunks("a", 3))
+    insert(policy, chunks("a", 3))
     assert policy.evict(count, anything) == []
     assert len(policy) == 3
 
 
 def test_a_removed_chunk_is_forgotten_without_a_ghost(policy: EvictionPolicy) -> None:
     keys = chunks("a", 3)
-    policy.insert(keys)
+    insert(policy, keys)
     policy.remove(keys[1])
     policy.remove(b"never inserted")
     policy.check()
     assert keys[1] not in policy
-    policy.insert([keys[1]])
-    policy.touch([keys[0], keys[2]])
+    insert(policy, [keys[1]])
+    touch(policy, [keys[0], keys[2]])
     assert policy.evict(1, anything) == [keys[1]]
 
 
 def test_a_removed_ghost_comes_back_as_a_new_chunk(policy: EvictionPolicy) -> None:
-    policy.insert([b"ghost"])
+    insert(policy, [b"ghost"])
     policy.evict(1, anything)
     policy.remove(b"ghost")
-    policy.insert([b"ghost"])
-    policy.insert([b"new"])
+    insert(policy, [b"ghost"])
+    insert(policy, [b"new"])
     assert policy.evict(1, anything) == [b"ghost"]
 
 
 def test_unknown_keys_are_not_touched_into_residence(policy: EvictionPolicy) -> None:
-    policy.touch(chunks("never inserted", 3))
+    touch(policy, chunks("never inserted", 3))
     policy.check()
     assert len(policy) == 0
 
 
 def test_a_ghost_is_not_touched_into_residence(policy: EvictionPolicy) -> None:
-    policy.insert([b"ghost"])
+    insert(policy, [b"ghost"])
     policy.evict(1, anything)
-    policy.touch([b"ghost"])
+    touch(policy, [b"ghost"])
     policy.check()
     assert b"ghost" not in policy
 
 
 def test_a_chunk_cannot_become_resident_twice(policy: EvictionPolicy) -> None:
-    policy.insert(chunks("a", 2))
+    insert(policy, chunks("a", 2))
     with pytest.raises(AssertionError, match="resident twice"):
-        policy.insert([b"a1"])
+        insert(policy, [b"a1"])
 
 
 def test_ghosts_are_bounded_by_the_capacity(policy: EvictionPolicy) -> None:
@@ -130,7 +130,7 @@ def test_ghosts_are_bounded_by_the_capacity(policy: EvictionPolicy) -> None:
         keys = chunks(f"{turn}-", 5)
         admit(policy, 10, keys)
         if turn % 2:
-            policy.touch(keys)
+            touch(policy, keys)
             policy.check()
     assert len(policy) == 10
 
@@ -140,7 +140,7 @@ def test_a_tier_of_one_chunk_works(policy_name: str) -> None:
     tiny = POLICIES[policy_name](1)
     for key in chunks("a", 5):
         admit(tiny, 1, [key])
-        tiny.touch([key])
+        touch(tiny, [key])
     assert b"a4" in tiny
 
 
@@ -149,7 +149,7 @@ def test_a_scan_does_not_push_out_chunks_that_are_used_again(policy_name: str) -
     policy = POLICIES[policy_name](10)
     used = chunks("used", 5)
     admit(policy, 10, used)
-    policy.touch(used)
+    touch(policy, used)
     for turn in range(20):
         admit(policy, 10, chunks(f"scan{turn}-", 5))
     assert all(key in policy for key in used)

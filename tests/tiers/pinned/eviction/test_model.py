@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import hypothesis.strategies as st
+from eviction_rig import insert, touch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -177,14 +178,14 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(keys=batches)
     def insert(self, keys: list[ChunkKey]) -> None:
         new = [key for key in dict.fromkeys(keys) if key not in self.model.resident()]
-        self.policy.insert(new)
+        insert(self.policy, new)
         for key in reversed(new):
             self.model.insert(key)
         self.model.settle()
 
     @rule(keys=batches)
     def touch(self, keys: list[ChunkKey]) -> None:
-        self.policy.touch(keys)
+        touch(self.policy, keys)
         for key in reversed(dict.fromkeys(keys)):
             if key in self.model.resident():
                 self.model.touch(key)

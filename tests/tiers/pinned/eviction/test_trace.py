@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from eviction_rig import insert, touch
 
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.pinned.eviction import POLICIES, EvictionPolicy
@@ -47,8 +48,8 @@ def serve(policy: EvictionPolicy, capacity_chunks: int, keys: list[ChunkKey]) ->
     hits = {key for key in keys if key in policy}
     new = [key for key in keys if key not in hits]
     policy.evict(len(policy) + len(new) - capacity_chunks, lambda key: key not in hits)
-    policy.insert(new)
-    policy.touch([key for key in keys if key in hits])
+    insert(policy, new)
+    touch(policy, [key for key in keys if key in hits])
     return hits
 
 
