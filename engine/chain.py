@@ -39,6 +39,8 @@ COUNTED = (
     "stored_bytes",
     "stored_us",
     "dropped_chunks",
+    "requested_chunks",
+    "invalidated_chunks",
 )
 """What the chain counts for every tier, from zero on. A tier's own count of such a name is not used: a
 counter that came from one and then from the other could fall."""
@@ -49,14 +51,15 @@ class ChainStats:
     """The chain's numbers at one moment.
 
     Attributes:
-        tiers: by tier name, pinned first. The counters are the tier's own and, of the names in `COUNTED` and
-            wherever both count the same, the chain's.
-        pending_chunks: chunks in slots that are not yet stored in a tier below, by that tier's name.
+        tiers: by tier name, pinned first. Their counters are the tier's own and, of what the chain counts
+            (`COUNTED`), the chain's.
+        pending_chunks: chunks in slots that are not yet stored in a tier below, by that tier's name, nearest
+            first.
         pinned_slots: slots that somebody uses right now.
     """
 
     tiers: Mapping[str, TierStats]
-    pending_chunks: Mapping[str, int]
+    pending_chunks: dict[str, int]
     pinned_slots: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,8 +121,7 @@ class Chain:
 
     def new_prompt(self, group_of: GroupOf = one_group) -> Prompt:
         """A prompt of which nothing is known yet, for the calls that take one."""
-        with self._lock:
-            return self._placement.new_prompt(group_of)
+        return self._placement.new_prompt(group_of)  # draws a number, which takes no lock
 
     def acquire(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> list[Found]:
         """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`.

@@ -274,10 +274,11 @@ class Lifetime(Generic[C]):
     async def _stop_moving(self, ready: Ready[C], jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
         """Bring down what can be in time, then stop all movement; returns whether nothing moves any more."""
         if not await ended("the last flush", self._flush(jobs, None), timeout_s):
+            pending_chunks = ready.chain.stats().pending_chunks
             logger.warning(
-                "closed after %.0f s with chunks not yet in the tiers below; they are dropped: %s",
+                "closed after %.0f s with %d chunks not yet in the last tier; they are dropped",
                 timeout_s,
-                ", ".join(f"{tier} {count}" for tier, count in ready.chain.stats().pending_chunks.items()),
+                next(reversed(pending_chunks.values()), 0),
             )
         for job in jobs:
             job.cancel()

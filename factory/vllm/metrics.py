@@ -62,8 +62,8 @@ COUNTERS = {
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
 }
-# Reported as zero from the start, for every tier: an alert needs the series to exist.
-FROM_THE_START = ("dropped_chunks", "late_loads", "evicted_chunks", "invalidated_chunks")
+# Reported as zero from the start, for every tier, like what the chain counts: an alert needs the series.
+FROM_THE_START = ("evicted_chunks",)
 REMOVED = (
     "kvtier:removed_chunks",
     "Chunks that left the tier, by reason: evicted to make room, corrupt, requested by an "

@@ -217,7 +217,7 @@ class RaisingTier(MemoryTier):
         if method in self.raises:
             raise ValueError("a mistake")
 
-    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
         self._check("lookup")
         return super().lookup(keys)
 
