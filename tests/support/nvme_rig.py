@@ -50,6 +50,16 @@ def filled(keys: Sequence[ChunkKey], size_bytes: int = CHUNK_BYTES) -> list[Buff
     return buffers
 
 
+async def at_rest(tier: NvmeTier) -> None:
+    """Return once the tier has made all the room it wants, and no file of its own changes meanwhile."""
+    upkeep = tier._upkeep
+    while True:
+        await upkeep._keeping.once()
+        await tier._ahead.finished()
+        if not upkeep._keeper._changed:
+            return
+
+
 async def stored(tier: NvmeTier, keys: Sequence[ChunkKey], size_bytes: int = CHUNK_BYTES) -> None:
     """Store the chunks; every one must succeed."""
     outcome = await tier.store(keys, filled(keys, size_bytes))

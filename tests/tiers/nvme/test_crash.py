@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import damage
 import pytest
-from nvme_rig import CHUNK_BYTES, MIB, keys_of, opened, right, stored
+from nvme_rig import CHUNK_BYTES, MIB, at_rest, keys_of, opened, right, stored
 
 from kvtier.tiers.nvme.index.records import SegmentState
 from kvtier.tiers.nvme.io.files import allocated_bytes
@@ -126,6 +126,7 @@ class Store:
         tier = await opened(self.path, capacity_bytes=self.capacity_bytes)
         await tier._keeper.caught_up()  # on a slow drive it serves before it has read all
         try:
+            await at_rest(tier)
             found = await right(tier, keys_of(0, self.first))
             assert self.never_again.isdisjoint(key.decode() for key in found)
             if self.keeps_all:

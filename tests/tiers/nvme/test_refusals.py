@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of, opened, right, stored
+from nvme_rig import CHUNK_BYTES, MIB, at_rest, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import Failure
 from kvtier.tiers.breaker import BAD_CALLS_MAX, Breaker, BreakerState
@@ -99,6 +99,7 @@ async def test_a_claim_that_is_refused_is_no_lack_of_room(
     assert breaker.state is BreakerState.OPEN
     assert len(caplog.records) <= LINES_MAX, caplog.messages
     files.code = 0
+    await at_rest(tier)  # so that no refusal is under way
     await stored(tier, keys_of(1000, 4))
     await tier.close()
 
@@ -107,6 +108,7 @@ async def removed_under(tmp_path: Path) -> tuple[NvmeTier, Path]:
     path = tmp_path / "store"
     tier = await opened(path)
     await stored(tier, keys_of(0, 64))
+    await at_rest(tier)  # a file that is made meanwhile would stop the removal
     shutil.rmtree(path)
     return tier, path
 
@@ -190,6 +192,7 @@ async def test_a_close_leaves_another_store_at_its_path_alone(tmp_path: Path, mo
     path = tmp_path / "store"
     tier = await opened(path)
     await stored(tier, keys_of(0, 8))
+    await at_rest(tier)
     _take_away(path, moved=moved)
     other = await opened(path)
     try:

@@ -12,6 +12,8 @@ from .files import Files
 
 BLOCK_BYTES = 4096  # the unit of direct I/O: fits every drive's logical block and every page size below it
 PIECE_BYTES = 1024 * 1024  # of one read or write: from here on larger ones gain nothing (docs/performance.md)
+PART_BYTES_MAX = 4 * PIECE_BYTES  # of a large chunk in one call, where a request has calls for all lanes
+CALLS_WANTED = 32  # of a request of large chunks: four a lane, so that none is done long before the others
 IOV_MAX = 1024  # the kernel's bound on the parts of one vectored call
 
 
@@ -25,9 +27,14 @@ def blocks_of(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES)
 
 
-def parts_of(size_bytes: int) -> list[slice]:
-    """The chunk's equal parts of whole blocks, each at most a piece; the last one ends with the chunk."""
-    count = max(1, -(-size_bytes // PIECE_BYTES))
+def part_bytes_max(request_bytes: int) -> int:
+    """The most that is moved of a large chunk in one call, in a request of that size."""
+    return min(PART_BYTES_MAX, max(PIECE_BYTES, request_bytes // CALLS_WANTED))
+
+
+def parts_of(size_bytes: int, most_bytes: int) -> list[slice]:
+    """The chunk's equal parts of whole blocks, each at most so large; the last one ends with the chunk."""
+    count = max(1, -(-size_bytes // most_bytes))
     part_bytes = max(BLOCK_BYTES, aligned(-(-size_bytes // count)))
     return [slice(start, min(start + part_bytes, size_bytes)) for start in range(0, size_bytes, part_bytes)]
 

@@ -30,7 +30,7 @@ STORE_LANES = 8  # 8 MiB of writes in flight; where more stopped helping: docs/p
 LOAD_LANES = 8  # 8 MiB of reads in flight; likewise
 UPKEEP_LANES = 2  # one may be in a long reclaim while the other counts
 SYNC_LANES = 8  # files that are synced at the same time: a flush is the drive's, so one pays for all of them
-HEAD_LANES = 4  # likewise of new headers, which stores may wait for while many full segments are synced
+HEAD_LANES = 8  # likewise of new headers and their directory, which stores may wait for
 STORE_YIELD_S = 0.005  # a store piece stands aside this long at most, so loads cannot starve stores
 
 

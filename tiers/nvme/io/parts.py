@@ -1,4 +1,4 @@
-"""Parts of a chunk that is larger than a piece, each written or read on a lane of its own.
+"""Parts of a large chunk, each written or read on a lane of its own.
 
 As pieces they bound the bytes in flight, and all lanes work on one chunk. The first part answers for the
 chunk: it alone names it and says how it went, once all parts have run. Where one part fails the chunk has
@@ -54,11 +54,17 @@ class _Write:
     """What the parts of a write share."""
 
     def __init__(
-        self, files: Files, fd: int, checksum: Checksum, block: int, chunk: tuple[ChunkKey, Buffer]
+        self,
+        files: Files,
+        fd: int,
+        checksum: Checksum,
+        block: int,
+        chunk: tuple[ChunkKey, Buffer],
+        most_bytes: int,
     ) -> None:
         self.files, self.fd, self.checksum, self.block = files, fd, checksum, block
         self.key, self.buffer = chunk
-        self.parts = parts_of(len(self.buffer))
+        self.parts = parts_of(len(self.buffer), most_bytes)
         # Changed on lanes, by single operations of the interpreter:
         self.sums: list[int | None] = [None] * len(self.parts)
         self.has_failed = False
@@ -76,10 +82,15 @@ class _Write:
 
 
 def write_parts(
-    files: Files, fd: int, checksum: Checksum, block: int, chunk: tuple[ChunkKey, Buffer]
+    files: Files,
+    fd: int,
+    checksum: Checksum,
+    block: int,
+    chunk: tuple[ChunkKey, Buffer],
+    most_bytes: int,
 ) -> list[WritePart]:
-    """The parts of a chunk that is written from `block` on."""
-    write = _Write(files, fd, checksum, block, chunk)
+    """The parts of a chunk that is written from `block` on, each at most so large."""
+    write = _Write(files, fd, checksum, block, chunk, most_bytes)
     return [WritePart(write, number) for number in range(len(write.parts))]
 
 
@@ -121,9 +132,11 @@ class _Piece(ReadPiece[_Stretch]):
 class _Read(Generic[P]):
     """What the parts of a read share."""
 
-    def __init__(self, files: Files, source: Source, checksum: Checksum, wanted: Wanted[P]) -> None:
+    def __init__(
+        self, files: Files, source: Source, checksum: Checksum, wanted: Wanted[P], most_bytes: int
+    ) -> None:
         self._source, self._checksum, self.wanted = source, checksum, wanted
-        self._parts = parts_of(len(wanted.buffer))
+        self._parts = parts_of(len(wanted.buffer), most_bytes)
         self.pieces = [_Piece(files, source, checksum, [_wanted_part(wanted, part)]) for part in self._parts]
         self.failed: dict[int, Failure] = {}
         self.errors: list[OSError | TierError] = []
@@ -179,7 +192,9 @@ def _wanted_part(wanted: Wanted[P], part: slice) -> Wanted[_Stretch]:
     return Wanted(wanted.key, stretch, wanted.buffer[part])
 
 
-def read_parts(files: Files, source: Source, checksum: Checksum, wanted: Wanted[P]) -> list[ReadPart[P]]:
-    """The parts of a chunk."""
-    read = _Read(files, source, checksum, wanted)
+def read_parts(
+    files: Files, source: Source, checksum: Checksum, wanted: Wanted[P], most_bytes: int
+) -> list[ReadPart[P]]:
+    """The parts of a chunk, each at most so large."""
+    read = _Read(files, source, checksum, wanted, most_bytes)
     return [ReadPart(read, number) for number in range(len(read.pieces))]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 from ...base import Buffer, ChunkKey
-from .blocks import IOV_MAX, PIECE_BYTES, blocks_of
+from .blocks import IOV_MAX, PIECE_BYTES, blocks_of, part_bytes_max
 from .files import Files
 from .parts import ReadPart, WritePart, read_parts, write_parts
 from .pieces import Checksum, P, Place, ReadPiece, Source, Wanted, WritePiece
@@ -29,9 +29,10 @@ def plan_writes(
 ) -> list[Write]:
     """Split chunks that go side by side from `block` on into pieces and parts."""
     pieces: list[Write] = []
+    most_bytes = part_bytes_max(sum(len(buffer) for _, buffer in chunks))
     for group in _grouped(chunks, lambda chunk: len(chunk[1])):
-        if len(group[0][1]) > PIECE_BYTES:
-            pieces += write_parts(files, fd, checksum, block, group[0])
+        if len(group[0][1]) > most_bytes:
+            pieces += write_parts(files, fd, checksum, block, group[0], most_bytes)
         else:
             pieces.append(WritePiece(files, fd, checksum, block, group))
         block += sum(blocks_of(len(buffer)) for _, buffer in group)
@@ -44,10 +45,11 @@ def plan_reads(
     """Sort by place, merge neighbours, split into pieces and parts."""
     ordered = sorted(wanted, key=lambda chunk: (chunk.place.segment, chunk.place.block))
     pieces: list[Read[P]] = []
+    most_bytes = part_bytes_max(sum(chunk.place.length_bytes for chunk in wanted))
     for run in _runs(ordered):
         for group in _grouped(run, lambda chunk: chunk.place.length_bytes):
-            if group[0].place.length_bytes > PIECE_BYTES:
-                pieces += read_parts(files, source, checksum, group[0])
+            if group[0].place.length_bytes > most_bytes:
+                pieces += read_parts(files, source, checksum, group[0], most_bytes)
             else:
                 pieces.append(ReadPiece(files, source, checksum, group))
     return pieces

@@ -19,7 +19,7 @@ from functools import partial
 from ...base import Failure
 from ...errors import TierError
 from ..format.open_segment import OpenSegment
-from ..io.lanes import Lanes
+from ..io.lanes import HEAD_LANES, Lanes
 from ..io.refusal import failure_of
 from .batch import PlacedBatch
 from .budget import Plan
@@ -28,7 +28,7 @@ from .durability import Durability
 from .events import Events
 from .lifecycle import Log
 
-BATCH_MAX = 8  # claimed together, and then synced together
+BATCH_MAX = HEAD_LANES - 1  # claimed together, and then synced together, with their directory
 ROOM_WAIT_S = 5.0  # for a segment, or for room in the index: some slow flushes, then a store is shed
 
 

@@ -16,6 +16,7 @@ from kvtier.tiers.base import Buffer, Failure
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES, PIECE_BYTES, aligned, blocks_of, parts_of
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.io.lanes import LOAD_LANES, STORE_LANES, Lanes
+from kvtier.tiers.nvme.io.pieces import Written
 from kvtier.tiers.nvme.io.plan import plan_reads, plan_writes
 
 MIB = 1024 * 1024
@@ -71,15 +72,30 @@ def lanes() -> Iterator[Lanes]:
     lanes.close()
 
 
-@given(st.integers(1, 100 * MIB))
-def test_parts_cover_a_chunk_in_whole_blocks_of_a_piece_at_most(size_bytes: int) -> None:
-    parts = parts_of(size_bytes)
+@given(st.integers(1, 100 * MIB), st.integers(1, 4 * MIB // BLOCK_BYTES))
+def test_parts_cover_a_chunk_in_whole_blocks_each_at_most_so_large(size_bytes: int, blocks: int) -> None:
+    most_bytes = blocks * BLOCK_BYTES
+    parts = parts_of(size_bytes, most_bytes)
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == size_bytes
-    assert len(parts) == -(-size_bytes // PIECE_BYTES)
+    assert len(parts) <= -(-size_bytes // most_bytes)
     for part in parts:
         assert part.start % BLOCK_BYTES == 0
-        assert 0 < part.stop - part.start <= PIECE_BYTES
+        assert 0 < part.stop - part.start <= most_bytes
+
+
+@pytest.mark.parametrize(
+    ("count", "size_bytes", "calls"),
+    [(1, 16 * MIB, 16), (4, 8 * MIB, 32), (8, 8 * MIB, 32), (64, 2 * MIB, 64), (64, 8 * MIB, 128)],
+)
+def test_large_chunks_are_cut_no_finer_than_all_lanes_need(count: int, size_bytes: int, calls: int) -> None:
+    buffer = memoryview(bytes(size_bytes))
+    chunks = [(b"%d" % number, buffer) for number in range(count)]
+    assert len(plan_writes(Files(), -1, CHECKSUM, 1, chunks)) == calls
+    wants = wanted(
+        [Written(key, 1 + number * 4096, size_bytes, 0, 0) for number, (key, _) in enumerate(chunks)]
+    )
+    assert len(plan_reads(Files(), OneFile(None), CHECKSUM, wants)) == calls
 
 
 @pytest.mark.parametrize("length", LENGTHS)

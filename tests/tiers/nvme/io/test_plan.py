@@ -12,7 +12,7 @@ from kvtier.tiers.nvme.io.plan import PIECE_CHUNKS_MAX, plan_reads, plan_writes
 
 
 @given(
-    st.lists(st.sampled_from([1, 4096, 65536, PIECE_BYTES // 2, PIECE_BYTES, 3 * PIECE_BYTES]), max_size=20)
+    st.lists(st.sampled_from([1, 4096, 65536, PIECE_BYTES // 2, PIECE_BYTES, 3 * PIECE_BYTES]), max_size=10)
 )
 def test_write_pieces_cover_every_chunk_once_in_order(lengths: list[int]) -> None:
     chunks = [(b"%d" % i, memoryview(bytes(length))) for i, length in enumerate(lengths)]
