@@ -98,6 +98,19 @@ class SlotTable:
         slot = self._by_key.get(key)
         return slot is not None and slot.state is SlotState.READY
 
+    def room(self, prompt: PromptId, wanted: int) -> int:
+        """How many of `wanted` more chunks of the prompt would find a slot, and none of its line leave.
+
+        The line is walked only where that decides.
+        """
+        possible = self.slots_count - self._pinned_count
+        if wanted <= len(self._free):
+            return wanted
+        line = self._policy.line(prompt)
+        if wanted <= possible - len(line):
+            return wanted
+        return min(wanted, possible - sum(map(self._is_idle, line)))
+
     def reserve(
         self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]
     ) -> tuple[list[Slot], list[ChunkKey]]:
