@@ -64,9 +64,9 @@ class PinnedConfig(TierConfig):
         examples=["64GiB"],
     )
     policy: str = Field(
-        default="lru",
+        default="reuse",
         description="The eviction policy: which chunks leave first when the arena is full.",
-        examples=["lru"],
+        examples=["reuse"],
     )
     policy_module_path: str | None = Field(
         default=None,

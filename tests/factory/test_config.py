@@ -230,7 +230,7 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "policy as number",
         with_(1, policy=4),
-        'tiers[1].policy: should be a valid string, not 4; for example "lru"',
+        'tiers[1].policy: should be a valid string, not 4; for example "reuse"',
     ),
     (
         "node below zero",
@@ -392,7 +392,7 @@ def test_the_example_document_is_read() -> None:
     config = parse_config(GOOD)
     assert config.tiers == (
         GpuConfig(type="gpu"),
-        PinnedConfig(type="pinned", capacity=64 * GIB),
+        PinnedConfig(type="pinned", capacity=64 * GIB, policy="lru"),
         NvmeConfig(type="nvme", path=Path("/mnt/nvme0/kvtier"), capacity=2048 * GIB),
     )
     nvme = config.tiers[2]
