@@ -35,7 +35,7 @@ from .drives import (
     written_places,
 )
 from .registry import policy_class
-from .sizes import Capacity, Percent, Size, WholeSize, format_size, parse_size, size_bytes
+from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
 from .validation import import_named, refused
 from .wording import shown, suggested
 
@@ -202,20 +202,6 @@ class NvmeConfig(TierConfig):
         description="Which chunks the tier takes. second_touch: only those that are offered a second time, "
         "which writes far less and finds less; for small or worn drives.",
         examples=["always"],
-    )
-    write_budget: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="Maximum drive writes a day: how often the capacity may be written. Above it, nothing is "
-        "rewritten first, then nothing is stored.",
-        examples=[1.0],
-    )
-    endurance: WholeSize | None = Field(
-        default=None,
-        description="Bytes that the drive is rated for, of each drive if there are several. `kvtier du` then "
-        "shows how many years they last.",
-        examples=["1.2PB"],
     )
 
     @model_validator(mode="after")

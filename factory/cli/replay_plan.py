@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ...tiers import ConfigError, Tier
+from ...tiers.admission import SecondTouch
 from ...tiers.pinned.eviction import EvictionPolicy
 from ..base import TierConfig, unique_name
 from ..config import KvtierConfig
@@ -29,6 +30,7 @@ class LogPlan:
     name: str
     capacity_bytes: int
     write_amplification: float
+    admission: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,18 @@ class ReplayPlan:
 
     def lower(self) -> Sequence[Tier]:
         """New, empty tiers below it."""
-        return [
-            LogWithoutBytes(
-                log.name,
-                capacity_bytes=log.capacity_bytes,
-                chunk_bytes=self.chunk_bytes,
-                write_amplification=log.write_amplification,
-            )
-            for log in self.logs
-        ]
+        return [self._lower(log) for log in self.logs]
+
+    def _lower(self, log: LogPlan) -> Tier:
+        tier = LogWithoutBytes(
+            log.name,
+            capacity_bytes=log.capacity_bytes,
+            chunk_bytes=self.chunk_bytes,
+            write_amplification=log.write_amplification,
+        )
+        if log.admission == "always":
+            return tier
+        return SecondTouch(tier, log.capacity_bytes // self.chunk_bytes)
 
     def resized(self, slots_count: int) -> ReplayPlan:
         """The same chain with another pinned capacity."""
@@ -98,7 +103,7 @@ def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPl
             f"{format_size(capacity_bytes)} is too small for chunks of {format_size(chunk_bytes)}; "
             f"it needs at least {least_bytes} bytes",
         )
-    return LogPlan(name, capacity_bytes, tier.write_amplification)
+    return LogPlan(name, capacity_bytes, tier.write_amplification, tier.admission)
 
 
 def _capacity_bytes(tier: NvmeConfig, json_path: str) -> int:

@@ -11,7 +11,7 @@ from ..io.blocks import BLOCK_BYTES
 from ..io.files import Files
 from ..log.budget import Facts
 
-FORMAT = 3  # raised when another kvtier could misread the directory
+FORMAT = 4  # raised when another kvtier could misread the directory
 FACTS = "kvtier.json"
 STORE_BYTES = 16  # of a store's name
 BLOCKS_MAX = 1 << 32  # of a segment: what the format can count
