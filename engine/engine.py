@@ -17,6 +17,7 @@ from .job import Job
 from .library import LibraryChain
 from .lifetime import ChainSpec, Direction, Lifetime
 from .loop import LoopThread
+from .losses import calling
 from .unclosed import CLOSE_S, close_if_forgotten
 
 
@@ -144,7 +145,7 @@ class OffloadEngine:
 
     def flushing(self) -> Job[None]:
         """`flush` as a job, for those who await."""
-        return self._lifetime.flush()
+        return self._lifetime.flush(calling())
 
     def stats(self) -> ChainStats:
         """Return the numbers of every tier."""
@@ -188,12 +189,15 @@ class OffloadEngine:
         # Made on this thread: the copies come after what its stream was told to do so far.
         blocks = gpu.blocks(keys, block_ids, distinct=direction is Direction.LOAD)
         if direction is Direction.STORE:
-            return self._lifetime.move(direction, keys, lambda chain: chain.store(blocks, keys))
+            caller = calling()
+            return self._lifetime.move(direction, keys, lambda chain: chain.store(blocks, keys, caller))
         return self._lifetime.move(direction, keys, lambda chain: chain.load(blocks, keys))
 
 
 def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:
-    return LibraryChain(spec.pinned, spec.lower, loop, load_deadline_s=spec.load_deadline_s)
+    return LibraryChain(
+        spec.pinned, spec.lower, loop, load_deadlines_s=spec.load_deadlines_s, unfilled=spec.unfilled
+    )
 
 
 def _check_keys(keys: Sequence[ChunkKey]) -> None:

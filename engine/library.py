@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
+from .losses import Caller
 from .mover import Run
 from .placement import BATCH_CHUNKS_MAX, Presence
+from .prompts import Prompt
 
 Failures = dict[ChunkKey, Failure]
 
@@ -36,18 +38,24 @@ class LibraryChain(Chain):
 
     # --- on the loop thread -------------------------------------------------------------------------
 
-    async def store(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
-        """Copy chunks from the device into slots, and queue them for the tiers below."""
+    async def store(self, device: Tier, keys: Sequence[ChunkKey], caller: Caller) -> Outcome:
+        """Copy chunks from the device into slots, and queue them for the tiers below.
+
+        Args:
+            caller: whose flush will tell what became of them.
+        """
         failed: Failures = {}
+        prompt = self.new_prompt()
         for batch in self._batches(keys):
-            failed |= await self._store_batch(device, batch)
+            failed |= await self._store_batch(device, prompt, batch)
         return Outcome.of(keys, failed)
 
     async def load(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
         """Promote chunks into slots where needed, and copy them onto the device."""
         failed: Failures = {}
+        prompt = self.new_prompt()
         for batch in self._batches(keys):
-            failed |= await self._load_batch(device, batch)
+            failed |= await self._load_batch(device, prompt, batch)
         return Outcome.of(keys, failed)
 
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
@@ -65,13 +73,13 @@ class LibraryChain(Chain):
         finally:
             self._remove_slots(keys)  # what was promoted before the tiers below had removed it
 
-    async def fetch(self, keys: Sequence[ChunkKey]) -> tuple[list[Slot], Failures]:
+    async def fetch(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> tuple[list[Slot], Failures]:
         """Bring the keys into slots and wait for them, at most for the deadline.
 
         Returns:
             Readable slots in the order of `keys`, pinned for the caller; and why each other key has none.
         """
-        found = self.acquire(keys)
+        found = self.acquire(prompt, keys)
         pinned = [slot for _, slot, _ in found if slot is not None]
         try:
             await self._wait_filled(pinned)
@@ -127,11 +135,11 @@ class LibraryChain(Chain):
         count = min(count, self._placement.dirty_max)
         return count if await self._until(lambda: self._admits(count)) else 0
 
-    async def _store_batch(self, device: Tier, keys: Sequence[ChunkKey]) -> Failures:
+    async def _store_batch(self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey]) -> Failures:
         failed: Failures = {}
         waiting = list(keys)
         while waiting:
-            reserved = self.reserve(waiting)
+            reserved = self.reserve(prompt, waiting)
             failed |= await self._copy_out(device, reserved.slots)
             late = await self.wait_filled(reserved.busy)
             failed |= dict.fromkeys(late, Failure.TIMEOUT)
@@ -143,12 +151,12 @@ class LibraryChain(Chain):
                 return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
         return failed
 
-    async def _load_batch(self, device: Tier, keys: Sequence[ChunkKey]) -> Failures:
+    async def _load_batch(self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey]) -> Failures:
         failed: Failures = {}
         waiting = list(keys)
         while waiting:
-            slots, missed = await self.fetch(waiting)
-            failed |= await self._copy_in(device, slots)
+            slots, missed = await self.fetch(prompt, waiting)
+            failed |= await self._copy_in(device, prompt, slots)
             waiting = [key for key, reason in missed.items() if reason is Failure.NO_SPACE]
             failed |= {key: reason for key, reason in missed.items() if reason is not Failure.NO_SPACE}
             # Slots come free as copies and cascades end: another round for the keys that found none.
@@ -168,12 +176,12 @@ class LibraryChain(Chain):
             self.commit([slot for slot in slots if slot.key in copied], admitted=admitted)
         return dict(outcome.failed)
 
-    async def _copy_in(self, device: Tier, slots: Sequence[Slot]) -> Failures:
+    async def _copy_in(self, device: Tier, prompt: Prompt, slots: Sequence[Slot]) -> Failures:
         try:
             outcome = await device.store([slot.key for slot in slots], self._buffers(slots))
         finally:
             self.release(slots)
-        self.touch([slot.key for slot in slots])
+        self.touch(prompt, [slot.key for slot in slots])
         self.count_loaded(len(outcome.succeeded))
         return dict(outcome.failed)
 

@@ -31,6 +31,7 @@ from .bounded import ended
 from .chain import Chain
 from .job import Job
 from .loop import LoopThread
+from .losses import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,13 @@ class ChainSpec(Protocol):
     """Builds the tiers of a chain from a validated config and takes them down again."""
 
     @property
-    def load_deadline_s(self) -> float:
-        """How long a load may take before its chunks count as misses."""
+    def load_deadlines_s(self) -> Mapping[str, float]:
+        """How long a load from each tier below may take before its chunks count as misses."""
+        ...
+
+    @property
+    def unfilled(self) -> frozenset[str]:
+        """Names of the tiers below that get nothing of what a tier further down supplies."""
         ...
 
     async def start(self, *, part_bytes: int, parts: int, identity: Mapping[str, str]) -> None:
@@ -169,13 +175,13 @@ class Lifetime(Generic[C]):
             self.check_open()
             return Job(work(chain), self.loop)
 
-    def flush(self) -> Job[None]:
-        """Start a flush of everything that was stored so far."""
+    def flush(self, caller: Caller) -> Job[None]:
+        """Start a flush of everything that was stored so far; it tells `caller` of what was lost."""
         self.ready()
         with self._lock:
             self.check_open()
             stores = [job for job, direction in self._jobs.items() if direction is Direction.STORE]
-            return Job(self._flush(stores), self.loop)
+            return Job(self._flush(stores, caller), self.loop)
 
     def end(self, timeout_s: float) -> None:
         """Wait for the end, which the first call begins; `timeout_s` is for the jobs and their last flush."""
@@ -249,10 +255,10 @@ class Lifetime(Generic[C]):
             await self._spec.close()
             raise
 
-    async def _flush(self, stores: Sequence[Job[Outcome]]) -> None:
+    async def _flush(self, stores: Sequence[Job[Outcome]], caller: Caller | None) -> None:
         await _wait_all(stores)
         assert self._ready is not None, "a flush is of what has started"
-        await self._ready.chain.mover.flush()
+        await self._ready.chain.mover.flush(caller)
 
     async def _stop(self, timeout_s: float) -> None:
         with self._lock:
@@ -267,12 +273,12 @@ class Lifetime(Generic[C]):
 
     async def _stop_moving(self, ready: Ready[C], jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
         """Bring down what can be in time, then stop all movement; returns whether nothing moves any more."""
-        if not await ended("the last flush", self._flush(jobs), timeout_s):
-            dirty = ready.chain.stats().dirty_chunks
+        if not await ended("the last flush", self._flush(jobs, None), timeout_s):
+            pending_chunks = ready.chain.stats().pending_chunks
             logger.warning(
                 "closed after %.0f s with %d chunks not yet in the last tier; they are dropped",
                 timeout_s,
-                dirty,
+                next(reversed(pending_chunks.values()), 0),
             )
         for job in jobs:
             job.cancel()

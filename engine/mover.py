@@ -29,6 +29,7 @@ from ..tiers.base import Buffer, ChunkKey, Divides, Failure, Invalidates, Outcom
 from ..tiers.errors import TierError
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .loop import LoopThread
+from .losses import Caller
 from .lower import LowerTiers
 from .placement import Placement
 
@@ -97,10 +98,13 @@ class Mover:
         """Return when something has moved, or somebody has returned a pin."""
         await self._progress.wait()
 
-    async def flush(self) -> None:
+    async def flush(self, caller: Caller | None) -> None:
         """Return when everything that was committed and queued so far is durable.
 
         A chunk that found no place in the queue, or no room under the last tier's cap, is left out.
+
+        Args:
+            caller: who is told of what was lost; None at the end of the chain, where nobody is.
 
         Raises:
             TierError: a tier failed to make something durable, or the last one failed to take some chunks

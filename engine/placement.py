@@ -7,6 +7,7 @@ Each method changes the state in one step and leaves it consistent.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .events import EventLog
+from .prompts import GroupOf, Prompt
 
 BATCH_CHUNKS_MAX = 64  # one tier call; enough to fill a drive's queue, small enough to show progress
 CASCADES_IN_FLIGHT_MAX = 4  # tier calls at once; each already spreads over the tier's own threads
@@ -55,12 +57,14 @@ class Reservation(NamedTuple):
         busy: keys whose slot somebody else is filling.
         left: keys for which there was no room.
         evicted: keys that left their slots for these.
+        refused: nothing was taken and nothing evicted, as not all fits now: offer it again.
     """
 
     slots: list[Slot]
     busy: list[ChunkKey]
     left: list[ChunkKey]
     evicted: list[ChunkKey]
+    refused: bool = False
 
 
 class Batches(NamedTuple):
@@ -101,6 +105,7 @@ class Placement:
         self._admitted = 0  # chunks that will be committed and have their place among the dirty ones
         self._cascades_in_flight = 0
         self._cascades = below is not None  # whether anything goes down at all
+        self._prompts = itertools.count()
         self.epoch = 0  # rises whenever everything is invalidated
         self.counters: Counter[tuple[str, str]] = Counter()
 
@@ -118,6 +123,14 @@ class Placement:
     def has_room(self) -> bool:
         """Whether a slot can be had now: free, or such that it may be evicted."""
         return self.table.pinned_count < self.table.slots_count
+
+    def new_prompt(self, group_of: GroupOf) -> Prompt:
+        """A prompt of which nothing is known yet."""
+        return Prompt(next(self._prompts), group_of)
+
+    def touch(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> None:
+        """The prompt used the chunks."""
+        self.table.touch(prompt.id, keys, prompt.place(keys))
 
     # Finding.
 
@@ -141,12 +154,12 @@ class Placement:
         late = since_s is not None and self._clock() - since_s > self.load_deadline_s
         return Presence.LATE if late else Presence.PENDING
 
-    def promote(self, key: ChunkKey, tier: Tier) -> Found:
+    def promote(self, prompt: Prompt, key: ChunkKey, tier: Tier) -> Found:
         """Take a slot for a chunk of a tier below and queue its promotion."""
         # The tier was asked without the lock: the key may have got a slot meanwhile.
         if self.table.get(key) is not None:
             return self.pin(key)
-        slots, _ = self._take_slots([key])
+        slots, _ = self._take_slots(prompt, [key])
         if not slots:
             return Found(Presence.FULL)
         (slot,) = slots
@@ -157,10 +170,11 @@ class Placement:
 
     # Storing.
 
-    def reserve(self, keys: Sequence[ChunkKey]) -> Reservation:
+    def reserve(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
+        prompt.place(keys)  # all of them, in order: those that have a slot lie between the others
         held = {key: slot for key in keys if (slot := self.table.get(key)) is not None}
         new = [key for key in keys if key not in held]
-        slots, evicted = self._take_slots(new)
+        slots, evicted = self._take_slots(prompt, new)
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
         return Reservation(slots, busy, new[len(slots) :], evicted)
 
@@ -278,8 +292,8 @@ class Placement:
         assert len(self._dirty) + self._admitted <= self.dirty_max
         assert set(self._to_cascade) <= self._dirty
 
-    def _take_slots(self, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
-        slots, evicted = self.table.reserve(keys)
+    def _take_slots(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
+        slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys))
         self.counters["evicted_chunks", self.name] += len(evicted)
         self._emit_removed(self.name, evicted, RemoveReason.EVICTED)
         return slots, evicted

@@ -9,6 +9,7 @@ from ..tiers.pinned.slots import Slot
 from .chain import Chain
 from .mover import Run
 from .placement import Found, Presence
+from .prompts import Prompt
 
 
 class ServerChain(Chain):
@@ -30,14 +31,14 @@ class ServerChain(Chain):
                 self._placement.count_refused([found])
         return found
 
-    def promote(self, key: ChunkKey) -> Found:
+    def promote(self, prompt: Prompt, key: ChunkKey) -> Found:
         """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion."""
         epoch = self._placement.epoch
         tier = self._lower.find(key)
         with self._lock:
             if self._placement.epoch != epoch:
                 tier = None  # invalidated since the tiers below were asked
-            found = Found(Presence.MISS) if tier is None else self._placement.promote(key, tier)
+            found = Found(Presence.MISS) if tier is None else self._placement.promote(prompt, key, tier)
             if found.slot is None:
                 self._placement.count_refused([found])
         return found

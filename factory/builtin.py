@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..tiers import Tier
+from ..tiers.admission import SecondTouch
 from ..tiers.breaker import Breaker
 from ..tiers.errors import TierUnavailable
 from ..tiers.nvme.store.namespaces import Identity
@@ -35,7 +36,7 @@ class PinnedFactory:
 
     @staticmethod
     async def open(config: PinnedConfig, context: TierContext) -> Tier:
-        return PinnedTier(open_arena(config, context), config.policy)
+        return PinnedTier(open_arena(config, context), config.make_policy)
 
 
 class NvmeFactory:
@@ -43,9 +44,10 @@ class NvmeFactory:
 
     @staticmethod
     async def open(config: NvmeConfig, context: TierContext) -> Tier:
-        if len(config.drives) == 1:
-            return await _open_drive(config.drives[0], config, context)
-        return StripedTier(NvmeTier.name, await _open_drives(config, context))
+        if len(config.drives) > 1:
+            return StripedTier(NvmeTier.name, await _open_drives(config, context))
+        (drive,) = config.drives
+        return _admitting(await _open_drive(drive, config, context), drive, config, context)
 
 
 async def _open_drives(config: NvmeConfig, context: TierContext) -> list[Drive]:
@@ -63,11 +65,21 @@ async def _open_drives(config: NvmeConfig, context: TierContext) -> list[Drive]:
     return [
         Drive(
             name=str(drive.path),
-            tier=Breaker(tier, name=f"{tier.name} at {drive.path}", slow_s=config.load_deadline_s),
+            tier=Breaker(
+                _admitting(tier, drive, config, context),
+                name=f"{tier.name} at {drive.path}",
+                slow_s=config.load_deadline_s,
+            ),
             weight=drive.capacity_bytes,
         )
         for drive, tier in zip(config.drives, opened, strict=True)
     ]
+
+
+def _admitting(tier: NvmeTier, drive: DriveConfig, config: NvmeConfig, context: TierContext) -> Tier:
+    if config.admission == "always":
+        return tier
+    return SecondTouch(tier, drive.capacity_bytes // context.chunk_bytes)
 
 
 def _refuse_twice(drives: Sequence[DriveConfig], tiers: Sequence[NvmeTier]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..engine.bounded import ended
+from ..engine.chain import NO_DEADLINE_S
 from ..tiers import Tier
 from ..tiers.base import GuardsItself
 from ..tiers.breaker import Breaker
@@ -15,12 +16,11 @@ from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
 from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
-from .config import KvtierConfig, load_config, resolve_config
+from .config import KvtierConfig, Recompute, load_config, resolve_config
 from .entries import PinnedConfig
 from .registry import tier_factory
 
 CLOSE_S = 5.0  # for each tier; a clean close takes milliseconds; a drive that hangs is left behind
-NO_DEADLINE_S = 10.0  # for chains without a drive, where nothing can be slow, and tiers that name none
 
 
 class CompositeSpec:
@@ -45,10 +45,19 @@ class CompositeSpec:
         return cls(load_config(source))
 
     @property
-    def load_deadline_s(self) -> float:
-        """The longest deadline of any tier, after which a load counts as late."""
-        deadlines = [getattr(tier, "load_deadline_s", 0.0) for tier in self._config.tiers]
-        return max(deadlines) or NO_DEADLINE_S
+    def load_deadlines_s(self) -> Mapping[str, float]:
+        """The deadline of each tier below the pinned one, after which a load from it counts as late."""
+        return {name: _deadline_s(entry) for name, entry in self._entries()}
+
+    @property
+    def unfilled(self) -> frozenset[str]:
+        """Names of the tiers below the pinned one that get nothing of what a tier further down supplies."""
+        return frozenset(name for name, entry in self._entries() if not getattr(entry, "fill", True))
+
+    @property
+    def recompute(self) -> Recompute:
+        """Whether a server may compute again what is slower to load."""
+        return self._config.recompute
 
     @property
     def keeps_on_reset(self) -> bool:
@@ -124,14 +133,23 @@ class CompositeSpec:
             tier = self._tiers.pop()
             await ended(f"the {tier.name} tier", tier.close(), CLOSE_S)
 
+    def _entries(self) -> Iterator[tuple[str, TierConfig]]:
+        """The entries of the tiers below the pinned one, once they have started, by the tiers' names."""
+        for tier, entry in zip(self.lower, self._config.tiers[2:], strict=True):
+            yield tier.name, entry
+
     def _guarded(self, tier: Tier, entry: TierConfig) -> Tier:
         """The tier, under a name of its own in this chain, behind a breaker with its own deadline."""
         name = unique_name(tier.name, {other.name for other in self._tiers})
         if isinstance(tier, GuardsItself):
             tier.rename(name)
             return tier
-        return Breaker(tier, name=name, slow_s=getattr(entry, "load_deadline_s", NO_DEADLINE_S))
+        return Breaker(tier, name=name, slow_s=_deadline_s(entry))
 
     def summary(self) -> str:
         """The tiers in order, in one line for people."""
         return " -> ".join(entry.type for entry in self._config.tiers)
+
+
+def _deadline_s(entry: TierConfig) -> float:
+    return getattr(entry, "load_deadline_s", NO_DEADLINE_S)

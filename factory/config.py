@@ -9,7 +9,6 @@ mistake.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import stat
@@ -23,7 +22,7 @@ from ..tiers import ConfigError
 from .base import TierConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 from .registry import module_of_tier, tier_factory, tier_types
-from .validation import joined, validated
+from .validation import import_named, joined, validated
 from .wording import listed, nearest, quoted, reason_of, shown
 
 BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
@@ -38,6 +37,7 @@ DOCUMENT_BYTES_MAX = 1 << 20  # a document takes a few hundred bytes; a larger f
 
 
 OnReset: TypeAlias = Literal["invalidate", "keep"]
+Recompute: TypeAlias = Literal["auto", "never"]
 
 
 class KvtierConfig(BaseModel):
@@ -49,6 +49,7 @@ class KvtierConfig(BaseModel):
     tiers: tuple[SerializeAsAny[TierConfig], ...]
     weights_epoch: int = 0
     on_reset: OnReset = "invalidate"
+    recompute: Recompute = "auto"
 
 
 def _known_version(version: object) -> object:
@@ -66,6 +67,7 @@ class _Document(BaseModel):
     tiers: Annotated[list[Any], Field(examples=[[{"type": "gpu"}]])]
     weights_epoch: Annotated[int, Field(strict=True, ge=0, examples=[1])] = 0
     on_reset: Annotated[OnReset, Field(examples=["invalidate"])] = "invalidate"
+    recompute: Annotated[Recompute, Field(examples=["auto"])] = "auto"
     json_schema: Annotated[str | None, Field(alias="$schema")] = None
 
 
@@ -177,6 +179,7 @@ def parse_config(document: Any) -> KvtierConfig:
         tiers=tiers,
         weights_epoch=outline.weights_epoch,
         on_reset=outline.on_reset,
+        recompute=outline.recompute,
     )
 
 
@@ -211,33 +214,12 @@ def _model_of_type(name: Any, module_path: Any, json_path: str) -> type[TierConf
 
 
 def _imported_model(name: str, module_path: Any, json_path: str) -> type[TierConfig]:
-    _import_named(module_of_tier(name) or module_path, f"{json_path}.module_path")
+    import_named(module_of_tier(name) or module_path, f"{json_path}.module_path")
     try:
         model: type[TierConfig] = tier_factory(name, module_path).Config
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"{json_path}.type", str(error)) from error
     return model
-
-
-def _import_named(module_path: Any, json_path: str) -> None:
-    if not isinstance(module_path, str) or not all(part.isidentifier() for part in module_path.split(".")):
-        raise ConfigError(
-            json_path,
-            f'should be the name of a module, not {shown(module_path)}; for example "my_package.tier"',
-        )
-    try:
-        importlib.import_module(module_path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
-            _refuse_module(module_path, error, json_path)
-        raise ConfigError(json_path, f"there is no module {quoted(error.name)}") from error
-    except (Exception, SystemExit) as error:  # whatever stands in a module of somebody else
-        _refuse_module(module_path, error, json_path)
-
-
-def _refuse_module(module_path: str, error: BaseException, json_path: str) -> NoReturn:
-    reason = f"{type(error).__name__}: {error}"
-    raise ConfigError(json_path, f"{quoted(module_path)} cannot be imported: {reason}") from error
 
 
 def _check_order(types: Sequence[str]) -> None:

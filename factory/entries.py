@@ -5,12 +5,12 @@ The factories that open the tiers are in another module, so checking a document 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -22,7 +22,7 @@ from pydantic import (
 from ..tiers import ConfigError
 from ..tiers.nvme.volume.probe import existing
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
-from ..tiers.pinned.eviction import POLICIES
+from ..tiers.pinned.eviction import POLICIES, EvictionPolicy, GuardedPolicy
 from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room
 from ..tiers.pinned.numa import memory_nodes
 from .base import TierConfig
@@ -34,15 +34,10 @@ from .drives import (
     refuse_below_one_chunk,
     written_places,
 )
+from .registry import policy_class
 from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
-from .validation import refused
+from .validation import import_named, refused
 from .wording import shown, suggested
-
-
-def _known_policy(name: str) -> str:
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {shown(name)}; {suggested(name, POLICIES)}")
-    return name
 
 
 class GpuConfig(TierConfig):
@@ -51,20 +46,32 @@ class GpuConfig(TierConfig):
     type: Literal["gpu"] = Field(description="The server's own KV tensors. Always the first tier.")
 
 
+_OWN_POLICIES: dict[str, Any] = {
+    "if": {"properties": {"policy_module_path": {"type": "null"}}},  # null, or left out
+    "then": {"properties": {"policy": {"enum": sorted(POLICIES)}}},
+    "else": {"required": ["policy"]},
+}
+
+
 class PinnedConfig(TierConfig):
     """A fixed arena in host memory, page-locked where there is a GPU."""
+
+    model_config = ConfigDict(json_schema_extra=_OWN_POLICIES)
 
     type: Literal["pinned"] = Field(description="An arena of fixed size in host memory.")
     capacity: Capacity = Field(
         description="Size of the arena. A percentage is a share of the memory that this process may use.",
         examples=["64GiB"],
     )
-    policy: Annotated[
-        str, AfterValidator(_known_policy), WithJsonSchema({"type": "string", "enum": sorted(POLICIES)})
-    ] = Field(
-        default="lru",
+    policy: str = Field(
+        default="reuse",
         description="The eviction policy: which chunks leave first when the arena is full.",
-        examples=["lru"],
+        examples=["reuse"],
+    )
+    policy_module_path: str | None = Field(
+        default=None,
+        description="The module of a policy from another package, whose class is named by `policy`.",
+        examples=["my_package.my_policy"],
     )
     numa_node: int | None = Field(
         default=None,
@@ -73,6 +80,30 @@ class PinnedConfig(TierConfig):
         "attached to.",
         examples=[0],
     )
+
+    @model_validator(mode="after")
+    def _has_its_policy(self) -> Self:
+        if self.policy_module_path is None:
+            if self.policy not in POLICIES:
+                raise ConfigError(
+                    ".policy", f"unknown policy {shown(self.policy)}; {suggested(self.policy, POLICIES)}"
+                )
+            return self
+        if "policy" not in self.model_fields_set:
+            raise ConfigError(".policy", 'missing; it names a class in "policy_module_path"')
+        import_named(self.policy_module_path, ".policy_module_path")
+        try:
+            policy_class(self.policy, self.policy_module_path)
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(".policy", str(error)) from error
+        return self
+
+    @property
+    def make_policy(self) -> Callable[[int], EvictionPolicy]:
+        """Makes the policy from a capacity in chunks."""
+        if self.policy_module_path is None:
+            return POLICIES[self.policy]
+        return partial(GuardedPolicy, make=policy_class(self.policy, self.policy_module_path))
 
     @property
     def capacity_bytes(self) -> int:
@@ -160,6 +191,17 @@ class NvmeConfig(TierConfig):
         "are still read when their segment is reclaimed. Raise it to keep more of them, lower it to spare "
         "the drive; 1 rewrites none.",
         examples=[1.3],
+    )
+    fill: bool = Field(
+        default=True,
+        description="Whether the tier also gets the chunks that a tier further down supplies.",
+        examples=[True],
+    )
+    admission: Literal["always", "second_touch"] = Field(
+        default="always",
+        description="Which chunks the tier takes. second_touch: only those that are offered a second time, "
+        "which writes far less and finds less; for small or worn drives.",
+        examples=["always"],
     )
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..tiers.pinned.eviction import EvictionPolicy
 from .base import SharedPlace, Spec, TierConfig, TierContext, TierFactory
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "TierFactory",
     "create_spec",
     "module_of_tier",
+    "policy_class",
     "register_spec",
     "register_tier",
     "tier_factory",
@@ -96,6 +98,10 @@ def _is_tier_factory(found: type) -> bool:
     return isinstance(found, TierFactory) and issubclass(found.Config, TierConfig)
 
 
+def _is_policy(found: type) -> bool:
+    return issubclass(found, EvictionPolicy)
+
+
 SPECS = Registry("spec", _is_spec, {DEFAULT_SPEC_NAME: Place("kvtier.factory.vllm", DEFAULT_SPEC_NAME)})
 
 TIERS = Registry(
@@ -107,6 +113,9 @@ TIERS = Registry(
         "nvme": Place("kvtier.factory.builtin", "NvmeFactory"),
     },
 )
+
+
+POLICIES_ELSEWHERE = Registry("policy", _is_policy, {})  # our own need no import
 
 
 def register_spec(name: str, module_path: str, class_name: str) -> None:
@@ -167,3 +176,13 @@ def tier_factory(type: str, module_path: str | None = None) -> Any:
         TypeError: what has that name is not a tier factory.
     """
     return TIERS.load(type, module_path)
+
+
+def policy_class(name: str, module_path: str) -> Callable[[int], EvictionPolicy]:
+    """Return the class called `name` in `module_path`; it makes a policy from a capacity in chunks.
+
+    Raises:
+        AttributeError: the module has no such name.
+        TypeError: what has that name is not a policy.
+    """
+    return POLICIES_ELSEWHERE.load(name, module_path)

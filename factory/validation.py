@@ -1,16 +1,17 @@
-"""Turns pydantic's list of errors into one `ConfigError`: the most useful one."""
+"""Turns what is wrong with a document, and pydantic's list of errors, into one `ConfigError`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..tiers import ConfigError, TierUnavailable
-from .wording import listed, nearest, reason_of, shown
+from .wording import listed, nearest, quoted, reason_of, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,6 +42,32 @@ def refused(json_path: str) -> Iterator[None]:
         raise ConfigError(json_path, str(error).removeprefix(f"{error.tier}: ")) from error
     except OSError as error:
         raise ConfigError(json_path, f"{error.filename} cannot be used: {reason_of(error)}") from error
+
+
+def import_named(module_path: Any, json_path: str) -> None:
+    """Import a module that a document names.
+
+    Raises:
+        ConfigError: it is no name of a module, or cannot be imported; `json_path` is where it stands.
+    """
+    if not isinstance(module_path, str) or not all(part.isidentifier() for part in module_path.split(".")):
+        raise ConfigError(
+            json_path,
+            f'should be the name of a module, not {shown(module_path)}; for example "my_package.tier"',
+        )
+    try:
+        importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
+            _refuse_module(module_path, error, json_path)
+        raise ConfigError(json_path, f"there is no module {quoted(error.name)}") from error
+    except (Exception, SystemExit) as error:  # whatever stands in a module of somebody else
+        _refuse_module(module_path, error, json_path)
+
+
+def _refuse_module(module_path: str, error: BaseException, json_path: str) -> NoReturn:
+    reason = f"{type(error).__name__}: {error}"
+    raise ConfigError(json_path, f"{quoted(module_path)} cannot be imported: {reason}") from error
 
 
 def joined(json_path: str, steps: Sequence[int | str]) -> str:

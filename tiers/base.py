@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 ChunkKey: TypeAlias = bytes
 """Opaque bytes that name a chunk; 1 to `KEY_BYTES_MAX` long."""
@@ -95,6 +95,17 @@ class TierStats:
     gauges: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, TierStats] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same in JSON's types."""
+        return {
+            "chunks": self.chunks,
+            "used_bytes": self.used_bytes,
+            "capacity_bytes": self.capacity_bytes,
+            "counters": dict(self.counters),
+            "gauges": dict(self.gauges),
+            "parts": {name: part.as_dict() for name, part in self.parts.items()},
+        }
+
 
 @runtime_checkable
 class Tier(Protocol):
@@ -111,8 +122,11 @@ class Tier(Protocol):
         """The tier's name in metrics, messages and results."""
         ...
 
-    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
-        """Say for each key whether a load would find it now."""
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool | None]:
+        """Say for each key whether a load would find it now.
+
+        None is *not known yet*: the tier finds out in the background, and says so when it is asked again.
+        """
         ...
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:

@@ -226,7 +226,7 @@ class Breaker:
         """Whether a call would go through now, be it as a trial."""
         return self._switch.answers()
 
-    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool | None]:
         if not self._switch.answers():
             self._counters["breaker_missed_chunks"] += len(keys)
             return [False] * len(keys)

@@ -164,7 +164,7 @@ class MemoryTier:
         self.log: list[tuple[str, tuple[ChunkKey, ...]]] = []
         self._closed = False
 
-    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool | None]:
         return [key in self.chunks for key in keys]
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:

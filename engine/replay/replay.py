@@ -8,13 +8,15 @@ work, the best that placement can do at these sizes.
 One request, in the order in which a server acts:
 
     find      one chunk after the other, up to the first that cannot be had; those below are promoted
-    store     every chunk without a slot gets one, made free by eviction, and goes down from there
-    touch     what was in a slot before was used, after the new ones came (`EvictionPolicy.insert` says why)
+    use       what was found
+    store     the others, in steps of as many as a server computes at once: every chunk without a slot gets
+              one, made free by eviction, and goes down from there; a step without room ends it, so that no
+              chunk lies behind a gap
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...tiers import ChunkKey, Tier
@@ -23,6 +25,7 @@ from ..chain import ChainStats
 from ..library import LibraryChain
 from ..loop import LoopThread
 from ..placement import Presence
+from ..prompts import Prompt
 from .trace import Requests
 
 TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress
@@ -79,7 +82,12 @@ def distinct_count(requests: Requests) -> int:
 
 
 def replay(
-    requests: Requests, pinned: SlotTier, lower: Sequence[Tier], told: Callable[[int], None]
+    requests: Requests,
+    pinned: SlotTier,
+    lower: Sequence[Tier],
+    told: Callable[[int], None],
+    *,
+    step_chunks: int | None,
 ) -> ReplayFigures:
     """Replay the requests, and tell now and then how many more were served.
 
@@ -90,96 +98,108 @@ def replay(
         pinned: empty, and used by nobody else, as are the tiers below.
         lower: tiers that answer without waiting, nearest first, each under a name of its own.
         told: called on the caller's thread; what it raises ends the replay.
+        step_chunks: how many chunks of a prompt are stored in one step; None for all at once.
     """
     loop = LoopThread("kvtier-replay")
-    chain = LibraryChain(pinned, lower, loop, load_deadline_s=NEVER_S, clock=lambda: 0.0)
+    chain = LibraryChain(
+        pinned, lower, loop, load_deadlines_s={tier.name: NEVER_S for tier in lower}, clock=lambda: 0.0
+    )
     try:
         for start in range(0, len(requests), TURN_REQUESTS):
             turn = requests[start : start + TURN_REQUESTS]
-            loop.submit(_serve_all(chain, pinned.name, turn)).result()
+            loop.submit(_serve_all(chain, pinned.name, turn, step_chunks)).result()
             told(len(turn))
         stats = chain.stats()
+        own = {tier.name: tier.stats().counters for tier in lower}
     finally:
         loop.submit(chain.mover.stop()).result()
         loop.close()
-    return _figures(requests, stats, [pinned.name, *(tier.name for tier in lower)])
+    return _figures(requests, stats, own)
 
 
-async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests) -> None:
+async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests, step_chunks: int | None) -> None:
+    arena_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
     for keys in requests:
-        await _serve(chain, pinned, keys)
+        prompt = chain.new_prompt()
+        hits = await _use(chain, pinned, prompt, keys)
+        await _store(chain, pinned, prompt, keys[hits:], min(step_chunks or arena_chunks, arena_chunks))
 
 
-async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> None:
-    held = _find(chain, keys)
+async def _use(chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey]) -> int:
+    """Use the leading chunks that some tier has; returns how many."""
+    held = _find(chain, prompt, keys)
     if any(source != pinned for _, source in held.values()):
         await chain.wait_filled(list(held))
+    used: dict[ChunkKey, str] = {}
     for key, (slot, source) in held.items():
         if chain.state_of(slot) is not Presence.READY:
             break
         chain.count("hits", source, 1)
-        chain.used({key: source})
-    resident = await _store(chain, pinned, keys)
-    chain.touch(resident)
+        used[key] = source
+    chain.used(used)
+    chain.touch(prompt, list(used))
     chain.release(slot for slot, _ in held.values())
+    return len(used)
 
 
-def _find(chain: LibraryChain, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
+def _find(chain: LibraryChain, prompt: Prompt, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
     """Pin one chunk after the other, up to the first that cannot be had; says which tier supplies each."""
     held: dict[ChunkKey, tuple[Slot, str]] = {}
     for key in keys:
-        _, slot, source = chain.acquire([key])[0]
+        _, slot, source = chain.acquire(prompt, [key])[0]
         if slot is None:
             break
         held[key] = slot, source
     return held
 
 
-async def _store(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-    """Store what has no slot yet, and wait until it is where it goes; returns what had one before."""
-    resident: list[ChunkKey] = []
-    step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
+async def _store(
+    chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey], step_chunks: int
+) -> None:
+    """Store step by step what has no slot yet, each step when the one before is where it goes."""
     for start in range(0, len(keys), step_chunks):
         part = keys[start : start + step_chunks]
-        reserved = chain.reserve(part)
-        new = {slot.key for slot in reserved.slots}.union(reserved.left)
-        resident += [key for key in part if key not in new]
-        chain.count("dropped_chunks", pinned, len(reserved.left))
+        chain.touch(prompt, part)  # what has a slot behind a miss
+        reserved = chain.reserve(prompt, part)
         chain.commit(reserved.slots)
         await chain.mover.drain()
-    return resident
+        if reserved.left:
+            chain.count("dropped_chunks", pinned, len(reserved.left) + len(keys[start + step_chunks :]))
+            return
 
 
-def _figures(requests: Requests, stats: ChainStats, names: Sequence[str]) -> ReplayFigures:
+def _figures(requests: Requests, stats: ChainStats, own: Mapping[str, Mapping[str, int]]) -> ReplayFigures:
+    """The figures of each tier; `own` is what those below have counted themselves."""
     prompt_chunks = sum(map(len, requests))
-    tiers = tuple(_tier_figures(stats, name, names[0], prompt_chunks) for name in names)
+    tiers = tuple(_tier_figures(stats, name, own.get(name), prompt_chunks) for name in stats.tiers)
     hits_chunks = sum(tier.hits_chunks for tier in tiers)
     return ReplayFigures(
         len(requests), prompt_chunks, hits_chunks, _percent(hits_chunks, prompt_chunks), tiers
     )
 
 
-def _tier_figures(stats: ChainStats, name: str, pinned: str, prompt_chunks: int) -> TierFigures:
-    chain, own = stats.counters, stats.tiers[name].counters
-    if name == pinned:
+def _tier_figures(
+    stats: ChainStats, name: str, own: Mapping[str, int] | None, prompt_chunks: int
+) -> TierFigures:
+    counters = stats.tiers[name].counters
+    if own is None:
         # Whatever was loaded from a tier was written into a slot.
-        promoted_bytes = sum(count for (what, _), count in chain.items() if what == "loaded_bytes")
-        evicted_chunks = chain.get(("evicted_chunks", name), 0)
-        written_bytes = chain.get(("stored_bytes", name), 0) + promoted_bytes
+        written_bytes = counters["stored_bytes"] + sum(
+            tier.counters["loaded_bytes"] for tier in stats.tiers.values()
+        )
     else:
         # The chain also counts as stored what was there already.
-        evicted_chunks = own.get("evicted_chunks", 0)
         written_bytes = own.get("stored_bytes", 0) + own.get("carried_bytes", 0)
-    hits_chunks = chain.get(("hits", name), 0)
+    hits_chunks = counters["hits"]
     return TierFigures(
         tier=name,
         capacity_bytes=stats.tiers[name].capacity_bytes,
         hits_chunks=hits_chunks,
         hit_rate_percent=_percent(hits_chunks, prompt_chunks),
-        promoted_chunks=chain.get(("loaded_chunks", name), 0),
-        evicted_chunks=evicted_chunks,
+        promoted_chunks=counters["loaded_chunks"],
+        evicted_chunks=counters.get("evicted_chunks", 0),
         written_bytes=written_bytes,
-        dropped_chunks=chain.get(("dropped_chunks", name), 0),
+        dropped_chunks=counters["dropped_chunks"],
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...tiers.base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from ...tiers.nvme.format.codec import FIRST_BLOCK, SegmentName
 from ...tiers.nvme.format.open_segment import OpenSegment
 from ...tiers.nvme.format.segment_file import SegmentFile
-from ...tiers.nvme.index.records import HITS_MAX
+from ...tiers.nvme.index.records import NEVER
 from ...tiers.nvme.io.blocks import aligned
 from ...tiers.nvme.io.files import Files
-from ...tiers.nvme.log.budget import Budget, Plan, facts_for
+from ...tiers.nvme.log.budget import Budget, Plan, facts_for, recent_since
 from ...tiers.nvme.log.reclaim import Allowance
-from ...tiers.pinned.eviction import POLICIES
+from ...tiers.pinned.eviction import EvictionPolicy
 from ...tiers.pinned.slots import Slot, SlotTable
 
 _NOTHING = memoryview(b"")
@@ -25,33 +25,22 @@ class SlotsWithoutBytes:
 
     name = "pinned"
 
-    def __init__(self, slots_count: int, *, slot_bytes: int, policy: str) -> None:
-        self.table = SlotTable(slots_count, POLICIES[policy](slots_count))
+    def __init__(
+        self, slots_count: int, *, slot_bytes: int, make_policy: Callable[[int], EvictionPolicy]
+    ) -> None:
+        self.table = SlotTable(slots_count, make_policy(slots_count))
         self.slot_bytes = slot_bytes
 
     def buffer(self, slot: Slot) -> Buffer:
         return _NOTHING
 
 
-class _Chunk:
-    """A chunk in the log: how often it was used, and whether since it was last written."""
-
-    __slots__ = ("hits", "read_since")
-
-    def __init__(self, hits: int = 0) -> None:
-        self.hits = hits
-        self.read_since = False
-
-    def use(self) -> None:
-        self.hits, self.read_since = min(HITS_MAX, self.hits + 1), True
-
-
 class _Segment:
-    """One life of a segment: its room, its age, and its chunks in the order of place."""
+    """One life of a segment: its room, its age, and when each chunk was used last, in the order of place."""
 
     def __init__(self, file: SegmentFile, opened: int) -> None:
         self.room = OpenSegment(file, FIRST_BLOCK, opened=opened)
-        self.chunks: dict[ChunkKey, _Chunk] = {}
+        self.used_at: dict[ChunkKey, int] = {}
 
 
 class LogWithoutBytes:
@@ -76,7 +65,7 @@ class LogWithoutBytes:
         self._chunk_bytes = aligned(chunk_bytes)
         self._segments_bytes = self._budget.segments_bytes(namespaces_count=1)
         self._plan = Plan.of(self._budget, namespaces_count=1)
-        self._allowance = Allowance(write_amplification)
+        self._allowance = Allowance(write_amplification, capacity_bytes)
         # Mutable state, changed on the loop only.
         self._where: dict[ChunkKey, _Segment] = {}
         # The open segments, by whether they are for carried chunks alone.
@@ -100,7 +89,7 @@ class LogWithoutBytes:
         return [key in self._where for key in keys]
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
-        new = {key: _Chunk() for key in keys if key not in self._where}
+        new = {key: NEVER for key in keys if key not in self._where}
         self._append(new, carried=False)
         failed = {key: Failure.NO_SPACE for key in new if key not in self._where}
         size_bytes = (len(new) - len(failed)) * self._chunk_bytes
@@ -115,21 +104,21 @@ class LogWithoutBytes:
             if segment is None:
                 failed[key] = Failure.MISSING
             else:
-                segment.chunks[key].use()
+                segment.used_at[key] = self._opened_count
         return Outcome.of(keys, failed)
 
     def used(self, keys: Sequence[ChunkKey]) -> None:
-        """Another tier has served these chunks; only the first time since one was written counts as a hit."""
+        """Another tier has served these chunks."""
         for key in keys:
             segment = self._where.get(key)
-            if segment is not None and not segment.chunks[key].read_since:
-                segment.chunks[key].use()
+            if segment is not None:
+                segment.used_at[key] = self._opened_count
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
         for key in keys:
             segment = self._where.pop(key, None)
             if segment is not None:
-                del segment.chunks[key]
+                del segment.used_at[key]
 
     async def flush(self) -> None:
         return None
@@ -144,14 +133,14 @@ class LogWithoutBytes:
     def check(self) -> None:
         """Assert that every chunk lies in one segment, and that the segments keep to the cap."""
         held = [*self._sealed, *self._open.values()]
-        assert sum(len(segment.chunks) for segment in held) == len(self._where), "a chunk leaked"
-        assert all(key in segment.chunks for key, segment in self._where.items())
+        assert sum(len(segment.used_at) for segment in held) == len(self._where), "a chunk leaked"
+        assert all(key in segment.used_at for key, segment in self._where.items())
         assert len(held) <= self._files_count, "a segment is used that was never made"
         assert self._files_count * self._budget.segment_cost_bytes <= self._segments_bytes, "above the cap"
 
     # Writing.
 
-    def _append(self, chunks: Mapping[ChunkKey, _Chunk], *, carried: bool) -> None:
+    def _append(self, chunks: Mapping[ChunkKey, int], *, carried: bool) -> None:
         """Place the chunks in order, as far as there is room."""
         waiting, apart = list(chunks.items()), carried and self._plan.kept > 0
         while waiting:
@@ -163,7 +152,7 @@ class LogWithoutBytes:
                 if not carried:
                     self._keep_ready()
 
-    def _place(self, waiting: Sequence[tuple[ChunkKey, _Chunk]], *, apart: bool) -> int:
+    def _place(self, waiting: Sequence[tuple[ChunkKey, int]], *, apart: bool) -> int:
         """Put as many leading chunks as fit into the open segment."""
         segment = self._open.get(apart)
         if segment is None:
@@ -172,8 +161,8 @@ class LogWithoutBytes:
         placement = segment.room.place([key for key, _ in waiting], lengths_bytes)
         if placement is None:
             return 0
-        for key, chunk in waiting[: placement.chunks]:
-            segment.chunks[key] = chunk
+        for key, used_at in waiting[: placement.chunks]:
+            segment.used_at[key] = used_at
             self._where[key] = segment
         return placement.chunks
 
@@ -218,7 +207,7 @@ class LogWithoutBytes:
         if True in self._open and _age(self._open[True]) < (_age(victim) + self._opened_count) // 2:
             self._seal(apart=True)
         self._carry(victim)
-        gone = [key for key in victim.chunks if self._where[key] is victim]
+        gone = [key for key in victim.used_at if self._where[key] is victim]
         for key in gone:
             del self._where[key]
         self._counters["evicted_chunks"] += len(gone)
@@ -226,12 +215,12 @@ class LogWithoutBytes:
         return True
 
     def _carry(self, victim: _Segment) -> None:
-        """Write what was read again, what was read most first, as far as the allowance goes."""
-        used = [(key, chunk) for key, chunk in victim.chunks.items() if chunk.read_since]
-        used.sort(key=lambda item: -item[1].hits)  # stable: equal ones stay in the order of place
+        """Write again what was used lately, the latest first, as far as the allowance goes."""
+        since = recent_since(self._opened_count, self._files_count)
+        used = [(key, used_at) for key, used_at in victim.used_at.items() if used_at >= since]
+        used.sort(key=lambda item: -item[1])  # stable: equal ones stay in the order of place
         chosen = {key for key, _ in used if self._allowance.take(self._chunk_bytes)}
-        # The next lap is earned by being read again.
-        carried = {key: _Chunk(chunk.hits) for key, chunk in victim.chunks.items() if key in chosen}
+        carried = {key: used_at for key, used_at in victim.used_at.items() if key in chosen}
         self._append(carried, carried=True)
         moved_count = sum(1 for key in carried if self._where[key] is not victim)
         self._counters["carried_bytes"] += moved_count * self._chunk_bytes

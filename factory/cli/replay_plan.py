@@ -7,12 +7,14 @@ document may be for another machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ...tiers import ConfigError, Tier
+from ...tiers.admission import SecondTouch
+from ...tiers.pinned.eviction import EvictionPolicy
 from ..base import TierConfig, unique_name
 from ..config import KvtierConfig
 from ..drives import DriveConfig
@@ -28,6 +30,7 @@ class LogPlan:
     name: str
     capacity_bytes: int
     write_amplification: float
+    admission: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +39,41 @@ class ReplayPlan:
 
     Attributes:
         chunk_bytes: of a slot; whole pages.
+        step_chunks: chunks of a prompt that are stored in one step; None for all at once.
     """
 
     slots_count: int
     policy: str
+    make_policy: Callable[[int], EvictionPolicy]
     chunk_bytes: int
+    step_chunks: int | None
     logs: tuple[LogPlan, ...]
 
     def pinned(self) -> SlotsWithoutBytes:
         """A new, empty pinned tier."""
-        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, policy=self.policy)
+        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, make_policy=self.make_policy)
 
     def lower(self) -> Sequence[Tier]:
         """New, empty tiers below it."""
-        return [
-            LogWithoutBytes(
-                log.name,
-                capacity_bytes=log.capacity_bytes,
-                chunk_bytes=self.chunk_bytes,
-                write_amplification=log.write_amplification,
-            )
-            for log in self.logs
-        ]
+        return [self._lower(log) for log in self.logs]
+
+    def _lower(self, log: LogPlan) -> Tier:
+        tier = LogWithoutBytes(
+            log.name,
+            capacity_bytes=log.capacity_bytes,
+            chunk_bytes=self.chunk_bytes,
+            write_amplification=log.write_amplification,
+        )
+        if log.admission == "always":
+            return tier
+        return SecondTouch(tier, log.capacity_bytes // self.chunk_bytes)
 
     def resized(self, slots_count: int) -> ReplayPlan:
         """The same chain with another pinned capacity."""
         return replace(self, slots_count=slots_count)
 
 
-def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
+def plan_replay(config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | None) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
     Raises:
@@ -77,7 +86,8 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
     for i, tier in enumerate(lower, start=2):
         name = unique_name("nvme", [log.name for log in logs])
         logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
-    return ReplayPlan(pinned.capacity_bytes // chunk_bytes, pinned.policy, chunk_bytes, tuple(logs))
+    slots_count = pinned.capacity_bytes // chunk_bytes
+    return ReplayPlan(slots_count, pinned.policy, pinned.make_policy, chunk_bytes, step_chunks, tuple(logs))
 
 
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:
@@ -93,7 +103,7 @@ def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPl
             f"{format_size(capacity_bytes)} is too small for chunks of {format_size(chunk_bytes)}; "
             f"it needs at least {least_bytes} bytes",
         )
-    return LogPlan(name, capacity_bytes, tier.write_amplification)
+    return LogPlan(name, capacity_bytes, tier.write_amplification, tier.admission)
 
 
 def _capacity_bytes(tier: NvmeConfig, json_path: str) -> int:

@@ -62,22 +62,8 @@ COUNTERS = {
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
 }
-COUNTED_BY_CHAIN = frozenset(
-    (
-        "hits",
-        "misses",
-        "slotless",
-        "loaded_bytes",
-        "loaded_us",
-        "stored_us",
-        "stored_bytes",
-        "stored_chunks",
-        "dropped_chunks",
-        "late_loads",
-    )
-)
-# Reported as zero from the start, for every tier: an alert needs the series to exist.
-FROM_THE_START = ("dropped_chunks", "late_loads", "evicted_chunks", "invalidated_chunks")
+# Reported as zero from the start, for every tier, like what the chain counts: an alert needs the series.
+FROM_THE_START = ("evicted_chunks",)
 REMOVED = (
     "kvtier:removed_chunks",
     "Chunks that left the tier, by reason: evicted to make room, corrupt, requested by an "
@@ -110,7 +96,10 @@ DRIVE_BREAKER = (
     "kvtier:drive_breaker_state",
     "State of the drive's breaker, by drive of a tier of several. 0: closed. 1: half-open. 2: open.",
 )
-PENDING = ("kvtier:pending_stores", "Chunks in slots that are not yet stored in the tiers below.")
+PENDING = (
+    "kvtier:pending_stores",
+    "Chunks in slots that are not yet stored in the tier, which is below them.",
+)
 PINNED = ("kvtier:pinned_slots", "Slots held by transfers and waiting requests.")
 
 
@@ -123,14 +112,14 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
         metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier",))
     removed, text = REMOVED
     metrics[removed] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "reason"))
-    for name, text in (USED, CAPACITY, *GAUGES.values()):
+    for name, text in (USED, CAPACITY, PENDING, *GAUGES.values()):
         metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
     for name, text in DRIVE_COUNTERS.values():
         metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "drive"))
     for name, text in (DRIVE_USED, DRIVE_BREAKER):
         metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier", "drive"))
-    for name, text in (PENDING, PINNED):
-        metrics[name] = OffloadingGaugeMetadata(documentation=text)
+    name, text = PINNED
+    metrics[name] = OffloadingGaugeMetadata(documentation=text)
     return metrics
 
 
@@ -150,7 +139,7 @@ class Reporter:
         from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 
         stats, report = self._stats(), OffloadingConnectorStats()
-        for (counter, tier), total in self._totals(stats).items():
+        for (counter, tier), total in _totals(stats).items():
             self._add(report, total, counter, tier)
         for (counter, tier, drive), total in _totals_of_drives(stats).items():
             self._add(report, total, counter, tier, drive)
@@ -163,7 +152,8 @@ class Reporter:
             for drive, own in numbers.parts.items():
                 report.set_gauge(DRIVE_USED[0], own.used_bytes, (tier, drive))
                 report.set_gauge(DRIVE_BREAKER[0], own.gauges["breaker_state"], (tier, drive))
-        report.set_gauge(PENDING[0], stats.dirty_chunks)
+        for tier, chunks in stats.pending_chunks.items():
+            report.set_gauge(PENDING[0], chunks, (tier,))
         report.set_gauge(PINNED[0], stats.pinned_slots)
         return report
 
@@ -175,17 +165,14 @@ class Reporter:
                 report.increase_counter(name, change, labels)
             self._reported[of] = total
 
-    def _totals(self, stats: ChainStats) -> dict[tuple[str, str], int]:
-        # Where a tier and the chain count the same, the chain's count is used from the first report on.
-        # Switching between the two could make a counter fall, and vLLM's engine ends when one does.
-        of_tiers = {
-            (counter, tier): total
-            for tier, numbers in stats.tiers.items()
-            for counter, total in numbers.counters.items()
-            if counter not in COUNTED_BY_CHAIN
-        }
-        zeros = {(counter, tier): 0 for counter in FROM_THE_START for tier in stats.tiers}
-        return zeros | of_tiers | dict(stats.counters)
+
+def _totals(stats: ChainStats) -> dict[tuple[str, str], int]:
+    zeros = {(counter, tier): 0 for counter in FROM_THE_START for tier in stats.tiers}
+    return zeros | {
+        (counter, tier): total
+        for tier, numbers in stats.tiers.items()
+        for counter, total in numbers.counters.items()
+    }
 
 
 def _totals_of_drives(stats: ChainStats) -> dict[tuple[str, str, str], int]:

@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.kv_offload.base import (
@@ -230,9 +231,8 @@ class KvtierNvmeTier(SecondaryTierManager):
 
     def _stats(self) -> ChainStats:
         stats = self._tier.stats()
-        totals = {**stats.counters, **self._moved_us}
-        counters = {(counter, self._tier.name): total for counter, total in totals.items()}
-        return ChainStats({self._tier.name: stats}, len(self._under_way), 0, counters)
+        counted = replace(stats, counters={**stats.counters, **self._moved_us})
+        return ChainStats({self._tier.name: counted}, {self._tier.name: len(self._under_way)}, 0)
 
 
 def _identity(facts: ServerFacts) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...engine.placement import Found, Presence
+from ...engine.prompts import Prompt
 from ...engine.server import ServerChain
 from ...tiers.base import ChunkKey
 from ...tiers.pinned.slots import Slot
@@ -67,6 +68,7 @@ class ServerPlacement:
         self._keeps_on_reset = keeps_on_reset
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
+        self._prompts: dict[str, Prompt] = {}  # of the requests that look up
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._orphaned: list[Slot] = []
@@ -84,7 +86,7 @@ class ServerPlacement:
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
-            found = self._find(key, tiers)
+            found = self._find(self._prompt(request), key, tiers)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -115,10 +117,11 @@ class ServerPlacement:
         Args:
             load: what `complete_load` will call it, where that is not the request's name.
         """
-        holds = self._holds.pop(request, {})
+        holds, prompt = self._holds.pop(request, {}), self._prompt(request)
+        del self._prompts[request]
         missing = [key for key in keys if key not in holds]
         if missing:
-            holds.update(zip(missing, self._chain.acquire(missing), strict=True))
+            holds.update(zip(missing, self._chain.acquire(prompt, missing), strict=True))
         taken: dict[ChunkKey, Found] = {}
         for key in keys:
             found = holds.pop(key)
@@ -130,7 +133,7 @@ class ServerPlacement:
         self._let_go(holds.values())
         self._chain.used({key: found.source for key, found in taken.items()})
         self._loading.setdefault(load or request, {}).update(taken)
-        self._chain.touch(list(keys))
+        self._chain.touch(prompt, list(keys))
         self._chain.count_loaded(len(taken))
         indexes = [slot.index for slot in _slots(taken.values())]
         np.add.at(self._loads_issued, indexes, 1)
@@ -144,8 +147,9 @@ class ServerPlacement:
 
     def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan:
         """Reserve slots for the chunks that have none; where room runs out, for the leading ones."""
-        reserved = self._chain.reserve(keys)
-        self._chain.touch(keys)
+        prompt = self._chain.new_prompt()
+        reserved = self._chain.reserve(prompt, keys)
+        self._chain.touch(prompt, keys)
         self._chain.count("dropped_chunks", "pinned", len(reserved.left))
         for slot in reserved.slots:
             self._stores_submitted += 1
@@ -173,6 +177,7 @@ class ServerPlacement:
 
     def finish(self, request: str) -> None:
         """Release what the request holds; its transfers may still be in flight."""
+        self._prompts.pop(request, None)
         self._let_go(self._holds.pop(request, {}).values())
 
     def reset(self) -> list[ChunkKey]:
@@ -203,14 +208,20 @@ class ServerPlacement:
         self._orphaned = [slot for slot in self._orphaned if slot not in quiet]
         self._chain.release(quiet)
 
-    def _find(self, key: ChunkKey, tiers: Tiers) -> Found:
+    def _prompt(self, request: str) -> Prompt:
+        prompt = self._prompts.get(request)
+        if prompt is None:
+            prompt = self._prompts[request] = self._chain.new_prompt()
+        return prompt
+
+    def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers) -> Found:
         if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
             return _NOT_FOR_THIS_REQUEST
         found = self._chain.pin(key)
         if found.presence is not Presence.MISS:
             return found
         if tiers.below:
-            return self._chain.promote(key)
+            return self._chain.promote(prompt, key)
         self._chain.count("misses", "pinned", 1)
         return found
 

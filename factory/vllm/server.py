@@ -94,5 +94,11 @@ class SchedulerSide:
 
 
 def _chain_of(composite: CompositeSpec, events: EventLog | None, loop: LoopThread) -> ServerChain:
-    deadline_s = composite.load_deadline_s
-    return ServerChain(composite.pinned, composite.lower, loop, load_deadline_s=deadline_s, events=events)
+    return ServerChain(
+        composite.pinned,
+        composite.lower,
+        loop,
+        load_deadlines_s=composite.load_deadlines_s,
+        unfilled=composite.unfilled,
+        events=events,
+    )

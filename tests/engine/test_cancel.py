@@ -14,6 +14,7 @@ from chain_rig import BothFaces
 from engine_rig import Device, config
 
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.losses import calling
 from kvtier.factory.composite import CompositeSpec
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.device.gpu import GpuTier
@@ -63,13 +64,15 @@ class Rig:
         self.spec = CompositeSpec.from_config(config(path, pinned_chunks=4))
         start = self.spec.start(part_bytes=self.gpu.part_bytes, parts=1, identity={"model": "tiny"})
         self.loop.submit(start).result(SETTLE_S)
-        self.chain = BothFaces(self.spec.pinned, self.spec.lower, self.loop, load_deadline_s=5.0)
+        self.chain = BothFaces(self.spec.pinned, self.spec.lower, self.loop, load_deadlines_s={})
 
     def store(self, suspension: int) -> bool:
         """Store with a cancellation; returns whether it came to that."""
         for block, key in enumerate(KEYS):
             self.device.fill(block, key)
-        return self._run(suspension, self.chain.store(self.gpu.blocks(KEYS, range(len(KEYS))), KEYS))
+        return self._run(
+            suspension, self.chain.store(self.gpu.blocks(KEYS, range(len(KEYS))), KEYS, calling())
+        )
 
     def load(self, suspension: int) -> bool:
         self.device.wipe()
@@ -83,13 +86,13 @@ class Rig:
         return False
 
     def assert_idle(self) -> None:
-        self.loop.submit(self.chain.mover.flush()).result(SETTLE_S)
+        self.loop.submit(self.chain.mover.flush(None)).result(SETTLE_S)
         self.loop.submit(self._promotions_ended()).result(SETTLE_S)
         self.chain.check()
         assert self.chain.stats().pinned_slots == 0
 
     async def _promotions_ended(self) -> None:
-        slots, _ = await self.chain.fetch(KEYS)
+        slots, _ = await self.chain.fetch(self.chain.new_prompt(), KEYS)
         self.chain.release(slots)
 
     def assert_all_loads(self) -> None:

@@ -1,14 +1,16 @@
 """The chain over a memory tier: what is found, what moves, and what a slot is kept from."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 
 import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
 
+from kvtier.engine.chain import with_counts
 from kvtier.engine.placement import Presence
-from kvtier.tiers.base import Failure
+from kvtier.tiers.base import Failure, TierStats
 from kvtier.tiers.testing import pattern
 
 
@@ -38,7 +40,7 @@ def test_an_evicted_chunk_is_promoted_again(rig: Rig) -> None:
 
 def test_a_hit_below_is_pending_in_the_same_call_and_its_promotion_starts_at_once(rig: Rig) -> None:
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    (found,) = rig.chain.acquire([b"x"])
+    (found,) = rig.chain.acquire(rig.chain.new_prompt(), [b"x"])
     assert found.presence is Presence.PENDING
     assert found.source == "memory"
     assert found.slot is not None
@@ -65,19 +67,19 @@ def test_a_chunk_that_fails_to_load_is_a_miss_and_frees_its_slot(rig: Rig) -> No
     slots, failed = rig.fetch([b"x"]).result(5)
     assert slots == []
     assert failed == {b"x": Failure.MISSING}
-    assert rig.chain.acquire([b"x"])[0].presence is Presence.MISS
+    assert rig.chain.acquire(rig.chain.new_prompt(), [b"x"])[0].presence is Presence.MISS
     assert rig.pinned.table.free_count == 4
 
 
 def test_a_promotion_past_its_deadline_is_late_and_keeps_its_slot_until_it_returns(rig: Rig) -> None:
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
     rig.gate(opened=False)
-    (found,) = rig.chain.acquire([b"x"])
+    (found,) = rig.chain.acquire(rig.chain.new_prompt(), [b"x"])
     assert found.slot is not None
     rig.clock.now_s = 5.1
     assert rig.chain.state_of(found.slot) is Presence.LATE
-    assert rig.chain.acquire([b"x"])[0].presence is Presence.LATE
-    assert rig.chain.stats().counters["late_loads", "pinned"] == 1
+    assert rig.chain.acquire(rig.chain.new_prompt(), [b"x"])[0].presence is Presence.LATE
+    assert rig.chain.stats().tiers["pinned"].counters["late_loads"] == 1
     rig.chain.release([found.slot])
     assert rig.pinned.table.free_count == 3
     rig.gate(opened=True)
@@ -89,12 +91,16 @@ def test_a_promotion_past_its_deadline_is_late_and_keeps_its_slot_until_it_retur
 def test_a_wanted_chunk_without_a_slot_is_counted_as_full(rig: Rig) -> None:
     rig.put([b"a", b"b", b"c", b"d"])
     rig.drain()
-    held = [found.slot for found in rig.chain.acquire([b"a", b"b", b"c", b"d"]) if found.slot]
+    held = [
+        found.slot
+        for found in rig.chain.acquire(rig.chain.new_prompt(), [b"a", b"b", b"c", b"d"])
+        if found.slot
+    ]
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    assert rig.chain.acquire([b"x"])[0].presence is Presence.FULL
-    assert rig.chain.stats().counters["slotless", "pinned"] == 1
+    assert rig.chain.acquire(rig.chain.new_prompt(), [b"x"])[0].presence is Presence.FULL
+    assert rig.chain.stats().tiers["pinned"].counters["slotless"] == 1
     rig.chain.release(held)
-    (found,) = rig.chain.acquire([b"x"])
+    (found,) = rig.chain.acquire(rig.chain.new_prompt(), [b"x"])
     assert found.slot is not None
     rig.chain.release([found.slot])
 
@@ -103,24 +109,42 @@ def test_what_waits_for_a_slow_disk_never_takes_more_than_half_of_the_slots(rig:
     rig.gate(opened=False)
     rig.put([b"a", b"b", b"c", b"d"])
     stats = rig.chain.stats()
-    assert stats.dirty_chunks == 2
-    assert stats.counters["dropped_chunks", "memory"] == 2
+    assert stats.pending_chunks == {"memory": 2}
+    assert stats.tiers["memory"].counters["dropped_chunks"] == 2
     assert len(rig.put([b"e", b"f"])) == 2
     rig.gate(opened=True)
     rig.drain()
     assert set(rig.lower.chunks) == {b"a", b"b"}
 
 
+def test_counters_are_told_by_tier_and_all_numbers_are_json(rig: Rig) -> None:
+    rig.put([b"a"])
+    rig.drain()
+    numbers = json.loads(json.dumps(rig.chain.stats().as_dict()))
+    assert list(numbers) == ["tiers", "pending_chunks", "pinned_slots"]
+    assert list(numbers["tiers"]) == ["pinned", "memory"]
+    assert numbers["tiers"]["memory"]["counters"]["stored_chunks"] == 1
+    assert numbers["tiers"]["memory"]["counters"]["hits"] == 0
+    assert numbers["pending_chunks"] == {"memory": 0}
+
+
+def test_the_chain_counts_a_name_alone_from_the_start() -> None:
+    own = {"nvme": TierStats(1, 2, 3, {"hits": 9, "io_errors": 4})}
+    assert with_counts(own, {})["nvme"].counters["hits"] == 0
+    counters = with_counts(own, {("hits", "nvme"): 5, ("invalidated_chunks", "nvme"): 1})["nvme"].counters
+    assert (counters["hits"], counters["io_errors"], counters["invalidated_chunks"]) == (5, 4, 1)
+
+
 def test_an_abandoned_store_leaves_nothing(rig: Rig) -> None:
-    slots = rig.chain.reserve([b"a"]).slots
+    slots = rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots
     rig.chain.abandon(slots)
     assert rig.chain.lookup([b"a"]) == [False]
     assert rig.pinned.table.free_count == 4
 
 
 def test_a_busy_slot_is_named_and_can_be_waited_for(rig: Rig) -> None:
-    slots = rig.chain.reserve([b"a"]).slots
-    again = rig.chain.reserve([b"a", b"b"])
+    slots = rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots
+    again = rig.chain.reserve(rig.chain.new_prompt(), [b"a", b"b"])
     assert again.busy == [b"a"]
     assert [slot.key for slot in again.slots] == [b"b"]
     waiting = rig.loop.submit(rig.chain.wait_filled([b"a"]))
@@ -135,7 +159,7 @@ def test_a_cancelled_fetch_holds_nothing(rig: Rig) -> None:
     rig.gate(opened=False)
 
     async def cancelled() -> None:
-        task = asyncio.ensure_future(rig.chain.fetch([b"x"]))
+        task = asyncio.ensure_future(rig.chain.fetch(rig.chain.new_prompt(), [b"x"]))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
@@ -185,17 +209,17 @@ def test_who_can_wait_gets_a_place_among_those_that_go_down_and_none_is_dropped(
     assert not admitted.done()
     rig.gate(opened=True)
     assert admitted.result(5) == 2
-    slots = rig.chain.reserve([b"d", b"e"]).slots
+    slots = rig.chain.reserve(rig.chain.new_prompt(), [b"d", b"e"]).slots
     rig.chain.commit(slots, admitted=2)
     rig.drain()
     assert set(rig.lower.chunks) == {b"a", b"b", b"d", b"e"}
-    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 1
+    assert rig.chain.stats().tiers["memory"].counters["dropped_chunks"] == 1
 
 
 def test_a_place_that_is_not_used_is_given_back(rig: Rig) -> None:
     assert rig.loop.submit(rig.chain.admit(2)).result(5) == 2
     waiting = rig.loop.submit(rig.chain.admit(1))
-    slots = rig.chain.reserve([b"a", b"b"]).slots
+    slots = rig.chain.reserve(rig.chain.new_prompt(), [b"a", b"b"]).slots
     rig.chain.abandon(slots)
     rig.chain.commit([], admitted=2)
     assert waiting.result(5) == 1

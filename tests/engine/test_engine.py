@@ -32,7 +32,7 @@ def test_a_job_larger_than_the_pinned_tier_passes_through_it_both_ways(rig: Engi
     assert rig.store(KEYS) == tuple(KEYS)
     rig.engine.flush(10)
     assert rig.load(KEYS) == tuple(KEYS)
-    assert rig.engine.stats().counters["loaded_chunks", "nvme"] > 0
+    assert rig.engine.stats().tiers["nvme"].counters["loaded_chunks"] > 0
     rig.idle()
 
 

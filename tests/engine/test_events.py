@@ -53,7 +53,7 @@ def test_an_invalidation_says_what_left_its_slots(rig: Rig) -> None:
 
 
 def test_an_abandoned_store_was_never_there(rig: Rig) -> None:
-    rig.chain.abandon(rig.chain.reserve([b"a"]).slots)
+    rig.chain.abandon(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
     assert rig.events.take() == []
 
 

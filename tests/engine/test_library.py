@@ -10,6 +10,7 @@ from chain_rig import SLOT_BYTES, CountingTier, Slots
 
 from kvtier.engine.library import LibraryChain
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.losses import calling
 from kvtier.engine.placement import CASCADES_IN_FLIGHT_MAX
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason
 from kvtier.tiers.testing import MemoryTier, pattern
@@ -27,7 +28,7 @@ class Rig:
         self.loop, self.pinned = LoopThread(), Slots(slots)
         self.device, self.lower = MemoryTier("gpu"), CountingTier()
         lower = [self.lower] if below else []
-        self.chain = LibraryChain(self.pinned, lower, self.loop, load_deadline_s=load_deadline_s)
+        self.chain = LibraryChain(self.pinned, lower, self.loop, load_deadlines_s={"memory": load_deadline_s})
 
     def stores(self, jobs: Sequence[Sequence[bytes]]) -> list[Outcome]:
         """Run store jobs side by side."""
@@ -35,7 +36,7 @@ class Rig:
             self.device.chunks |= {key: pattern(key, SLOT_BYTES) for key in keys}
 
         async def run() -> list[Outcome]:
-            return await asyncio.gather(*(self.chain.store(self.device, keys) for keys in jobs))
+            return await asyncio.gather(*(self.chain.store(self.device, keys, calling()) for keys in jobs))
 
         return self.loop.submit(run()).result(SETTLE_S)
 
@@ -76,7 +77,7 @@ def keys_of(jobs: int, each: int = 1) -> list[list[bytes]]:
 def test_more_stores_than_slots_all_succeed(rig: Rig, each: int) -> None:
     jobs = keys_of(JOBS, each)
     assert [outcome.succeeded for outcome in rig.stores(jobs)] == [tuple(keys) for keys in jobs]
-    rig.loop.submit(rig.chain.mover.flush()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
     assert set(rig.lower.chunks) == {key for keys in jobs for key in keys}
 
 
@@ -104,7 +105,7 @@ def test_jobs_that_want_the_same_chunks_in_opposite_orders_all_succeed(rig: Rig)
 
 @pytest.mark.parametrize("way", ["store", "load"])
 def test_a_job_waits_for_a_slot_no_longer_than_the_deadline(hasty: Rig, way: str) -> None:
-    held = hasty.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
+    held = hasty.chain.reserve(hasty.chain.new_prompt(), [b"held-%d" % i for i in range(SLOTS)]).slots
     hasty.lower.chunks[b"x"] = bytes(SLOT_BYTES)
     (outcome,) = hasty.stores([[b"x"]]) if way == "store" else hasty.loads([[b"x"]])
     assert outcome.failed == {b"x": Failure.NO_SPACE}
@@ -112,7 +113,7 @@ def test_a_job_waits_for_a_slot_no_longer_than_the_deadline(hasty: Rig, way: str
 
 
 def test_a_store_of_a_chunk_that_somebody_else_never_ends_filling_says_so(hasty: Rig) -> None:
-    held = hasty.chain.reserve([b"x"]).slots
+    held = hasty.chain.reserve(hasty.chain.new_prompt(), [b"x"]).slots
     (outcome,) = hasty.stores([[b"x", b"y"]])
     assert outcome.failed == {b"x": Failure.TIMEOUT}
     hasty.chain.abandon(held)
@@ -120,11 +121,11 @@ def test_a_store_of_a_chunk_that_somebody_else_never_ends_filling_says_so(hasty:
 
 @pytest.mark.parametrize("end", ["commit", "abandon", "release"])
 def test_a_slot_is_had_as_soon_as_another_thread_lets_go(rig: Rig, end: str) -> None:
-    slots = rig.chain.reserve([b"held-%d" % i for i in range(SLOTS)]).slots
+    slots = rig.chain.reserve(rig.chain.new_prompt(), [b"held-%d" % i for i in range(SLOTS)]).slots
     if end == "release":
         rig.chain.commit(slots)
         rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
-        rig.chain.acquire([slot.key for slot in slots])
+        rig.chain.acquire(rig.chain.new_prompt(), [slot.key for slot in slots])
     room = rig.loop.submit(rig.chain.wait_for_room())
     rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
     assert not room.done()
@@ -138,8 +139,11 @@ def test_a_removed_chunk_is_in_no_tier(rig: Rig) -> None:
     rig.loop.submit(rig.chain.remove([b"a", b"c", b"never stored"])).result(SETTLE_S)
     assert rig.chain.lookup([b"a", b"b", b"c"]) == [False, True, False]
     assert set(rig.lower.chunks) == {b"b"}
-    counters = rig.chain.stats().counters
-    assert (counters["requested_chunks", "pinned"], counters["requested_chunks", "memory"]) == (2, 2)
+    tiers = rig.chain.stats().tiers
+    assert (tiers["pinned"].counters["requested_chunks"], tiers["memory"].counters["requested_chunks"]) == (
+        2,
+        2,
+    )
 
 
 def test_a_chunk_removed_on_its_way_down_does_not_come_back(rig: Rig) -> None:
@@ -165,7 +169,7 @@ def test_a_chunk_promoted_while_it_is_removed_is_removed_too(rig: Rig) -> None:
     remove = rig.lower.remove
 
     async def removed_after_a_promotion(keys: Sequence[bytes], reason: RemoveReason) -> None:
-        slots, _ = await rig.chain.fetch([b"x"])
+        slots, _ = await rig.chain.fetch(rig.chain.new_prompt(), [b"x"])
         rig.chain.release(slots)
         assert slots
         await remove(keys, reason)
@@ -183,14 +187,14 @@ def test_a_store_that_waits_for_the_queue_goes_on_when_queued_chunks_are_removed
         rig.stores([[key]])
         rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
     rig.device.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    store = rig.loop.submit(rig.chain.store(rig.device, [b"x"]))
+    store = rig.loop.submit(rig.chain.store(rig.device, [b"x"], calling()))
     rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
     assert not store.done()
     removal = rig.loop.submit(rig.chain.remove(keys))
     assert store.result(SETTLE_S / 2).succeeded == (b"x",)
     rig.loop.submit(_call(rig.lower.gate.set)).result(SETTLE_S)
     removal.result(SETTLE_S)
-    rig.loop.submit(rig.chain.mover.flush()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
     assert set(rig.lower.chunks) == {b"x"}
     rig.close()
 
@@ -215,7 +219,7 @@ def test_a_removal_does_not_wait_for_what_is_stored_after_it(rig: Rig) -> None:
         rig.lower.store = held  # type: ignore[method-assign]
         removal = asyncio.ensure_future(rig.chain.remove([b"a"]))
         await asyncio.sleep(0)
-        await rig.chain.store(rig.device, [b"a"])
+        await rig.chain.store(rig.device, [b"a"], calling())
         rig.lower.gate.set()
         await removal
         later.set()
@@ -226,15 +230,15 @@ def test_a_removal_does_not_wait_for_what_is_stored_after_it(rig: Rig) -> None:
 
 def test_a_removal_makes_room_in_the_queue_also_while_the_drive_hangs() -> None:
     loop, lower = LoopThread(), MemoryTier()
-    chain = LibraryChain(Slots(12), [lower], loop, load_deadline_s=SETTLE_S)
+    chain = LibraryChain(Slots(12), [lower], loop, load_deadlines_s={"memory": SETTLE_S})
     loop.submit(_call(lower.gate.clear)).result(SETTLE_S)
 
     async def run() -> int:
         for key in [b"%d" % i for i in range(CASCADES_IN_FLIGHT_MAX)]:
-            chain.commit(chain.reserve([key]).slots)
+            chain.commit(chain.reserve(chain.new_prompt(), [key]).slots)
             while ("store", (key,)) not in lower.log:  # noqa: ASYNC110 - the mover calls it
                 await asyncio.sleep(0)
-        chain.commit(chain.reserve([b"queued", b"queued too"]).slots)
+        chain.commit(chain.reserve(chain.new_prompt(), [b"queued", b"queued too"]).slots)
         admitted = asyncio.ensure_future(chain.admit(1))
         await chain.mover.progress()  # the run that the commit asked for
         assert not admitted.done(), "half of the slots wait for the drive"

@@ -238,10 +238,10 @@ def test_what_waits_is_refused_on_the_engines_own_thread(spec: Spec) -> None:
 
 
 def test_a_job_that_does_not_end_in_time_is_cancelled(spec: Spec, caplog: pytest.LogCaptureFixture) -> None:
-    spec.load_deadline_s = 60 * WAIT_S
+    spec.load_deadlines_s = {"disk": 60 * WAIT_S}
     engine = opened(spec)
     chain = engine._lifetime.ready().chain
-    held = chain.reserve([b"held-%d" % i for i in range(8)]).slots
+    held = chain.reserve(chain.new_prompt(), [b"held-%d" % i for i in range(8)]).slots
     job = engine.store([b"a"], [0])  # waits for a slot
     engine.close(SHORT_S)
     assert job.done()
@@ -291,7 +291,7 @@ async def _at_once(function: Callable[..., Any], *rest: Any) -> Any:
 def test_a_second_start_that_is_refused_leaves_the_first_alone(spec: Spec) -> None:
     """Also where the device is in other processes, as a server's is."""
     life: Lifetime[Chain] = Lifetime(
-        spec, lambda loop: Chain(spec.pinned, spec.lower, loop, load_deadline_s=WAIT_S)
+        spec, lambda loop: Chain(spec.pinned, spec.lower, loop, load_deadlines_s=spec.load_deadlines_s)
     )
     spec.may_start.clear()
     open_tiers = partial(spec.start, part_bytes=BLOCK_BYTES, parts=1, identity={})

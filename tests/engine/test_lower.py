@@ -18,6 +18,21 @@ class RaisingTier(CountingTier):
         raise RuntimeError("a tier of another package may")
 
 
+class UnsureTier(MemoryTier):
+    """Knows of no chunk yet."""
+
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
+        return [None] * len(keys)
+
+
+def test_a_chunk_of_which_a_tier_does_not_know_yet_is_looked_for_further_down() -> None:
+    far = MemoryTier("far")
+    far.chunks[b"a"] = b"x"
+    lower = LowerTiers([UnsureTier("near"), far])
+    assert lower.find_all([b"a", b"b"]) == [far, None]
+    assert (lower.find(b"a"), lower.find(b"b")) == (far, None)
+
+
 def test_a_use_is_told_to_every_tier_but_the_one_that_served_it() -> None:
     near, plain, far = CountingTier("near"), MemoryTier("plain"), CountingTier("far")
     lower = LowerTiers([Breaker(near, slow_s=1.0), plain, far])

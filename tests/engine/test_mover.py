@@ -26,13 +26,13 @@ def test_stop_gives_up_what_waits_and_frees_every_pin(rig: Rig) -> None:
     rig.gate(opened=False)
     rig.put([b"a", b"b"])
     rig.loop.submit(rig.chain.mover.stop()).result(5)
-    assert rig.chain.stats().dirty_chunks == 0
+    assert rig.chain.stats().pending_chunks == {"memory": 0}
     assert rig.chain.stats().pinned_slots == 0
 
 
 def test_stop_frees_the_pins_of_what_has_not_taken_its_first_step(rig: Rig) -> None:
     async def stop_at_once() -> None:
-        rig.chain.commit(rig.chain.reserve([b"a"]).slots)
+        rig.chain.commit(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
         await asyncio.sleep(0)  # the cascade is there now, and comes after us
         await rig.chain.mover.stop()
 
@@ -44,7 +44,7 @@ def test_nothing_begins_to_move_after_a_stop(rig: Rig) -> None:
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
 
     async def acquire_and_stop() -> Presence:
-        (found,) = rig.chain.acquire([b"x"])
+        (found,) = rig.chain.acquire(rig.chain.new_prompt(), [b"x"])
         assert found.slot is not None
         await rig.chain.mover.stop()
         rig.chain.release([found.slot])
@@ -58,9 +58,9 @@ def test_nothing_begins_to_move_after_a_stop(rig: Rig) -> None:
 def test_a_chunk_invalidated_between_two_tiers_does_not_reach_the_second() -> None:
     loop, pinned = LoopThread(), Slots(4)
     first, second = MemoryTier("first"), MemoryTier("second")
-    chain = BothFaces(pinned, [first, second], loop, load_deadline_s=5.0)
+    chain = BothFaces(pinned, [first, second], loop, load_deadlines_s={})
     loop.submit(_call(first.gate.clear)).result(5)
-    chain.commit(chain.reserve([b"old"]).slots)
+    chain.commit(chain.reserve(chain.new_prompt(), [b"old"]).slots)
     loop.submit(_until(lambda: bool(first.log))).result(5)
     chain.invalidate()
     loop.submit(_call(first.gate.set)).result(5)
@@ -90,25 +90,28 @@ class DeafTier(MemoryTier):
 def test_what_new_weights_invalidate_is_counted_in_every_tier() -> None:
     loop, lower = LoopThread(), MemoryTier()
     lower.chunks |= {b"x": bytes(SLOT_BYTES), b"y": bytes(SLOT_BYTES)}
-    chain = BothFaces(Slots(4), [lower], loop, load_deadline_s=5.0)
-    chain.commit(chain.reserve([b"a"]).slots)
+    chain = BothFaces(Slots(4), [lower], loop, load_deadlines_s={})
+    chain.commit(chain.reserve(chain.new_prompt(), [b"a"]).slots)
     loop.submit(chain.mover.drain()).result(5)
     chain.invalidate()
     loop.submit(_until(lambda: not lower.chunks)).result(5)
     loop.submit(chain.mover.stop()).result(5)
-    counters = chain.stats().counters
-    assert (counters["invalidated_chunks", "pinned"], counters["invalidated_chunks", "memory"]) == (1, 3)
+    tiers = chain.stats().tiers
+    assert (
+        tiers["pinned"].counters["invalidated_chunks"],
+        tiers["memory"].counters["invalidated_chunks"],
+    ) == (1, 3)
     loop.close()
 
 
 def test_a_tier_that_could_not_be_told_of_new_weights_is_never_asked_again() -> None:
     loop, lower = LoopThread(), DeafTier()
     lower.chunks[b"old"] = bytes(SLOT_BYTES)
-    chain = BothFaces(Slots(4), [lower], loop, load_deadline_s=5.0)
+    chain = BothFaces(Slots(4), [lower], loop, load_deadlines_s={})
     assert chain.lookup([b"old"]) == [True]
     chain.invalidate()
     loop.submit(_call(lambda: None)).result(5)
-    chain.commit(chain.reserve([b"new"]).slots)
+    chain.commit(chain.reserve(chain.new_prompt(), [b"new"]).slots)
     loop.submit(chain.mover.drain()).result(5)
     assert chain.lookup([b"old", b"new"]) == [False, True]
     assert b"new" not in lower.chunks
@@ -142,13 +145,13 @@ class Above:
 
     def __init__(self, *lower: Tier) -> None:
         self.loop = LoopThread()
-        self.chain = BothFaces(Slots(4), lower, self.loop, load_deadline_s=5.0)
+        self.chain = BothFaces(Slots(4), lower, self.loop, load_deadlines_s={})
 
     def store(self, *keys: bytes) -> None:
-        self.chain.commit(self.chain.reserve(keys).slots)
+        self.chain.commit(self.chain.reserve(self.chain.new_prompt(), keys).slots)
 
     def flush(self) -> None:
-        self.loop.submit(self.chain.mover.flush()).result(5)
+        self.loop.submit(self.chain.mover.flush(None)).result(5)
 
     def close(self) -> None:
         self.loop.submit(self.chain.mover.stop()).result(5)
@@ -183,7 +186,7 @@ def test_a_flush_says_nothing_of_what_placement_left_out() -> None:
     rig = Above(lower)
     rig.store(b"a", b"b", b"c")  # more than may be on their way down
     rig.flush()
-    assert rig.chain.stats().counters["dropped_chunks", "memory"] == 3
+    assert rig.chain.stats().tiers["memory"].counters["dropped_chunks"] == 3
     rig.close()
 
 
@@ -214,7 +217,7 @@ class RaisingTier(MemoryTier):
         if method in self.raises:
             raise ValueError("a mistake")
 
-    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool]:
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
         self._check("lookup")
         return super().lookup(keys)
 
@@ -319,7 +322,9 @@ class TwoDrives:
         self.loop, self.hanging, self.other = LoopThread(), MemoryTier("a"), MemoryTier("b")
         drives = [Drive(one.name, Breaker(one, slow_s=PATIENCE_S), 1.0) for one in (self.hanging, self.other)]
         self.tier = StripedTier("nvme", drives)
-        self.chain = BothFaces(Slots(4096), [self.tier], self.loop, load_deadline_s=SHORT_S)
+        self.chain = BothFaces(
+            Slots(4096), [self.tier], self.loop, load_deadlines_s={self.tier.name: SHORT_S}
+        )
 
     def gate(self, opened: bool) -> None:
         switch = self.hanging.gate.set if opened else self.hanging.gate.clear
@@ -345,7 +350,7 @@ def test_a_load_gets_what_came_in_time_though_one_of_two_drives_hangs(two: TwoDr
     for tier in (two.hanging, two.other):
         tier.chunks.update({key: pattern(key, SLOT_BYTES) for key in keys})
     two.gate(opened=False)
-    ready, failed = two.loop.submit(two.chain.fetch(keys)).result(5)
+    ready, failed = two.loop.submit(two.chain.fetch(two.chain.new_prompt(), keys)).result(5)
     of = {tuple(sorted(share)) for share in two.shares(keys)}
     came = tuple(sorted(slot.key for slot in ready))
     assert {came, tuple(sorted(failed))} == of
@@ -356,7 +361,7 @@ def test_a_load_gets_what_came_in_time_though_one_of_two_drives_hangs(two: TwoDr
 def test_one_of_two_drives_that_hangs_holds_up_no_store_of_the_other(two: TwoDrives) -> None:
     two.gate(opened=False)
     keys = [b"%d" % number for number in range(1024)]  # in several times the batches that move at once
-    slots = two.chain.reserve(keys).slots
+    slots = two.chain.reserve(two.chain.new_prompt(), keys).slots
     for slot in slots:
         two.chain._pinned.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
     two.chain.commit(slots)

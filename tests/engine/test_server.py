@@ -19,10 +19,10 @@ def rig() -> Iterator[Rig]:
 def test_what_a_step_queued_moves_when_the_step_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover_module, "AFTER_STEP_S", 3600.0)
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    rig.chain.commit_in_step(rig.chain.reserve([b"a"]).slots)
+    rig.chain.commit_in_step(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
     assert rig.chain.pin(b"x").presence is Presence.MISS
-    assert rig.chain.promote(b"y").presence is Presence.MISS
-    found = rig.chain.promote(b"x")
+    assert rig.chain.promote(rig.chain.new_prompt(), b"y").presence is Presence.MISS
+    found = rig.chain.promote(rig.chain.new_prompt(), b"x")
     assert found.presence is Presence.PENDING
     assert found.slot is not None
     rig.gate(opened=True)  # the loop has been there
@@ -31,18 +31,18 @@ def test_what_a_step_queued_moves_when_the_step_says_so(rig: Rig, monkeypatch: p
     rig.drain()
     rig.chain.release([found.slot, *rig.fetch([b"x"]).result(5)[0]])
     assert sorted(rig.lower.log) == [("load", (b"x",)), ("store", (b"a",))]
-    assert rig.chain.stats().counters["misses", "pinned"] == 1, "a pin that misses is no answer yet"
+    assert rig.chain.stats().tiers["pinned"].counters["misses"] == 1, "a pin that misses is no answer yet"
 
 
 def test_what_a_step_commits_moves_though_no_other_step_follows(rig: Rig) -> None:
-    rig.chain.commit_in_step(rig.chain.reserve([b"a"]).slots)
+    rig.chain.commit_in_step(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
     rig.drain()
     assert rig.lower.log == [("store", (b"a",))]
 
 
 def test_a_fetch_starts_what_a_step_has_queued(rig: Rig) -> None:
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
-    found = rig.chain.promote(b"x")
+    found = rig.chain.promote(rig.chain.new_prompt(), b"x")
     assert found.slot is not None
     slots, failed = rig.fetch([b"x"]).result(5)
     assert not failed
@@ -52,7 +52,7 @@ def test_a_fetch_starts_what_a_step_has_queued(rig: Rig) -> None:
 def test_nothing_stored_before_an_invalidation_is_found_after_it(rig: Rig) -> None:
     rig.put([b"a"])
     rig.drain()
-    in_flight = rig.chain.reserve([b"b"]).slots
+    in_flight = rig.chain.reserve(rig.chain.new_prompt(), [b"b"]).slots
     rig.gate(opened=False)
     rig.put([b"c"])
     assert set(rig.chain.invalidate()) == {b"a", b"c"}
@@ -67,7 +67,11 @@ def test_nothing_stored_before_an_invalidation_is_found_after_it(rig: Rig) -> No
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda chain: chain.acquire([b"old"])[0], lambda chain: chain.promote(b"old")]
+    "ask",
+    [
+        lambda chain: chain.acquire(chain.new_prompt(), [b"old"])[0],
+        lambda chain: chain.promote(chain.new_prompt(), b"old"),
+    ],
 )
 def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it(
     ask: Callable[[BothFaces], Found],
@@ -80,7 +84,7 @@ def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it(
             return [True] * len(keys)
 
     loop, lower = LoopThread(), Racing()
-    chain = BothFaces(Slots(4), [lower], loop, load_deadline_s=5.0)
+    chain = BothFaces(Slots(4), [lower], loop, load_deadlines_s={})
     assert ask(chain).presence is Presence.MISS
     loop.submit(chain.mover.stop()).result(5)
     loop.close()

@@ -98,7 +98,17 @@ def test_each_of_two_drives_has_numbers_of_its_own(tmp_path: Path) -> None:
     assert list(stats.tiers) == ["pinned", "nvme", "nvme1"]
     for name in stats.tiers:
         assert stats.tiers[name].chunks == len(KEYS)
-        assert stats.counters["stored_bytes", name] == len(KEYS) * CHUNK_BYTES
+        assert stats.tiers[name].counters["stored_bytes"] == len(KEYS) * CHUNK_BYTES
+
+
+async def test_a_tier_below_may_be_left_out_of_fills(tmp_path: Path) -> None:
+    document = two_drives(tmp_path)
+    document["tiers"][2]["fill"] = False
+    spec = CompositeSpec.from_config(document)
+    await spec.start(part_bytes=CHUNK_BYTES, parts=1, identity={})
+    assert spec.unfilled == frozenset({"nvme"})
+    assert spec.recompute == "auto"
+    await spec.close()
 
 
 def _is_given_up(tier: Tier) -> bool:
@@ -117,6 +127,7 @@ async def test_each_tier_is_given_up_at_its_own_deadline(monkeypatch: pytest.Mon
     buffers = [memoryview(bytearray(CHUNK_BYTES))]
     loads = [asyncio.create_task(tier.load(KEYS[:1], buffers)) for tier in spec.lower]
     await asyncio.sleep(0)
+    assert spec.load_deadlines_s == {"memory": 2, "memory1": 9}
     given_up = []
     for clock.now_s in (1.0, 3.0, 10.0):
         given_up.append([tier.name for tier in spec.lower if _is_given_up(tier)])
@@ -125,7 +136,6 @@ async def test_each_tier_is_given_up_at_its_own_deadline(monkeypatch: pytest.Mon
     await asyncio.gather(*loads, return_exceptions=True)
     await spec.close()
     assert given_up == [[], ["memory"], ["memory", "memory1"]]
-    assert spec.load_deadline_s == 9
 
 
 class EndlessTier(MemoryTier):

@@ -35,7 +35,7 @@ from kvtier.tiers import ConfigError
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.budget import facts_for
 from kvtier.tiers.nvme.store.directory import StoreDirectory
-from kvtier.tiers.pinned.eviction import POLICIES
+from kvtier.tiers.pinned.eviction import POLICIES, ArcPolicy, GuardedPolicy
 from kvtier.tiers.pinned.memory import Room
 
 MIB = 1 << 20
@@ -93,7 +93,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown top key",
         at_top(comment="mine"),
-        'comment: unknown key; known are "$schema", "on_reset", "tiers", "version" and "weights_epoch"',
+        'comment: unknown key; known are "$schema", "on_reset", "recompute", "tiers", "version" and '
+        '"weights_epoch"',
     ),
     (
         "negative weights epoch",
@@ -104,6 +105,11 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "unknown reset behaviour",
         at_top(on_reset="forget"),
         """on_reset: should be 'invalidate' or 'keep', not "forget"; for example "invalidate\"""",
+    ),
+    (
+        "unknown recomputing",
+        at_top(recompute="always"),
+        """recompute: should be 'auto' or 'never', not "always"; for example "auto\"""",
     ),
     (
         "tiers as an object",
@@ -201,7 +207,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown key",
         with_(1, colour="red"),
-        'tiers[1].colour: unknown key; known are "capacity", "module_path", "numa_node", "policy" and "type"',
+        'tiers[1].colour: unknown key; known are "capacity", "module_path", "numa_node", "policy", '
+        '"policy_module_path" and "type"',
     ),
     (
         "unknown key that is no word",
@@ -223,7 +230,7 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "policy as number",
         with_(1, policy=4),
-        'tiers[1].policy: should be a valid string, not 4; for example "lru"',
+        'tiers[1].policy: should be a valid string, not 4; for example "reuse"',
     ),
     (
         "node below zero",
@@ -267,6 +274,16 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         with_(2, write_amplification=0.5),
         "tiers[2].write_amplification: should be greater than or equal to 1, not 0.5; for example 1.3",
     ),
+    (
+        "unknown admission",
+        with_(2, admission="twice"),
+        """tiers[2].admission: should be 'always' or 'second_touch', not "twice"; for example "always\"""",
+    ),
+    (
+        "fill as word",
+        with_(2, fill="no"),
+        'tiers[2].fill: should be a valid boolean, not "no"; for example true',
+    ),
     # sizes; the rest of them is in test_sizes.py
     (
         "size half spelled",
@@ -281,7 +298,27 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         with_(2, reserve="110%"),
         'tiers[2].reserve: "110%" is more than the whole; did you mean "100%"?',
     ),
-    # tiers of other packages
+    # policies and tiers of other packages
+    (
+        "policy without a name",
+        lambda d: d["tiers"].__setitem__(1, {"type": "pinned", "capacity": 1, "policy_module_path": "json"}),
+        'tiers[1].policy: missing; it names a class in "policy_module_path"',
+    ),
+    (
+        "policy in a module that is not there",
+        with_(1, policy="Mine", policy_module_path="kvtier_mine.policy"),
+        'tiers[1].policy_module_path: there is no module "kvtier_mine"',
+    ),
+    (
+        "policy that is not there",
+        with_(1, policy="Mine", policy_module_path="json"),
+        "tiers[1].policy: module 'json' has no attribute 'Mine'",
+    ),
+    (
+        "class that is no policy",
+        with_(1, policy="JSONDecoder", policy_module_path="json"),
+        "tiers[1].policy: json.JSONDecoder is not a policy class",
+    ),
     (
         "module that is not there",
         with_(2, type="Tape", module_path="kvtier_tape.tier"),
@@ -344,7 +381,7 @@ def test_the_example_document_is_read() -> None:
     config = parse_config(GOOD)
     assert config.tiers == (
         GpuConfig(type="gpu"),
-        PinnedConfig(type="pinned", capacity=64 * GIB),
+        PinnedConfig(type="pinned", capacity=64 * GIB, policy="lru"),
         NvmeConfig(type="nvme", path=Path("/mnt/nvme0/kvtier"), capacity=2048 * GIB),
     )
     nvme = config.tiers[2]
@@ -356,6 +393,27 @@ def test_the_example_document_is_read() -> None:
 def test_every_policy_can_be_named() -> None:
     for policy in POLICIES:
         parse_config(changed(with_(1, policy=policy)))
+
+
+def test_a_policy_of_another_package_is_made_by_its_class_behind_a_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(ArcPolicy, "__init__", lambda self, capacity_chunks: made.append(capacity_chunks))
+    module = "kvtier.tiers.pinned.eviction.arc"
+    config = parse_config(changed(with_(1, policy="ArcPolicy", policy_module_path=module)))
+    pinned = config.tiers[1]
+    assert isinstance(pinned, PinnedConfig)
+    assert isinstance(pinned.make_policy(4), GuardedPolicy)
+    assert made == [4]
+
+
+def test_what_spares_the_drive_is_read() -> None:
+    fields = {"fill": False, "admission": "second_touch"}
+    config = parse_config(changed(with_(2, **fields)))
+    nvme = config.tiers[2]
+    assert isinstance(nvme, NvmeConfig)
+    assert (nvme.fill, nvme.admission) == (False, "second_touch")
 
 
 def test_editors_may_name_the_schema() -> None:
@@ -767,7 +825,7 @@ def test_a_directory_of_another_user_is_refused(
         (
             "kvtier.json",
             '{"format": 99}',
-            "has format 99, which is newer than this kvtier's 3; upgrade kvtier",
+            "has format 99, which is newer than this kvtier's 4; upgrade kvtier",
         ),
     ],
 )

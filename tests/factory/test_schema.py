@@ -47,13 +47,26 @@ def test_every_key_is_described() -> None:
 def test_defaults_are_shown_as_they_would_be_written() -> None:
     fields = config_schema()["$defs"]["NvmeConfig"]["properties"]
     shown = {name: field["default"] for name, field in fields.items() if field.get("default") is not None}
-    assert shown == {"reserve": "10%", "load_deadline_s": 10.0, "write_amplification": 1.3}
+    assert shown == {
+        "reserve": "10%",
+        "load_deadline_s": 10.0,
+        "write_amplification": 1.3,
+        "fill": True,
+        "admission": "always",
+    }
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.name))
 def test_the_examples_are_good_documents(file: Path) -> None:
     document = json.loads(file.read_text())
     parse_config(document)
+    assert accepts(document)
+
+
+def test_a_policy_of_another_package_is_open() -> None:
+    document = copy.deepcopy(GOOD)
+    document["tiers"][1] |= {"policy": "Mine", "policy_module_path": "my_package.policy"}
+    document["tiers"][2] |= {"admission": "second_touch"}
     assert accepts(document)
 
 
@@ -98,6 +111,8 @@ def test_a_drive_without_a_capacity_is_refused(fields: dict[str, Any]) -> None:
         (1, {"capacity": "64G"}),
         (1, {"capacity": -1}),
         (1, {"policy": "mru"}),
+        (1, {"policy": "Mine", "policy_module_path": None}),
+        (1, {"policy_module_path": "json"}),
         (1, {"numa_node": -1}),
         (1, {"numa_node": "auto"}),
         (1, {"type": "pined"}),
@@ -106,6 +121,8 @@ def test_a_drive_without_a_capacity_is_refused(fields: dict[str, Any]) -> None:
         (2, {"load_deadline_s": 0}),
         (2, {"write_amplification": 0.5}),
         (2, {"reserve": "half"}),
+        (2, {"fill": "no"}),
+        (2, {"admission": "twice"}),
         (2, {"mount": "relative"}),
         (2, {"path": []}),
         (2, {"path": ["/a", "relative"]}),

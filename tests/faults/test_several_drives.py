@@ -41,7 +41,7 @@ class Chains:
 
     @contextmanager
     def chain(self) -> Iterator[BothFaces]:
-        chain = BothFaces(Slots(4096), [self.tier], self.loop, load_deadline_s=DEADLINE_S)
+        chain = BothFaces(Slots(4096), [self.tier], self.loop, load_deadlines_s={self.tier.name: DEADLINE_S})
         yield chain
         self.loop.submit(chain.mover.stop()).result(PATIENCE_S)
 
@@ -52,14 +52,14 @@ class Chains:
         return {key for key in keys if self.tier._ranking.of(key)[0] == number}
 
     def store(self, chain: BothFaces, keys: list[ChunkKey]) -> None:
-        slots = chain.reserve(keys).slots
+        slots = chain.reserve(chain.new_prompt(), keys).slots
         for slot in slots:
             chain._pinned.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
         chain.commit(slots)
 
     def load(self, chain: BothFaces, keys: list[ChunkKey]) -> Outcome:
         """What is in slots after the deadline at the latest; its bytes are right."""
-        slots, failed = self.loop.submit(chain.fetch(keys)).result(PATIENCE_S)
+        slots, failed = self.loop.submit(chain.fetch(chain.new_prompt(), keys)).result(PATIENCE_S)
         for slot in slots:
             assert bytes(chain._pinned.buffer(slot)) == pattern(slot.key, SLOT_BYTES)
         chain.release(slots)
@@ -100,7 +100,7 @@ def test_one_of_two_drives_hangs(tmp_path: Path, is_frozen: bool) -> None:
             chains = Chains(hanging.point, living.point)
             with chains.chain() as before:
                 chains.store(before, OLD)
-                chains.loop.submit(before.mover.flush()).result(PATIENCE_S)
+                chains.loop.submit(before.mover.flush(None)).result(PATIENCE_S)
             with chains.chain() as chain:
                 hang(hanging, is_frozen)
                 try:

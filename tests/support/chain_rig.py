@@ -64,14 +64,14 @@ class Rig:
             self.pinned,
             [self.lower],
             self.loop,
-            load_deadline_s=5.0,
+            load_deadlines_s={"memory": 5.0},
             events=self.events,
             clock=self.clock,
         )
 
     def put(self, keys: Sequence[bytes]) -> list[Slot]:
         """Store chunks as a server does."""
-        slots = self.chain.reserve(keys).slots
+        slots = self.chain.reserve(self.chain.new_prompt(), keys).slots
         for slot in slots:
             self.pinned.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
         self.chain.commit(slots)
@@ -81,7 +81,7 @@ class Rig:
         self.loop.submit(self.chain.mover.drain()).result(5)
 
     def fetch(self, keys: Sequence[bytes]) -> Future[tuple[list[Slot], dict[bytes, Failure]]]:
-        return self.loop.submit(self.chain.fetch(keys))
+        return self.loop.submit(self.chain.fetch(self.chain.new_prompt(), keys))
 
     def gate(self, opened: bool) -> None:
         switch = self.lower.gate.set if opened else self.lower.gate.clear

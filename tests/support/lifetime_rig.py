@@ -60,9 +60,10 @@ class Spec:
         starts, closes: how often each was called.
     """
 
-    load_deadline_s = WAIT_S
+    unfilled: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
+        self.load_deadlines_s: Mapping[str, float] = {"disk": WAIT_S}
         self.disk = Disk()
         self.tiers: list[Tier] = []
         self.may_start, self.starting = threading.Event(), threading.Event()

@@ -17,7 +17,7 @@ What a language and a marker mean:
     any, slow                   tested with the slow tests
     any, file NAME              written to a package's directory, and then, if the marker says so:
         then pytest FILE            the tests in FILE pass there
-        policy NAME CLASS           the class is an eviction policy: it passes the tests of every policy
+        policy CLASS                the class is an eviction policy: a tier evicts by it
         command NAME                `kvtier NAME` is a command from here on
     any, not run: REASON        not run; the JSON of its --kv-transfer-config is checked all the same
 
@@ -50,18 +50,9 @@ from kvtier.factory.config import load_config
 from kvtier.factory.entries import NvmeConfig
 from kvtier.factory.validation import validated
 from kvtier.factory.vllm import options
-from kvtier.tiers.pinned import tier as pinned_tier
 from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.testing import aligned_buffers, pattern
-
-POLICY_TESTS = """
-import importlib, sys, pytest
-from kvtier.tiers.pinned import eviction
-module, class_name = sys.argv[1:]
-eviction.POLICIES = {"sample": getattr(importlib.import_module(module), class_name)}
-arguments = ["-q", "-p", "no:cacheprovider", "-k", "not scan"]  # which is of policies by name
-sys.exit(pytest.main([*arguments, "tests/tiers/pinned/eviction/test_base.py"]))
-"""
 
 PLACES = {
     "/etc/kvtier": "etc",
@@ -149,7 +140,7 @@ class SampleBench:
             if option.startswith("then pytest "):
                 self._run_pytest(option.removeprefix("then pytest "))
             elif option.startswith("policy "):
-                self._use_policy(path, *option.split()[1:])
+                self._use_policy(path, option.removeprefix("policy "))
             elif option.startswith("command "):
                 cli.app.command()(getattr(_imported(path, self._package), option.removeprefix("command ")))
             else:
@@ -161,15 +152,9 @@ class SampleBench:
         assert re.search(r"\d+ passed", output), output
         assert "skipped" not in output, output
 
-    def _use_policy(self, path: Path, name: str, class_name: str) -> None:
+    def _use_policy(self, path: Path, class_name: str) -> None:
         policy = getattr(_imported(path, self._package), class_name)
-        with self._monkeypatch.context() as patch:
-            patch.setattr(pinned_tier, "POLICIES", {name: policy})
-            tier = pinned_tier.PinnedTier(Arena.private(4, 4096, 1), name)
-        asyncio.run(_overfilled(tier))
-        module = path.relative_to(self._package).with_suffix("").as_posix().replace("/", ".")
-        tests = [sys.executable, "-c", POLICY_TESTS, module, class_name]
-        _succeed(tests, PYTHONPATH=str(self._package), PYTEST_ADDOPTS="")
+        asyncio.run(_overfilled(PinnedTier(Arena.private(4, 4096, 1), policy)))
 
     # JSON.
 
@@ -290,7 +275,7 @@ def _check_secondary_tiers(extra: dict[str, Any]) -> None:
         validated(NvmeConfig, {"type": "nvme", **entry}, "secondary_tiers")
 
 
-async def _overfilled(tier: pinned_tier.PinnedTier) -> None:
+async def _overfilled(tier: PinnedTier) -> None:
     """Store more than fits, with loads between: what is there reads back, and the policy agrees."""
     keys = [b"chunk-%d" % number for number in range(10)]
     try:

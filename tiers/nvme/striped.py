@@ -90,8 +90,8 @@ class StripedTier:
         """Take the name that the chain gives it, before anybody uses it."""
         self.name = name
 
-    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
-        found = [False] * len(keys)
+    def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool | None]:
+        found: list[bool | None] = [False] * len(keys)
         for number, positions in self._shares(keys).items():
             hits = self._drives[number].tier.lookup([keys[position] for position in positions])
             for position, hit in zip(positions, hits, strict=True):

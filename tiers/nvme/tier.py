@@ -81,7 +81,7 @@ class NvmeTier:
         self._events = Events()
         self._events.on_failed(self._failures.add)
         self._view = View(self._index, identity)
-        self._allowance = Allowance(write_amplification)
+        self._allowance = Allowance(write_amplification, capacity_bytes)
         writing = Writing.to(store, lanes, self._events, self._allowance)
         self._log, self._durability, self._ahead, self._appender, self._carrier = writing
         self._uses = Uses(lanes, self._index, self._view)

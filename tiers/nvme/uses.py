@@ -15,12 +15,13 @@ from itertools import islice
 from ..base import ChunkKey
 from .index.environment import Index, IndexFull
 from .index.ledger import Ledger
-from .index.records import Extent
+from .index.records import NEVER, Extent
 from .index.transaction import Transaction
 from .io.lanes import Lanes
 from .reads import COUNT_STEP_MAX
 from .view import View
 
+PARTS_OF_A_LAP = 16  # of the log: uses are told apart no finer; half a lap decides
 USES_MAX = 65536  # keys remembered until they are counted; further ones within a period are not
 
 
@@ -55,13 +56,15 @@ class Uses:
                 await self._lanes.index(partial(self._count, self._taken()))
 
     def _count(self, keys: Sequence[ChunkKey]) -> None:
-        # Only the first use of a chunk since it was written changes its record. A later one decides nothing
-        # more, and what is hot is used in every period.
+        # What is hot is used in every period, and a record says when to a part of a lap: that is all that the
+        # reclaim looks at, and most uses change nothing.
         scope, extents = self._view.find(keys)
+        with self._index.read() as txn:
+            since = txn.number("opened") - txn.totals().segments // PARTS_OF_A_LAP
         new = [
             (key, extent)
             for key, extent in zip(keys, extents, strict=True)
-            if extent is not None and not extent.read_since
+            if extent is not None and extent.used_at < max(since, NEVER + 1)
         ]
         if new:
             self._index.write(partial(_mark, scope, new))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ..base import Buffer, ChunkKey
-from .eviction import EvictionPolicy
+from .eviction import EvictionPolicy, PromptId
 
 
 class SlotState(enum.IntEnum):  # integers: their hash is not a call into Python
@@ -34,13 +34,24 @@ LEGAL = {
 
 
 class Slot:
-    """One chunk's place in the arena. Only `SlotTable` changes it."""
+    """One chunk's place in the arena. Only `SlotTable` changes it, but for what lies below.
 
-    __slots__ = ("index", "key", "pins", "state")
+    Attributes:
+        prompt, position: of whom the slot was taken for, and where in that prompt the chunk lies.
+        below: bit i is set where tier i below is known to have the chunk. The chain's placement changes this
+            and the next two.
+        declined: bit i is set where tier i chose not to take it, until it is used again.
+        seq: the number of its commit, which says what came before a flush.
+    """
 
-    def __init__(self, key: ChunkKey, index: int) -> None:
+    __slots__ = ("below", "declined", "index", "key", "pins", "position", "prompt", "seq", "state")
+
+    def __init__(self, key: ChunkKey, index: int, prompt: PromptId, position: int) -> None:
         self.key = key
         self.index = index
+        self.prompt = prompt
+        self.position = position
+        self.below = self.declined = self.seq = 0
         self.state = SlotState.FILLING
         self.pins = 1  # whoever fills it
 
@@ -87,30 +98,50 @@ class SlotTable:
         slot = self._by_key.get(key)
         return slot is not None and slot.state is SlotState.READY
 
-    def reserve(self, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
+    def room(self, prompt: PromptId, wanted: int) -> int:
+        """How many of `wanted` more chunks of the prompt would find a slot, and none of its line leave.
+
+        The line is walked only where that decides.
+        """
+        possible = self.slots_count - self._pinned_count
+        if wanted <= len(self._free):
+            return wanted
+        line = self._policy.line(prompt)
+        if wanted <= possible - len(line):
+            return wanted
+        return min(wanted, possible - sum(map(self._is_idle, line)))
+
+    def reserve(
+        self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]
+    ) -> tuple[list[Slot], list[ChunkKey]]:
         """Take a slot for each of `keys`, none of which is in the table; evict to make room.
+
+        The prompt's line becomes the youngest, and none of it is evicted.
 
         Returns:
             Slots for as many leading keys as there was room for, FILLING and pinned once for the filler;
             and the keys that were evicted for them.
         """
-        evicted = self._make_room(len(keys))
+        evicted = self._make_room(len(keys), prompt)
+        self._policy.arrive(prompt)
         slots = []
-        for key in keys[: len(self._free)]:
+        for key, position in zip(keys[: len(self._free)], positions, strict=False):
             assert key not in self._by_key, "a chunk has one slot"
-            slot = self._by_key[key] = Slot(key, self._free.pop())
+            slot = self._by_key[key] = Slot(key, self._free.pop(), prompt, position)
             slots.append(slot)
         self._pinned_count += len(slots)
         return slots, evicted
 
     def commit(self, slots: Sequence[Slot]) -> None:
         """The slots are filled: readable from now on, the filler's pin returned."""
-        ready = []
+        ready: dict[PromptId, list[Slot]] = {}
         for slot in slots:
             if slot.state is SlotState.FILLING:
                 self._advance(slot, SlotState.READY)
-                ready.append(slot.key)
-        self._policy.insert(ready)
+                ready.setdefault(slot.prompt, []).append(slot)
+        for prompt, filled in ready.items():
+            keys, positions = [slot.key for slot in filled], [slot.position for slot in filled]
+            self._policy.insert(prompt, keys, positions)
         self.unpin(slots)
 
     def pin(self, slots: Iterable[Slot]) -> None:
@@ -130,9 +161,9 @@ class SlotTable:
                 self._leaving.remove(slot)
                 self._free.append(slot.index)
 
-    def touch(self, keys: Sequence[ChunkKey]) -> None:
-        """The chunks were used, in prefix order."""
-        self._policy.touch(keys)
+    def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
+        """The prompt used the chunks; those without a slot are ignored."""
+        self._policy.touch(prompt, keys, positions)
 
     def drop(self, slots: Iterable[Slot]) -> None:
         """Hide the slots from lookups; each is free when its last pin is returned."""
@@ -162,12 +193,12 @@ class SlotTable:
         assert all(slot.pins for slot in self._by_key.values() if slot.state is SlotState.FILLING)
         self._policy.check()
 
-    def _make_room(self, count: int) -> list[ChunkKey]:
+    def _make_room(self, count: int, prompt: PromptId) -> list[ChunkKey]:
         idle_count = self.slots_count - self._pinned_count - len(self._free)
         missing = min(count - len(self._free), idle_count)
         if missing <= 0:  # no victims can be found
             return []
-        victims = self._policy.evict(missing, self._is_idle)
+        victims = self._policy.evict(missing, self._is_idle, spare=prompt)
         for key in victims:
             self._leave(self._by_key[key])
         return victims

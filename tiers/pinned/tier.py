@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
 from .arena import Arena
-from .eviction import POLICIES
+from .eviction import EvictionPolicy, LruPolicy
 from .slots import Slot, SlotState, SlotTable
 
 
@@ -17,12 +18,13 @@ class PinnedTier:
     and out of its slots. Not thread-safe: one loop, or the chain's lock.
     """
 
-    def __init__(self, arena: Arena, policy: str = "lru") -> None:
+    def __init__(self, arena: Arena, make_policy: Callable[[int], EvictionPolicy] = LruPolicy) -> None:
         self.name = "pinned"
         self.arena = arena
-        self.table = SlotTable(arena.slot_count, POLICIES[policy](arena.slot_count))
+        self.table = SlotTable(arena.slot_count, make_policy(arena.slot_count))
         self._closed = False
         self._evicted_chunks = 0
+        self._calls = itertools.count()  # each call's keys are taken for a prompt of their own
 
     @property
     def slot_bytes(self) -> int:
@@ -38,7 +40,7 @@ class PinnedTier:
         if self._closed:
             return Outcome(failed=dict.fromkeys(keys, Failure.CLOSED))
         source = {key: buffer for key, buffer in zip(keys, buffers, strict=True) if not self.table.get(key)}
-        slots, evicted = self.table.reserve(list(source))
+        slots, evicted = self.table.reserve(next(self._calls), list(source), range(len(source)))
         self._evicted_chunks += len(evicted)
         for slot in slots:
             data = source.pop(slot.key)
@@ -56,7 +58,7 @@ class PinnedTier:
             else:
                 buffer[:] = self.buffer(slot)[: len(buffer)]
         outcome = Outcome.of(keys, failed)
-        self.table.touch(outcome.succeeded)
+        self.table.touch(next(self._calls), outcome.succeeded, range(len(outcome.succeeded)))
         return outcome
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:

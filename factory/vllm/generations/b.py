@@ -114,7 +114,7 @@ class Manager(OffloadingManager):
         """Nothing: see `take_events`."""
 
     def touch(self, block_hashes: Iterable[BlockHash]) -> None:
-        self._side.chain.touch(list(block_hashes))
+        self._side.chain.touch(self._side.chain.new_prompt(), list(block_hashes))
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         # The one call that vLLM makes in every step, after the workers' part.

@@ -71,7 +71,7 @@ class KeyedManager(base.OffloadingManager):
         self._placement.complete_store(keys, success)
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._side.chain.touch(list(keys))
+        self._side.chain.touch(self._side.chain.new_prompt(), list(keys))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return base.RequestOffloadingContext()

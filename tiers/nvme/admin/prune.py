@@ -111,7 +111,7 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
         TierError: the store cannot be used.
     """
     index, lanes, events = store.index, Lanes(), Events()
-    writing = Writing.to(store, lanes, events, Allowance(1))
+    writing = Writing.to(store, lanes, events, Allowance(1, 0))
     keeper = RoomKeeper(lanes, index, writing, _count_nothing, lambda: ONE_AT_NEED)
     keeping = Periodic(partial(_kept, keeper), lambda: KEEP_PERIOD_S)
     events.on_rolled(keeper.changed)

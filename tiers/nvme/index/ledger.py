@@ -89,9 +89,9 @@ class Ledger:
         now = self._txn.extent(scope, key)
         if now is None or now[:3] != place[:3]:
             return None
-        hits = min(HITS_MAX, now.hits + times)
-        if (hits, 1) != (now.hits, now.read_since):
-            self._txn.put_extent(scope, key, now._replace(hits=hits, read_since=1))
+        used = now._replace(hits=min(HITS_MAX, now.hits + times), used_at=self._txn.number("opened"))
+        if used != now:
+            self._txn.put_extent(scope, key, used)
         if not now.hits:
             self._scopes[scope].useful_bytes += now.length_bytes
         return now

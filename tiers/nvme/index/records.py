@@ -22,7 +22,7 @@ SHARED_BYTES_PER_CHUNK = (
 )
 
 SCOPE = struct.Struct(">I")  # also a segment's number: big-endian, so that keys sort by it
-EXTENT = struct.Struct("<IIIIIIBB")
+EXTENT = struct.Struct("<IIIIIIBI")
 SEGMENT = struct.Struct("<BIQIIQQ")
 NAMESPACE = struct.Struct("<IIQQQQQ")
 NUMBER = struct.Struct("<Q")
@@ -59,13 +59,12 @@ class Extent(NamedTuple):
     length_bytes: int
     checksum: int
     stored_s: int
-    hits: int  # loads so far, and laps of the log in which it was used in another tier; saturating
-    read_since: (
-        int  # whether it was read, here or elsewhere, since it was last written: then it is carried over
-    )
+    hits: int  # loads so far, and parts of laps of the log in which another tier served it; saturating
+    used_at: int  # how many segments had been opened when it was last used, here or elsewhere; or NEVER
 
 
 HITS_MAX = 255
+NEVER = 0  # when a chunk was last used that never was: before the first segment was opened
 
 
 class Segment(NamedTuple):

@@ -105,6 +105,16 @@ class Plan(NamedTuple):
         return Plan(segments, max(1, ahead), kept)
 
 
+def recent_since(opened: int, segments: int) -> int:
+    """How many segments had been opened when what was used lately was: half a lap of the log ago.
+
+    Args:
+        opened: segments that have been opened so far.
+        segments: how many the cap holds.
+    """
+    return max(1, opened - segments // 2)
+
+
 ONE_AT_NEED = Plan(SEGMENTS_MIN, 0, 0)  # of who appends little, and soon ends
 
 

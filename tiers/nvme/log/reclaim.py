@@ -1,8 +1,8 @@
-"""Reclaims with a second chance: chunks that were read since they were written are written again.
+"""Reclaims with a second chance: chunks that were used lately are written again.
 
-That is S3-FIFO on a log: one queue in the order of writing, and a chunk that was used moves to its end.
-What may be carried is bounded by what was stored: with a write amplification of 1.3, three bytes are
-carried for ten that were stored.
+One queue in the order of writing, and a chunk that some tier used within the last half lap of the log moves
+to its end. What may be carried is bounded by what was stored: with a write amplification of 1.3, three bytes
+are carried for ten that were stored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..io.pieces import Wanted
 from ..io.plan import plan_reads
 from .ahead import Ahead
 from .append import Appender
+from .budget import recent_since
 from .chunks import Live, Target
 from .durability import Durability
 from .readers import Readers
@@ -34,19 +35,22 @@ from .victim import Victim, Victims
 CARRY_STEP_BYTES = 4 * 1024 * 1024  # read, then written, at a time: the memory that a reclaim takes
 CARRY_FILL_MAX = 0.9  # of a segment, carried in one go: the rest is tables, and ends that are too short
 CARRY_TRIES_MAX = 4  # in a row: stores beside it may replace the open segment each time
-ALLOWANCE_BYTES_MAX = 1024 * 1024 * 1024  # saved up while nothing was reclaimed; four large segments
+# Saved up at most while nothing was reclaimed: four large segments, of a large store more.
+ALLOWANCE_BYTES_MIN = 1024 * 1024 * 1024
+ALLOWANCE_SHARE = 16  # of the cap
 
 
 class Allowance:
     """How many bytes may be carried. One event loop."""
 
-    def __init__(self, write_amplification: float) -> None:
+    def __init__(self, write_amplification: float, capacity_bytes: int) -> None:
         assert write_amplification >= 1, "each stored byte is written at least once"
         self._share = write_amplification - 1
+        self._bytes_max = max(ALLOWANCE_BYTES_MIN, capacity_bytes // ALLOWANCE_SHARE)
         self._left_bytes = 0.0
 
     def stored(self, size_bytes: int) -> None:
-        self._left_bytes = min(ALLOWANCE_BYTES_MAX, self._left_bytes + self._share * size_bytes)
+        self._left_bytes = min(self._bytes_max, self._left_bytes + self._share * size_bytes)
 
     def take(self, size_bytes: int) -> bool:
         if size_bytes > self._left_bytes:
@@ -113,9 +117,10 @@ class Carrier:
         """Take some victims together, as far as what is worth carrying has a place in one segment."""
         victims: list[Victim] = []
         left_bytes = self._segments.facts.segment_bytes * CARRY_FILL_MAX
+        since = self._recent_since()
         try:
             while len(victims) < count and (victim := self._victims.begin()) is not None:
-                left_bytes -= sum(aligned(live.extent.length_bytes) for live in _used(victim.live))
+                left_bytes -= sum(aligned(live.extent.length_bytes) for live in _used(victim.live, since))
                 if victims and left_bytes < 0:
                     self._victims.abandon(victim)  # the next reclaim begins with it
                     break
@@ -146,9 +151,13 @@ class Carrier:
             names = ", ".join(str(victim.number) for victim in victims)
             raise TierError("nvme", f"segment {names} keeps its chunks: no other place is durable")
 
+    def _recent_since(self) -> int:
+        with self._index.read() as txn:
+            return recent_since(txn.number("opened"), txn.totals().segments)
+
     def _chosen(self, lives: Iterable[Live]) -> Iterator[Live]:
-        """The chunks to carry, as far as the allowance goes; what was read more often comes first."""
-        for live in sorted(_used(lives), key=_by_hits):
+        """The chunks to carry, as far as the allowance goes; what was used last comes first."""
+        for live in sorted(_used(lives, self._recent_since()), key=_latest_first):
             if self._allowance.take(aligned(live.extent.length_bytes)):
                 yield live
 
@@ -212,8 +221,8 @@ def _moved(
     if now is None or now[:3] != old[key][:3]:
         moved.pop(key, None)
         return None
-    # Its age and its hits go with it; the next lap is earned by being read again.
-    new = place._replace(stored_s=now.stored_s, hits=now.hits)
+    # Its age and its uses go with it; the next lap is earned by being used again.
+    new = place._replace(stored_s=now.stored_s, hits=now.hits, used_at=now.used_at)
     moved[key] = _Move(scope, key, now, new)  # again, where the transaction runs again
     return new
 
@@ -228,12 +237,17 @@ def _put_back(moves: Sequence[_Move], txn: Transaction) -> None:
     ledger.close()
 
 
+<<<<<<< HEAD
 def _used(lives: Iterable[Live]) -> Iterator[Live]:
     return (live for live in lives if live.found and live.extent.read_since)
+=======
+def _used(lives: Iterable[Live], since: int) -> Iterator[Live]:
+    return (live for live in lives if live.extent.used_at >= since)
+>>>>>>> wt-p1
 
 
-def _by_hits(live: Live) -> tuple[int, int]:
-    return -live.extent.hits, live.extent.block
+def _latest_first(live: Live) -> tuple[int, int]:
+    return -live.extent.used_at, live.extent.block
 
 
 def _groups(lives: Iterable[Live]) -> Iterator[list[Live]]:

@@ -1,0 +1,58 @@
+"""A prompt as its chunks come and go: where each of them lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from ..tiers.base import ChunkKey
+from ..tiers.pinned.eviction import PromptId
+
+GroupOf: TypeAlias = Callable[[ChunkKey], bytes]
+"""Names the group of layers that a chunk belongs to; the groups of a prompt are counted side by side."""
+
+
+def one_group(key: ChunkKey) -> bytes:
+    """Every chunk is of one group: a chunk has all layers."""
+    return b""
+
+
+class Prompt:
+    """The positions of one prompt's chunks, head first. Not thread-safe: one user of the chain has it.
+
+    A server that knows the positions tells them. Otherwise they are counted, in the order in which the chunks
+    are first named: a position only has to rise along the prompt.
+
+    Attributes:
+        id: what eviction policies know the prompt by.
+        positions: of every chunk that was named so far.
+        ends_at: the position from which on nothing more of this prompt is stored, as a chunk before it could
+            not be; None while all can.
+        refused_chunks: chunks that found no slot when they were last offered; they are offered again.
+    """
+
+    def __init__(self, id: PromptId, group_of: GroupOf = one_group) -> None:
+        self.id = id
+        self.positions: dict[ChunkKey, int] = {}
+        self.ends_at: int | None = None
+        self.refused_chunks = 0
+        self._group_of = group_of
+        self._counted: dict[bytes, int] = {}  # chunks named so far, by group
+
+    def place(self, keys: Sequence[ChunkKey], told: Sequence[int] | None = None) -> list[int]:
+        """Return the position of each key, which from now on stays as it is.
+
+        Args:
+            told: their positions, where the server knows them.
+        """
+        if told is not None:
+            self.positions.update(zip(keys, told, strict=True))
+        return [self._position(key) for key in keys]
+
+    def _position(self, key: ChunkKey) -> int:
+        position = self.positions.get(key)
+        if position is None:
+            group = self._group_of(key)
+            position = self.positions[key] = self._counted.get(group, 0)
+            self._counted[group] = position + 1
+        return position
