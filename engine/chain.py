@@ -22,9 +22,10 @@ from .deadlines import Deadlines
 from .events import EventLog
 from .loop import LoopThread
 from .lower import ASKING, LowerTiers, Place
-from .mover import Mover, Run
+from .mover import Mover
 from .placement import Found, Placement, Presence, Reservation
 from .prompts import GroupOf, Prompt, one_group
+from .transfers import Run
 
 COUNTED = (
     "hits",

@@ -13,10 +13,10 @@ from .chain import Chain
 from .deadlines import Deadlines
 from .losses import Caller
 from .lower import ASKING
-from .mover import Run
 from .placement import Found, Presence, Reservation
 from .prompts import Prompt
 from .queues import BATCH_BYTES
+from .transfers import Run
 
 BATCHES_PER_ARENA = 8  # a load has two batches in hand, and other jobs run beside it
 REMOVED_AT_ONCE = 1024  # keys of one call of a tier
@@ -116,7 +116,7 @@ class LibraryChain(Chain):
                         failed |= await self._copy_in(device, prompt, slots)
                 elif waiting and not await self._may_go_on(missed, deadlines):
                     return Outcome.of(
-                        keys, failed | {key: _WHY[missed.get(key, Presence.FULL)] for key in waiting}
+                        keys, failed | {key: _WHY[missed.get(key, Presence.LATE)] for key in waiting}
                     )
         finally:
             if ahead is not None:

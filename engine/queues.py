@@ -255,5 +255,6 @@ class TierQueue:
             self._retry_at_s = min(self._retry_at_s, now_s + PAUSE_S)
         if failures:
             self.is_failing = not answered
+        if failures and now_s >= self._retry_at_s:  # others that fail in the same pause say nothing new
             self._retry_at_s = now_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
