@@ -16,7 +16,6 @@ from .losses import Caller
 from .lower import ASKING
 from .placement import NOBODY, Found, Presence, Reservation
 from .prompts import Prompt
-from .queues import BATCH_BYTES
 from .transfers import Run
 
 HEADS_PER_ARENA = 2  # of a job larger than the arena, one half stays, and the rest passes through the other
@@ -348,7 +347,7 @@ class LibraryChain(Chain):
 
     @property
     def _batch_chunks(self) -> int:
-        return max(1, min(BATCH_BYTES // self._pinned.slot_bytes, self.slots_count // BATCHES_PER_ARENA))
+        return max(1, min(self._placement.batch_chunks, self.slots_count // BATCHES_PER_ARENA))
 
     def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:
         return [self._pinned.buffer(slot) for slot in slots]

@@ -18,7 +18,6 @@ from .cascades import Cascades
 from .deadlines import Deadlines, longest_s
 from .events import EventLog
 from .prompts import GroupOf, Prompt
-from .queues import BATCH_BYTES
 from .tally import Tally
 
 NOBODY: PromptId = -1  # has no line that could be spared
@@ -124,6 +123,7 @@ class Placement:
         dirty_fraction: float,
         load_deadlines_s: Mapping[str, float],
         unfilled: frozenset[str],
+        batch_bytes: int,
         events: EventLog | None,
         clock: Callable[[], float],
     ) -> None:
@@ -137,9 +137,11 @@ class Placement:
             lower,
             self.tally,
             slot_bytes=pinned.slot_bytes,
+            batch_bytes=batch_bytes,
             dirty_max=max(1, int(pinned.table.slots_count * dirty_fraction)),
             unfilled=unfilled,
         )
+        self.batch_chunks = max(1, batch_bytes // pinned.slot_bytes)
         self._clock = clock
         # Mutable state:
         self._promoting: dict[Slot, tuple[str, float]] = {}  # from where, and when it was queued
@@ -285,7 +287,7 @@ class Placement:
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in queued:
             by_tier.setdefault(id(tier), (tier, []))[1].append(slot)
-        step = max(1, BATCH_BYTES // self.slot_bytes)
+        step = self.batch_chunks
         return [
             (tier, slots[start : start + step])
             for tier, slots in by_tier.values()

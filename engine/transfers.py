@@ -94,6 +94,8 @@ class Transfers:
         self._logged_s: dict[str, float] = {}  # when each tier's last traceback was logged
         self._stopped = False
         self._wakeup = loop.wakeup(self._woken)
+        dividing = ((tier.name, ability(tier, Divides)) for tier in lower.all)  # type: ignore[type-abstract]
+        self._dividing = {name: divides for name, divides in dividing if divides is not None}
         for tier in lower.all:
             reports = ability(tier, ReportsRemovals)  # type: ignore[type-abstract]
             if reports is not None:
@@ -148,7 +150,7 @@ class Transfers:
             cascades = self._taken()
             retry_at_s = self._cascades.retry_at_s
         for tier, slots in promotions:
-            for part in _parts(tier, slots):
+            for part in self._parts(tier, slots):
                 if self._stopped:
                     self._end_promotion(tier, part, Outcome())
                 else:
@@ -172,7 +174,7 @@ class Transfers:
         tier = self._lower.all[batch.tier]
         parts = [
             self._spawn(self._cascade(batch.tier, part))
-            for part in (_parts(tier, batch.slots) if batch.slots else ())
+            for part in (self._parts(tier, batch.slots) if batch.slots else ())
         ]
         if batch.keys:
             relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
@@ -307,17 +309,16 @@ class Transfers:
         with self._lock:
             self._placement.tally.count(name, tier, amount)
 
+    def _parts(self, tier: Tier, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+        """The slots by the part of the tier that has or gets them, where it has parts."""
+        divides = self._dividing.get(tier.name)
+        if divides is None:
+            return [slots]
+        shares = divides.divide([slot.key for slot in slots])
+        return [[slots[position] for position in positions] for positions in shares]
+
     def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
         return [self._pinned.buffer(slot) for slot in slots]
-
-
-def _parts(tier: Tier, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
-    """The slots by the part of the tier that has or gets them, where it has parts."""
-    divides = ability(tier, Divides)  # type: ignore[type-abstract]
-    if divides is None:
-        return [slots]
-    shares = divides.divide([slot.key for slot in slots])
-    return [[slots[position] for position in positions] for positions in shares]
 
 
 def _us_since(began_s: float) -> int:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvtier.engine.queues import CALLS_IN_FLIGHT_MAX, PAUSE_MAX_S, PAUSE_S, Limits, TierQueue
+from kvtier.engine.queues import BATCH_BYTES, CALLS_IN_FLIGHT_MAX, PAUSE_MAX_S, PAUSE_S, Limits, TierQueue
 from kvtier.tiers.base import Failure, Outcome
 
 KEYS = [b"%d" % number for number in range(12)]
@@ -39,7 +39,7 @@ def queue_of(*keys: bytes, limits: Limits = WIDE) -> TierQueue:
 def test_bounds_are_in_bytes_and_at_least_one_chunk(
     chunk_bytes: int, slots_count: int, limits: Limits
 ) -> None:
-    assert Limits.of(chunk_bytes, slots_count) == limits
+    assert Limits.of(chunk_bytes, slots_count, BATCH_BYTES) == limits
 
 
 def test_what_was_owed_first_moves_first_and_no_more_than_may_be_on_its_way() -> None:
