@@ -29,6 +29,7 @@ from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
+from .flushing import FlushJob
 from .job import Job
 from .loop import LoopThread
 from .losses import Caller
@@ -181,7 +182,7 @@ class Lifetime(Generic[C]):
         with self._lock:
             self.check_open()
             stores = [job for job, direction in self._jobs.items() if direction is Direction.STORE]
-            return Job(self._flush(stores, caller), self.loop)
+            return FlushJob(self._flush(stores, caller), self.loop)
 
     def end(self, timeout_s: float) -> None:
         """Wait for the end, which the first call begins; `timeout_s` is for the jobs and their last flush."""

@@ -32,6 +32,8 @@ TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, o
 
 STORES_PER_ARENA = 4  # a store takes a quarter of the slots at most, as the engine's own do
 
+BATCH_BYTES = 1 << 60  # of tiers that move none: the slots are the bound
+
 NEVER_S = 1e9  # the deadline of loads that take no time
 
 
@@ -102,7 +104,12 @@ def replay(
     """
     loop = LoopThread("kvtier-replay")
     chain = LibraryChain(
-        pinned, lower, loop, load_deadlines_s={tier.name: NEVER_S for tier in lower}, clock=lambda: 0.0
+        pinned,
+        lower,
+        loop,
+        load_deadlines_s={tier.name: NEVER_S for tier in lower},
+        batch_bytes=BATCH_BYTES,
+        clock=lambda: 0.0,
     )
     try:
         for start in range(0, len(requests), TURN_REQUESTS):

@@ -237,13 +237,8 @@ def _put_back(moves: Sequence[_Move], txn: Transaction) -> None:
     ledger.close()
 
 
-<<<<<<< HEAD
-def _used(lives: Iterable[Live]) -> Iterator[Live]:
-    return (live for live in lives if live.found and live.extent.read_since)
-=======
 def _used(lives: Iterable[Live], since: int) -> Iterator[Live]:
-    return (live for live in lives if live.extent.used_at >= since)
->>>>>>> wt-p1
+    return (live for live in lives if live.found and live.extent.used_at >= since)
 
 
 def _latest_first(live: Live) -> tuple[int, int]:
