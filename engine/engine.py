@@ -18,6 +18,7 @@ from .library import LibraryChain
 from .lifetime import ChainSpec, Direction, Lifetime
 from .loop import LoopThread
 from .losses import calling
+from .namespace import checked_namespace, with_tensors
 from .unclosed import CLOSE_S, close_if_forgotten
 
 
@@ -46,7 +47,7 @@ class OffloadEngine:
     """
 
     def __init__(self, spec: ChainSpec, namespace: Mapping[str, str] | None = None) -> None:
-        self._namespace = dict(namespace or {})
+        self._namespace = checked_namespace(namespace)
         self._spec = spec
         self._lifetime = Lifetime(spec, partial(_chain_of, spec))
         close_if_forgotten(self, self._lifetime)
@@ -59,11 +60,12 @@ class OffloadEngine:
 
         Args:
             config: a tier-config document, as a path to a JSON file or as the document itself.
-            namespace: all that makes two chunks with one key interchangeable: model, revision, weights,
-                dtype, parallel layout. Chunks of one namespace are never served to another.
+            namespace: all that makes two chunks with one key interchangeable, text by name, in any order:
+                model, revision, weights, dtype, parallel layout. Chunks of one namespace are never served to
+                another. The engine adds what it knows of the tensors, under names that are reserved.
 
         Raises:
-            ConfigError: the document is wrong; the message names the field and the fix.
+            ConfigError: the document or the namespace is wrong; the message names the field and the fix.
         """
         return cls(spec_from_config(config), namespace)
 
@@ -83,7 +85,7 @@ class OffloadEngine:
         self._lifetime.loop.check_may_wait()
         self._lifetime.check_open()
         gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
-        identity = self._namespace | _layout_fields(tensors, blocks_per_chunk)
+        identity = with_tensors(self._namespace, _layout_of(tensors), blocks_per_chunk)
 
         async def open_tiers() -> None:
             await self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
@@ -208,7 +210,6 @@ def _check_keys(keys: Sequence[ChunkKey]) -> None:
         raise ValueError("the keys of one call must differ: two of them are equal")
 
 
-def _layout_fields(tensors: Sequence[Tensor], blocks_per_chunk: int) -> dict[str, str]:
-    """What about the tensors makes two chunks' bytes interchangeable, by name."""
-    blocks = [f"{tensor.dtype}{list(tensor.shape[1:])}".removeprefix("torch.") for tensor in tensors]
-    return {"layout": " ".join(blocks), "blocks_per_chunk": str(blocks_per_chunk)}
+def _layout_of(tensors: Sequence[Tensor]) -> str:
+    """What about the tensors makes two chunks' bytes interchangeable."""
+    return " ".join(f"{tensor.dtype}{list(tensor.shape[1:])}".removeprefix("torch.") for tensor in tensors)

@@ -49,6 +49,7 @@ FLOORS = [
         "engine/job.py",
         "engine/lower.py",
         "engine/executor.py",
+        "engine/namespace.py",
         "engine/prompts.py",
         "engine/losses.py",
         "engine/deadlines.py",
