@@ -8,8 +8,8 @@ from typing import Any
 from ..tiers.errors import ConfigError
 
 _WHY_RESERVED = {
-    "weights_epoch": 'set "weights_epoch" in the tier config instead, or name yours otherwise, "revision" say',
-    "layout": 'the engine fills it in from the tensors; name yours otherwise, "kv_layout" say',
+    "weights_epoch": 'set "weights_epoch" in the tier config instead, or call yours "revision", say',
+    "layout": 'the engine fills it in from the tensors; call yours "kv_layout", say',
     "blocks_per_chunk": "the engine fills it in; name yours otherwise",
     "process": "it would make a namespace that is forgotten at close; name yours otherwise",
     "parts": "it is kvtier's own; name yours otherwise",

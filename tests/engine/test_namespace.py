@@ -36,13 +36,13 @@ def test_a_value_that_is_not_text_is_refused_by_name(tmp_path: Path, value: Any)
 
 @pytest.mark.parametrize("name", [1, None, b"model", "", ("a",)])
 def test_a_name_that_is_not_text_is_refused(name: Any) -> None:
-    with pytest.raises(ConfigError, match="^namespace: the name of a field should be text"):
+    with pytest.raises(ConfigError, match=r"^namespace: the name of a field should be text"):
         checked_namespace({name: "m"})
 
 
 @pytest.mark.parametrize("namespace", ["model", [("model", "m")], {"model"}, 5])
 def test_what_is_no_mapping_is_refused(namespace: Any) -> None:
-    with pytest.raises(ConfigError, match="^namespace: should map names to text"):
+    with pytest.raises(ConfigError, match=r"^namespace: should map names to text"):
         checked_namespace(namespace)
 
 

@@ -191,7 +191,7 @@ class DeviceBlocks:
         self._closed = False
 
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
-        return [key in self._held for key in keys]
+        return [key in self._held and not self._closed for key in keys]
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         outcome = await self._copy(self._gpu.submit_load, keys, buffers, self._blocks.keys())

@@ -38,6 +38,8 @@ def gpu():
 
 
 class TestDeviceBlocks(TierContract):
+    ANY_KEY = False
+
     @pytest.fixture
     async def tier(self, gpu):
         keys = self.keys(12)
