@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Outcome
-from ..tiers.device.gpu import GpuTier, Tensor
+from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Failure, Outcome
+from ..tiers.device.gpu import DeviceBlocks, GpuTier, Tensor
 from .chain import ChainStats
 from .job import Job
 from .library import LibraryChain
-from .lifetime import ChainSpec, Direction, Lifetime
+from .lifetime import ChainSpec, Kind, Lifetime
 from .loop import LoopThread
 from .losses import calling
 from .namespace import checked_namespace, with_tensors
@@ -103,6 +103,9 @@ class OffloadEngine:
     def store(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
         """Copy chunks from the device into the chain; they cascade down on their own.
 
+        Beyond 1,024 stores and loads at a time, further ones wait for their turn, and with them their blocks.
+        Far beyond that they are shed: their keys fail as dropped, and count as `shed_chunks`.
+
         Args:
             keys: one per chunk, in prefix order, all different.
             block_ids: `blocks_per_chunk` blocks for each key, in order.
@@ -110,14 +113,26 @@ class OffloadEngine:
         Returns:
             A job that is done once the device's blocks are copied; its result says what became of each key.
         """
-        return self._start_job(Direction.STORE, keys, block_ids)
+        blocks, caller = self._blocks(keys, block_ids, distinct=False), calling()
+        return self._lifetime.move(
+            Kind.STORE,
+            lambda chain: chain.store(blocks, keys, caller),
+            chunks=len(keys),
+            shed=lambda: Outcome(failed=dict.fromkeys(keys, Failure.DROPPED)),
+        )
 
     def load(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
         """Copy chunks from whichever tier has them into the device's blocks.
 
         A key that fails leaves its blocks with nothing of use: compute them. Arguments as for `store`.
         """
-        return self._start_job(Direction.LOAD, keys, block_ids)
+        blocks = self._blocks(keys, block_ids, distinct=True)
+        return self._lifetime.move(
+            Kind.LOAD,
+            lambda chain: chain.load(blocks, keys),
+            chunks=len(keys),
+            shed=lambda: Outcome(failed=dict.fromkeys(keys, Failure.DROPPED)),
+        )
 
     def remove(self, keys: Sequence[ChunkKey]) -> Job[None]:
         """Remove chunks from every tier; when the job is done, no tier has what was stored before the call.
@@ -153,9 +168,10 @@ class OffloadEngine:
         """Return the numbers of every tier."""
         return self._lifetime.ready().chain.stats()
 
-    def close(self, timeout: float = CLOSE_S) -> None:
+    def close(self, timeout: float | None = CLOSE_S) -> None:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
+        None waits without limit. Who still waits for a job or a flush then gets ClosedError.
         Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
         not be brought down in time is dropped, and logged, as is a tier that fails. A drive or device that
         hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
@@ -182,18 +198,12 @@ class OffloadEngine:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _start_job(
-        self, direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
-    ) -> Job[Outcome]:
+    def _blocks(self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool) -> DeviceBlocks:
+        """The blocks of a job; made on this thread, so copies come after what its stream was told so far."""
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
         _check_keys(keys)
-        # Made on this thread: the copies come after what its stream was told to do so far.
-        blocks = gpu.blocks(keys, block_ids, distinct=direction is Direction.LOAD)
-        if direction is Direction.STORE:
-            caller = calling()
-            return self._lifetime.move(direction, keys, lambda chain: chain.store(blocks, keys, caller))
-        return self._lifetime.move(direction, keys, lambda chain: chain.load(blocks, keys))
+        return gpu.blocks(keys, block_ids, distinct=distinct)
 
 
 def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:

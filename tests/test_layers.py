@@ -43,12 +43,12 @@ FLOORS = [
         "tiers/nvme/admin",
     ],
     [
+        "engine/executor.py",
         "engine/loop.py",
         "engine/bounded.py",
         "engine/events.py",
         "engine/job.py",
         "engine/lower.py",
-        "engine/executor.py",
         "engine/namespace.py",
         "engine/prompts.py",
         "engine/losses.py",
@@ -67,6 +67,7 @@ FLOORS = [
     ],
     ["engine/prompts.py", "engine/placement.py", "engine/mover.py", "engine/chain.py", "engine/server.py"],
     [
+        "engine/executor.py",
         "engine/loop.py",
         "engine/prompts.py",
         "engine/placement.py",
