@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Failure, Outcome
-from ..tiers.device.gpu import DeviceBlocks, GpuTier, Tensor
+from ..tiers.device.gpu import DeviceBlocks, GpuTier
+from ..tiers.device.tensors import BlockIds, Tensor, Tensors, check_rows_are_blocks, listed_tensors
 from .chain import ChainStats
 from .job import Job
 from .library import LibraryChain
@@ -69,11 +70,12 @@ class OffloadEngine:
         """
         return cls(spec_from_config(config), namespace)
 
-    def register_kv_caches(self, tensors: Sequence[Tensor], *, blocks_per_chunk: int = 1) -> None:
+    def register_kv_caches(self, tensors: Tensors, *, blocks_per_chunk: int = 1) -> None:
         """Name the server's KV tensors and start the tiers.
 
         Args:
-            tensors: each (num_blocks, ...), all on one device; block i of the cache is row i of every tensor.
+            tensors: each (num_blocks, ...), in a list or a mapping by layer, all on one device and with
+                equally many blocks; block i of the cache is row i of every tensor.
             blocks_per_chunk: how many blocks one key stands for.
 
         Raises:
@@ -84,6 +86,8 @@ class OffloadEngine:
         """
         self._lifetime.loop.check_may_wait()
         self._lifetime.check_open()
+        tensors = listed_tensors(tensors)
+        check_rows_are_blocks(tensors)
         gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
         identity = with_tensors(self._namespace, _layout_of(tensors), blocks_per_chunk)
 
@@ -93,14 +97,13 @@ class OffloadEngine:
 
         self._lifetime.start(open_tiers, gpu)
 
-    def lookup(self, keys: Sequence[ChunkKey]) -> int:
+    def lookup(self, keys: Iterable[ChunkKey]) -> int:
         """Count the leading keys that some tier has now."""
         chain = self._lifetime.ready().chain
-        _check_keys(keys)
-        found = chain.lookup(keys)
+        found = chain.lookup(_listed_keys(keys))
         return found.index(False) if False in found else len(found)
 
-    def store(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
+    def store(self, keys: Iterable[ChunkKey], block_ids: BlockIds) -> Job[Outcome]:
         """Copy chunks from the device into the chain; they cascade down on their own.
 
         Beyond 1,024 stores and loads at a time, further ones wait for their turn, and with them their blocks.
@@ -108,12 +111,13 @@ class OffloadEngine:
 
         Args:
             keys: one per chunk, in prefix order, all different.
-            block_ids: `blocks_per_chunk` blocks for each key, in order.
+            block_ids: `blocks_per_chunk` blocks for each key, in order; numbers, an array or a tensor.
 
         Returns:
             A job that is done once the device's blocks are copied; its result says what became of each key.
         """
-        blocks, caller = self._blocks(keys, block_ids, distinct=False), calling()
+        keys, caller = _listed_keys(keys), calling()
+        blocks = self._blocks(keys, block_ids, distinct=False)
         return self._lifetime.move(
             Kind.STORE,
             lambda chain: chain.store(blocks, keys, caller),
@@ -121,11 +125,12 @@ class OffloadEngine:
             shed=lambda: Outcome(failed=dict.fromkeys(keys, Failure.DROPPED)),
         )
 
-    def load(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
+    def load(self, keys: Iterable[ChunkKey], block_ids: BlockIds) -> Job[Outcome]:
         """Copy chunks from whichever tier has them into the device's blocks.
 
         A key that fails leaves its blocks with nothing of use: compute them. Arguments as for `store`.
         """
+        keys = _listed_keys(keys)
         blocks = self._blocks(keys, block_ids, distinct=True)
         return self._lifetime.move(
             Kind.LOAD,
@@ -134,15 +139,16 @@ class OffloadEngine:
             shed=lambda: Outcome(failed=dict.fromkeys(keys, Failure.DROPPED)),
         )
 
-    def remove(self, keys: Sequence[ChunkKey]) -> Job[None]:
+    def remove(self, keys: Iterable[ChunkKey]) -> Job[None]:
         """Remove chunks from every tier; when the job is done, no tier has what was stored before the call.
 
         A store of one of the keys that is still in flight may win or lose: wait for it first. The job raises
         TierError where a tier failed; the other tiers have removed theirs all the same. `close` does not wait
         for the job.
         """
-        _check_keys(keys)
-        return self._lifetime.run(lambda chain: chain.remove(keys))
+        self._lifetime.check_open()
+        listed = _listed_keys(keys)
+        return self._lifetime.run(lambda chain: chain.remove(listed))
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything stored so far that placement sent down is durable in the last tier.
@@ -198,11 +204,10 @@ class OffloadEngine:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _blocks(self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool) -> DeviceBlocks:
+    def _blocks(self, keys: Sequence[ChunkKey], block_ids: BlockIds, *, distinct: bool) -> DeviceBlocks:
         """The blocks of a job; made on this thread, so copies come after what its stream was told so far."""
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
-        _check_keys(keys)
         return gpu.blocks(keys, block_ids, distinct=distinct)
 
 
@@ -212,12 +217,21 @@ def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:
     )
 
 
-def _check_keys(keys: Sequence[ChunkKey]) -> None:
-    for key in keys:
+def _listed_keys(keys: Iterable[ChunkKey]) -> list[ChunkKey]:
+    """The keys of one call.
+
+    Raises:
+        ValueError: they are not keys, or two of them are equal.
+    """
+    if isinstance(keys, bytes | str) or not isinstance(keys, Iterable):
+        raise ValueError(f"keys go in a list, [key]; this is {keys!r:.80}")
+    listed = list(keys)
+    for key in listed:
         if not isinstance(key, bytes) or not 0 < len(key) <= KEY_BYTES_MAX:
             raise ValueError(f"a key is 1 to {KEY_BYTES_MAX} bytes, not {key!r:.80}")
-    if len(set(keys)) != len(keys):
+    if len(set(listed)) != len(listed):
         raise ValueError("the keys of one call must differ: two of them are equal")
+    return listed
 
 
 def _layout_of(tensors: Sequence[Tensor]) -> str:

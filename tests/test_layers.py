@@ -21,6 +21,7 @@ HOMES = {
     "torch": {
         "tiers/device/gpu.py",
         "tiers/device/cuda.py",
+        "tiers/device/tensors.py",
         "tiers/pinned/arena.py",
         "tiers/pinned/pinning.py",
     },
