@@ -18,14 +18,13 @@ from typing import Any
 
 from ..tiers.base import ChunkKey, Tier, TierStats
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
+from .deadlines import Deadlines
 from .events import EventLog
 from .loop import LoopThread
-from .lower import LowerTiers
+from .lower import ASKING, LowerTiers, Place
 from .mover import Mover, Run
 from .placement import Found, Placement, Presence, Reservation
 from .prompts import GroupOf, Prompt, one_group
-
-NO_DEADLINE_S = 10.0  # for chains without a drive, where nothing can be slow, and tiers that name none
 
 COUNTED = (
     "hits",
@@ -53,8 +52,7 @@ class ChainStats:
     Attributes:
         tiers: by tier name, pinned first. Their counters are the tier's own and, of what the chain counts
             (`COUNTED`), the chain's.
-        pending_chunks: chunks in slots that are not yet stored in a tier below, by that tier's name, nearest
-            first.
+        pending_chunks: chunks that a tier below is owed and does not have yet, by its name, nearest first.
         pinned_slots: slots that somebody uses right now.
     """
 
@@ -76,6 +74,9 @@ class Chain:
 
     The chain does not own the tiers: whoever built them closes them, after `mover.stop()`.
 
+    Attributes of the class:
+        dirty_fraction: of all slots, which may be kept from eviction as the first tier below is owed them.
+
     Args:
         load_deadlines_s: how long a load from each tier below may take before its chunks count as late.
         unfilled: tiers below that get nothing of what a tier further down supplies.
@@ -83,6 +84,8 @@ class Chain:
     Attributes:
         mover: moves chunks between the slots and the tiers below; its coroutines run on the loop thread.
     """
+
+    dirty_fraction = 0.5  # what waits for a drive may not crowd out what could hit
 
     def __init__(
         self,
@@ -99,14 +102,16 @@ class Chain:
         self._lower = LowerTiers(lower)
         self._loop = loop
         self._load_deadlines_s = load_deadlines_s
-        self._load_deadline_s = max(load_deadlines_s.values(), default=NO_DEADLINE_S)
-        self._unfilled = unfilled
+        self._clock = clock
+        self._events = events
         self._lock = threading.Lock()
         # Under the lock:
         self._placement = Placement(
             pinned,
-            below=lower[0].name if lower else None,
-            load_deadline_s=self._load_deadline_s,
+            [tier.name for tier in lower],
+            dirty_fraction=self.dirty_fraction,
+            load_deadlines_s=load_deadlines_s,
+            unfilled=unfilled,
             events=events,
             clock=clock,
         )
@@ -123,34 +128,47 @@ class Chain:
         """A prompt of which nothing is known yet, for the calls that take one."""
         return self._placement.new_prompt(group_of)  # draws a number, which takes no lock
 
-    def acquire(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> list[Found]:
+    def acquire(
+        self, prompt: Prompt, keys: Sequence[ChunkKey], deadlines: Deadlines | None = None
+    ) -> list[Found]:
         """Pin what is in a slot; start the promotion of what lies below, in the order of `keys`.
 
         The caller returns each slot with `release`.
+
+        Args:
+            deadlines: of the load that this is for: a tier whose deadline has passed is not read.
         """
         prompt.place(keys)
         with self._lock:
             found = [self._placement.pin(key) for key in keys]
             epoch = self._placement.epoch
-        missed = [index for index, one in enumerate(found) if one.presence is Presence.MISS]
-        tiers = self._lower.find_all([keys[index] for index in missed])
-        with self._lock:
-            is_valid = self._placement.epoch == epoch  # not invalidated since the tiers below were asked
-            for index, tier in zip(missed, tiers, strict=True):
-                if is_valid and tier is not None:
-                    found[index] = self._placement.promote(prompt, keys[index], tier)
-            self._placement.count_refused(found)
-            # Also what others queued and have not started: the caller may wait for it.
-            wakeup = self.mover.request_queued()
+        try:
+            missed = [index for index, one in enumerate(found) if one.presence is Presence.MISS]
+            places = self._lower.find_all([keys[index] for index in missed])
+            with self._lock:
+                is_valid = self._placement.epoch == epoch  # not invalidated since the tiers below were asked
+                for index, place in zip(missed, places, strict=True):
+                    if is_valid:
+                        found[index] = self._promoted(prompt, keys[index], place, deadlines)
+                self._placement.count_refused(found)
+                # Also what others queued and have not started: the caller may wait for it.
+                wakeup = self.mover.request_queued()
+        except BaseException:
+            self.release([one.slot for one in found if one.slot is not None])
+            raise
         self.mover.send(wakeup)
         return found
 
-    def state_of(self, slot: Slot) -> Presence:
-        """Look at an acquired slot again."""
+    def state_of(self, slot: Slot, deadlines: Deadlines | None = None) -> Presence:
+        """Look at an acquired slot again.
+
+        Args:
+            deadlines: of the load that waits for it; without, it is late by the time since it was acquired.
+        """
         if slot.state is SlotState.READY:
             return Presence.READY
         with self._lock:
-            return self._placement.presence(slot)
+            return self._placement.presence(slot, deadlines)
 
     def release(self, slots: Iterable[Slot]) -> None:
         """Return the caller's pin on each slot."""
@@ -160,9 +178,11 @@ class Chain:
         self.mover.send(wakeup)
 
     def touch(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> None:
-        """Tell the eviction policy that the prompt used the chunks."""
+        """Note that the prompt used the chunks; tiers below that lack some of them are owed these."""
         with self._lock:
             self._placement.touch(prompt, keys)
+            wakeup = self.mover.request_owed(Run.AFTER_STEP)
+        self.mover.send(wakeup)
 
     def used(self, sources: Mapping[ChunkKey, str]) -> None:
         """Tell the tiers below which chunks were used, each but the one named as the chunk's source."""
@@ -173,24 +193,26 @@ class Chain:
             self._lower.used(keys, source)
 
     def reserve(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
-        """Take slots for those of `keys` that have none, as many leading ones as there is room for.
+        """Take a slot for each of `keys` that has none, evicting nothing that the store names.
 
-        The caller fills them, then calls `commit` or `abandon`.
+        Where not all fits now, nothing is taken: the store is refused, and offered again later. Where the
+        prompt cannot fit at all, its leading chunks are taken. The caller fills the slots, then calls
+        `commit` or `abandon`.
         """
         with self._lock:
-            return self._placement.reserve(prompt, keys)
+            reserved = self._placement.reserve(prompt, keys)
+            wakeup = self.mover.request_owed(Run.AFTER_STEP)
+        self.mover.send(wakeup)
+        return reserved
 
-    def commit(self, slots: Sequence[Slot], *, admitted: int = 0, run: Run = Run.NOW) -> None:
-        """Make filled slots readable and queue them for the tiers below.
-
-        Where more wait for those tiers than may, the trailing ones stay in their slots only.
+    def commit(self, slots: Sequence[Slot], *, run: Run = Run.NOW) -> None:
+        """Make filled slots readable; the tiers below are owed them.
 
         Args:
-            admitted: places in the queue that the caller was given and now gives back, used or not.
             run: when the mover may start with them.
         """
         with self._lock:
-            self._placement.commit(slots, admitted)
+            self._placement.commit(slots)
             wakeup = self.mover.request(run)
         self.mover.send(wakeup)
 
@@ -203,31 +225,51 @@ class Chain:
             wakeup = self.mover.request(Run.NOW)
         self.mover.send(wakeup)
 
+    def invalidate(self) -> list[ChunkKey]:
+        """Hide everything stored before now, in every tier; returns the keys that left their slots.
+
+        Slots in use become free when their users return them. Until the tiers below have confirmed, they
+        answer nothing: a chunk of the old weights is never served to the new ones.
+        """
+        with self._lock:
+            self._lower.invalidations += 1  # first: who sees the new epoch must ask no tier that is not told
+            gone = self._placement.drop_all()
+        self._loop.submit(self.mover.invalidate())
+        return gone
+
     def count_loaded(self, chunks: int) -> None:
         """Count chunks that were copied out of their slots, onto the device."""
         with self._lock:
-            self._placement.count_moved("loaded", self._pinned.name, chunks)
+            self._placement.tally.moved("loaded", self._pinned.name, chunks)
 
     def count(self, name: str, tier: str, amount: int) -> None:
         """Add to a counter that the chain's user keeps, so that all are read in one place."""
         with self._lock:
-            self._placement.counters[name, tier] += amount
+            self._placement.tally.count(name, tier, amount)
 
     def stats(self) -> ChainStats:
         """Return the numbers of every tier."""
         with self._lock:
-            counters = dict(self._placement.counters)
-            dirty, pinned = self._placement.dirty_count, self._placement.table.pinned_count
+            counters = dict(self._placement.tally.counters)
+            pending, pinned = self._placement.cascades.pending, self._placement.table.pinned_count
             pinned_stats = self._placement.stats()
+        if self._events is not None:
+            counters["dropped_events", self._pinned.name] = self._events.dropped_count
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
-        return ChainStats(
-            with_counts(tiers, counters), {tier.name: dirty for tier in self._lower.all}, pinned
-        )
+        return ChainStats(with_counts(tiers, counters), pending, pinned)
 
     def check(self) -> None:
         """Assert the chain's integrity; for tests."""
         with self._lock:
             self._placement.check()
+
+    def _promoted(self, prompt: Prompt, key: ChunkKey, place: Place, deadlines: Deadlines | None) -> Found:
+        """Queue the promotion of a chunk that is not in a slot. Call it under the lock."""
+        if place is None or place is ASKING:
+            return Found(Presence.MISS if place is None else Presence.ASKING)
+        if deadlines is not None and self._clock() > deadlines.at_s(place.name):
+            return Found(Presence.LATE, None, place.name)
+        return self._placement.promote(prompt, key, place)
 
 
 def with_counts(

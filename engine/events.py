@@ -25,6 +25,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self._events: deque[ChainEvent] = deque(maxlen=EVENTS_MAX)  # each of its methods is atomic
+        self.dropped_count = 0  # about: threads may count at the same time
 
     def watch(self, tiers: Iterable[Tier]) -> None:
         """Take in what these tiers evict on their own, as far as they report it."""
@@ -35,11 +36,11 @@ class EventLog:
 
     def stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
         if keys:
-            self._events.append(ChainEvent(tier, tuple(keys), None))
+            self._append(ChainEvent(tier, tuple(keys), None))
 
     def removed(self, tier: str, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
         if keys:
-            self._events.append(ChainEvent(tier, tuple(keys), reason))
+            self._append(ChainEvent(tier, tuple(keys), reason))
 
     def take(self) -> list[ChainEvent]:
         """Return what happened since the last call, in order."""
@@ -47,3 +48,7 @@ class EventLog:
         while self._events:
             taken.append(self._events.popleft())
         return taken
+
+    def _append(self, event: ChainEvent) -> None:
+        self.dropped_count += len(self._events) == EVENTS_MAX
+        self._events.append(event)

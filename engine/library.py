@@ -4,36 +4,74 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
+from ..tiers.errors import TierError
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
+from .deadlines import Deadlines
 from .losses import Caller
+from .lower import ASKING
 from .mover import Run
-from .placement import BATCH_CHUNKS_MAX, Presence
+from .placement import Found, Presence, Reservation
 from .prompts import Prompt
+from .queues import BATCH_BYTES
+
+BATCHES_PER_ARENA = 8  # a load has two batches in hand, and other jobs run beside it
+REMOVED_AT_ONCE = 1024  # keys of one call of a tier
+ASK_AGAIN_S = 0.01  # between two lookups of a tier that finds out whether it has a chunk
 
 Failures = dict[ChunkKey, Failure]
+Missed = dict[ChunkKey, Presence]
 
-_WHY = {Presence.MISS: Failure.MISSING, Presence.LATE: Failure.TIMEOUT, Presence.FULL: Failure.NO_SPACE}
+_WHY = {
+    Presence.MISS: Failure.MISSING,
+    Presence.ASKING: Failure.MISSING,
+    Presence.LATE: Failure.TIMEOUT,
+    Presence.FULL: Failure.NO_SPACE,
+}
+_LATER = frozenset({Presence.FULL, Presence.ASKING})  # worth asking again within the deadline
+
+
+class Acquired(NamedTuple):
+    """A batch of a load: what was found for each key, with the slots pinned."""
+
+    keys: Sequence[ChunkKey]
+    found: list[Found]
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [one.slot for one in self.found if one.slot is not None]
 
 
 class LibraryChain(Chain):
-    """A chain whose users wait. `lookup` may be called from any thread; the coroutines on the loop thread.
+    """A chain whose users wait. `lookup` and `contains` may be called from any thread; the coroutines on the
+    loop thread.
 
     Jobs run in batches that fit the arena, so a job may be larger than the arena. A batch that finds no slot
     waits for one, at most for the load deadline, and holds none meanwhile. A cancelled job returns once
     nothing copies for it any more, and then holds no slot.
     """
 
+    dirty_fraction = 7 / 8  # stores wait for a place among those; what is left is for loads
+
+    _storing_chunks = (
+        0  # in slots of stores under way, which will be owed to the tiers below; on the loop only
+    )
+
     def lookup(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Say for each key whether a tier has it, or is about to; moves nothing."""
+        return [name is not None for name in self.contains(keys)]
+
+    def contains(self, keys: Sequence[ChunkKey]) -> list[str | None]:
+        """Name for each key the nearest tier that has it, or is about to; moves nothing."""
         with self._lock:
-            found = [self._placement.table.get(key) is not None for key in keys]
-        missed = [index for index, hit in enumerate(found) if not hit]
-        tiers = self._lower.find_all([keys[index] for index in missed])
-        for index, tier in zip(missed, tiers, strict=True):
-            found[index] = tier is not None
+            found = [self._pinned.name if self._placement.table.get(key) else None for key in keys]
+        missed = [index for index, name in enumerate(found) if name is None]
+        places = self._lower.find_all([keys[index] for index in missed])
+        for index, place in zip(missed, places, strict=True):
+            found[index] = None if place is None or place is ASKING else place.name
         return found
 
     # --- on the loop thread -------------------------------------------------------------------------
@@ -44,19 +82,71 @@ class LibraryChain(Chain):
         Args:
             caller: whose flush will tell what became of them.
         """
+        with self._lock:
+            self._placement.cascades.losses.joins(caller)
         failed: Failures = {}
         prompt = self.new_prompt()
-        for batch in self._batches(keys):
-            failed |= await self._store_batch(device, prompt, batch)
+        step = self._batch_chunks
+        for start in range(0, len(keys), step):
+            failed |= await self._store_batch(device, prompt, keys[start : start + step])
         return Outcome.of(keys, failed)
 
     async def load(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
-        """Promote chunks into slots where needed, and copy them onto the device."""
+        """Promote chunks into slots where needed, and copy them onto the device.
+
+        While one batch is copied, the next one is read already.
+        """
+        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
         failed: Failures = {}
         prompt = self.new_prompt()
-        for batch in self._batches(keys):
-            failed |= await self._load_batch(device, prompt, batch)
+        waiting = list(keys)
+        ahead: Acquired | None = None
+        try:
+            while waiting or ahead is not None:
+                if ahead is None:
+                    ahead = self._acquire_some(prompt, waiting, deadlines)
+                current, ahead = ahead, None
+                slots, missed = await self._filled(current, deadlines)
+                waiting = [key for key, why in missed.items() if why in _LATER] + waiting
+                failed |= {key: _WHY[why] for key, why in missed.items() if why not in _LATER}
+                if slots:
+                    try:
+                        ahead = self._acquire_some(prompt, waiting, deadlines) if waiting else None
+                    finally:
+                        failed |= await self._copy_in(device, prompt, slots)
+                elif waiting and not await self._may_go_on(missed, deadlines):
+                    return Outcome.of(
+                        keys, failed | {key: _WHY[missed.get(key, Presence.FULL)] for key in waiting}
+                    )
+        finally:
+            if ahead is not None:
+                self.release(ahead.slots)
         return Outcome.of(keys, failed)
+
+    async def prefetch(self, keys: Sequence[ChunkKey]) -> Outcome:
+        """Promote chunks into slots, where they stay as long as they are worth keeping."""
+        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
+        failed: Failures = {}
+        prompt = self.new_prompt()
+        waiting = list(keys)
+        while waiting:
+            batch = self._acquire_some(prompt, waiting, deadlines)
+            slots, missed = await self._filled(batch, deadlines)
+            self.release(slots)
+            self.touch(prompt, [slot.key for slot in slots])
+            failed |= {key: _WHY[why] for key, why in missed.items()}
+        return Outcome.of(keys, failed)
+
+    async def clear(self) -> None:
+        """Invalidate everything in every tier; nothing that was stored before is found any more.
+
+        Raises:
+            TierError: a tier could not be told, and is not used any more.
+        """
+        self.invalidate()
+        await self.mover.until(lambda: not self._lower.invalidations)
+        for tier in self._lower.unused:
+            raise TierError(tier.name, "it could not be told to forget its chunks, and is no longer used")
 
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
         """Remove chunks from every tier; those that were stored before the call are gone when it returns.
@@ -68,8 +158,8 @@ class LibraryChain(Chain):
         """
         try:
             self._remove_slots(keys)
-            for start in range(0, len(keys), BATCH_CHUNKS_MAX):
-                await self.mover.remove(keys[start : start + BATCH_CHUNKS_MAX])
+            for start in range(0, len(keys), REMOVED_AT_ONCE):
+                await self.mover.remove(keys[start : start + REMOVED_AT_ONCE])
         finally:
             self._remove_slots(keys)  # what was promoted before the tiers below had removed it
 
@@ -79,24 +169,9 @@ class LibraryChain(Chain):
         Returns:
             Readable slots in the order of `keys`, pinned for the caller; and why each other key has none.
         """
-        found = self.acquire(prompt, keys)
-        pinned = [slot for _, slot, _ in found if slot is not None]
-        try:
-            await self._wait_filled(pinned)
-        except BaseException:
-            self.release(pinned)
-            raise
-        ready = [slot for slot in pinned if slot.state is SlotState.READY]
-        useless = [slot for slot in pinned if slot.state is not SlotState.READY]
-        self.release(useless)
-        sources = {slot: source for _, slot, source in found}
-        self.used({slot.key: sources[slot] for slot in ready})
-        failed = {
-            key: _WHY[presence] for key, (presence, slot, _) in zip(keys, found, strict=True) if not slot
-        }
-        late = {slot.key: Failure.TIMEOUT for slot in useless if slot.state is SlotState.FILLING}
-        gone = {slot.key: Failure.MISSING for slot in useless if slot.state is SlotState.GONE}
-        return ready, failed | late | gone
+        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
+        slots, missed = await self._filled(Acquired(keys, self.acquire(prompt, keys, deadlines)), deadlines)
+        return slots, {key: _WHY[why] for key, why in missed.items()}
 
     async def wait_filled(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         """Wait until nobody fills the slots of these keys, at most for the deadline.
@@ -106,10 +181,10 @@ class LibraryChain(Chain):
         """
         with self._lock:
             slots = [slot for slot in map(self._placement.table.get, keys) if slot is not None]
-        await self._wait_filled(slots)
+        await self._wait_filled(slots, Deadlines(self._clock(), self._load_deadlines_s))
         return [slot.key for slot in slots if slot.state is SlotState.FILLING]
 
-    async def wait_for_room(self) -> bool:
+    async def wait_for_room(self, limit_s: float | None = None) -> bool:
         """Wait until a slot can be had, at most for the deadline; False where none came free.
 
         Who waits here holds no slot, and who holds a slot waits for a device or a drive and never for
@@ -119,28 +194,35 @@ class LibraryChain(Chain):
         with self._lock:
             self._room_waiters += 1
         try:
-            return await self._until(self._has_room)
+            return await self._until(
+                self._has_room, self._placement.load_deadline_s if limit_s is None else limit_s
+            )
         finally:
             with self._lock:
                 self._room_waiters -= 1
 
-    async def admit(self, count: int) -> int:
-        """Wait for places for `count` more chunks in the queue to the tiers below, at most for the deadline.
+    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
+        """Take slots for those of `keys` that have none, as many leading ones as there is room for.
 
-        A server's step never waits, and a chunk without a place stays in its slot only. Jobs wait here.
-
-        Returns:
-            What to hand to `commit`: `count`, or 0 where no place came free in time.
+        The caller fills them, then calls `commit` or `abandon`, and waits for room for the rest.
         """
-        count = min(count, self._placement.dirty_max)
-        return count if await self._until(lambda: self._admits(count)) else 0
+        with self._lock:
+            reserved = self._placement.reserve_leading(prompt, keys)
+            wakeup = self.mover.request_owed(Run.NOW)
+        self.mover.send(wakeup)
+        return reserved
 
     async def _store_batch(self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey]) -> Failures:
         failed: Failures = {}
         waiting = list(keys)
         while waiting:
-            reserved = self.reserve(prompt, waiting)
+            # Before slots are taken, so that the device's blocks are held for the copy alone. Without a place
+            # in time the chunks go into slots all the same, and may be evicted before they are down.
+            count = len(waiting)
+            await self._until(lambda: self._has_places(count), self._placement.load_deadline_s)  # noqa: B023
+            reserved = self.reserve_leading(prompt, waiting)
             failed |= await self._copy_out(device, reserved.slots)
+            self.touch(prompt, reserved.held)
             late = await self.wait_filled(reserved.busy)
             failed |= dict.fromkeys(late, Failure.TIMEOUT)
             # A busy slot whose filler gave up is ours to fill, in the next round.
@@ -151,29 +233,56 @@ class LibraryChain(Chain):
                 return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
         return failed
 
-    async def _load_batch(self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey]) -> Failures:
-        failed: Failures = {}
-        waiting = list(keys)
-        while waiting:
-            slots, missed = await self.fetch(prompt, waiting)
-            failed |= await self._copy_in(device, prompt, slots)
-            waiting = [key for key, reason in missed.items() if reason is Failure.NO_SPACE]
-            failed |= {key: reason for key, reason in missed.items() if reason is not Failure.NO_SPACE}
-            # Slots come free as copies and cascades end: another round for the keys that found none.
-            if waiting and not slots and not await self.wait_for_room():
-                return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
-        return failed
+    def _acquire_some(self, prompt: Prompt, waiting: list[ChunkKey], deadlines: Deadlines) -> Acquired:
+        """Take a batch from those that wait, pin what is in slots and start the promotion of the rest."""
+        batch = waiting[: self._batch_chunks]
+        found = self.acquire(prompt, batch, deadlines)
+        del waiting[: len(batch)]
+        return Acquired(batch, found)
+
+    async def _filled(self, batch: Acquired, deadlines: Deadlines) -> tuple[list[Slot], Missed]:
+        """Wait for a batch, at most for the deadlines.
+
+        Returns:
+            Readable slots in the order of the keys, pinned for the caller; and what became of the others.
+        """
+        try:
+            late = await self._wait_filled(batch.slots, deadlines)
+        except BaseException:
+            self.release(batch.slots)
+            raise
+        ready = [slot for slot in batch.slots if slot.state is SlotState.READY]
+        self.release([slot for slot in batch.slots if slot.state is not SlotState.READY])
+        missed: Missed = {}
+        sources: dict[ChunkKey, str] = {}
+        for key, (presence, slot, source) in zip(batch.keys, batch.found, strict=True):
+            if slot is None:
+                missed[key] = presence
+            elif slot.state is SlotState.READY:
+                sources[key] = source
+            else:
+                missed[key] = Presence.LATE if slot in late else Presence.MISS
+        self.used(sources)
+        return ready, missed
+
+    async def _may_go_on(self, missed: Missed, deadlines: Deadlines) -> bool:
+        """Wait until those that were missed for the moment may be there; False where the time is over."""
+        left_s = deadlines.last_s - self._clock()
+        if Presence.FULL in missed.values():
+            return await self.wait_for_room(left_s)
+        await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, left_s)))
+        return left_s > 0
 
     async def _copy_out(self, device: Tier, slots: Sequence[Slot]) -> Failures:
         copied: frozenset[ChunkKey] = frozenset()
-        admitted = 0
+        self._storing_chunks += len(slots)
         try:
-            admitted = await self.admit(len(slots))
             outcome = await device.load([slot.key for slot in slots], self._buffers(slots))
             copied = frozenset(outcome.succeeded)
         finally:
+            self._storing_chunks -= len(slots)
             self.abandon([slot for slot in slots if slot.key not in copied])
-            self.commit([slot for slot in slots if slot.key in copied], admitted=admitted)
+            self.commit([slot for slot in slots if slot.key in copied])
         return dict(outcome.failed)
 
     async def _copy_in(self, device: Tier, prompt: Prompt, slots: Sequence[Slot]) -> Failures:
@@ -185,14 +294,25 @@ class LibraryChain(Chain):
         self.count_loaded(len(outcome.succeeded))
         return dict(outcome.failed)
 
-    async def _wait_filled(self, slots: Sequence[Slot]) -> None:
-        if not await self._until(lambda: all(slot.state is not SlotState.FILLING for slot in slots)):
-            self.count("late_loads", self._pinned.name, 1)
+    async def _wait_filled(self, slots: Sequence[Slot], deadlines: Deadlines) -> set[Slot]:
+        """Wait until nobody fills these slots, at most for their tiers' deadlines; returns the late ones."""
+        by_time: dict[float, list[Slot]] = {}
+        late: set[Slot] = set()
+        with self._lock:
+            for slot in slots:
+                if slot.state is SlotState.FILLING:
+                    by_time.setdefault(deadlines.at_s(self._placement.supplier(slot)), []).append(slot)
+        for due_s, filling in sorted(by_time.items()):
+            if not await self._until(lambda: _are_filled(filling), due_s - self._clock()):  # noqa: B023
+                late.update(slot for slot in filling if slot.state is SlotState.FILLING)
+        with self._lock:
+            self._placement.count_late(late)
+        return late
 
-    async def _until(self, is_so: Callable[[], bool]) -> bool:
-        """Wait until `is_so()`, at most for the deadline; returns whether it is."""
+    async def _until(self, is_so: Callable[[], bool], limit_s: float) -> bool:
+        """Wait until `is_so()`, at most for `limit_s`; returns whether it is."""
         try:
-            async with asyncio.timeout(self._load_deadline_s):
+            async with asyncio.timeout(max(0.0, limit_s)):
                 while not is_so():
                     await self.mover.progress()
         except TimeoutError:
@@ -205,17 +325,24 @@ class LibraryChain(Chain):
             wakeup = self.mover.request(Run.NOW)  # jobs may wait for what this set free
         self.mover.send(wakeup)
 
-    def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
-        batch_chunks = max(1, min(BATCH_CHUNKS_MAX, self.slots_count // 4))
-        return [keys[i : i + batch_chunks] for i in range(0, len(keys), batch_chunks)]
+    @property
+    def _batch_chunks(self) -> int:
+        return max(1, min(BATCH_BYTES // self._pinned.slot_bytes, self.slots_count // BATCHES_PER_ARENA))
 
     def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:
         return [self._pinned.buffer(slot) for slot in slots]
 
-    def _admits(self, count: int) -> bool:
+    def _has_places(self, count: int) -> bool:
+        """Whether so many more chunks may wait in slots for the first tier below."""
         with self._lock:
-            return self._placement.admit(count)
+            cascades = self._placement.cascades
+            places = cascades.dirty_max - cascades.dirty_count - self._storing_chunks
+        return places >= min(count, cascades.dirty_max)
 
     def _has_room(self) -> bool:
         with self._lock:
             return self._placement.has_room
+
+
+def _are_filled(slots: Sequence[Slot]) -> bool:
+    return all(slot.state is not SlotState.FILLING for slot in slots)

@@ -28,6 +28,7 @@ from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
+from .flushing import FlushJob
 from .job import Job
 from .loop import LoopThread
 from .losses import Caller
@@ -41,6 +42,7 @@ STEPS_MAX = 5  # of these: the start, the jobs, the movement between tiers, the 
 TIERS_S = 20.0  # for closing the tiers: the spec bounds each one, and the others come after one that hangs
 
 C = TypeVar("C", bound=Chain)
+J = TypeVar("J", bound=Job[Any])
 R = TypeVar("R", bound=Outcome)
 T = TypeVar("T")
 
@@ -174,7 +176,8 @@ class Lifetime(Generic[C]):
         with self._lock:
             self.check_open()
             has_turn = len(self._jobs) < JOBS_MAX
-            job = self._started(kind, self._in_turn(chain, work) if has_turn else _at_once(shed()))
+            coroutine = self._in_turn(chain, work) if has_turn else _at_once(shed())
+            job = self._started(kind, Job(coroutine, self.loop))
         if not has_turn:
             chain.count("shed_chunks", self._spec.pinned.name, chunks)
         return job
@@ -184,7 +187,7 @@ class Lifetime(Generic[C]):
         chain = self.ready().chain
         with self._lock:
             self.check_open()
-            return self._started(Kind.OTHER, work(chain))
+            return self._started(Kind.OTHER, Job(work(chain), self.loop))
 
     def flush(self, caller: Caller) -> Job[None]:
         """Start a flush of everything that was stored so far; it tells `caller` of what was lost."""
@@ -192,7 +195,7 @@ class Lifetime(Generic[C]):
         with self._lock:
             self.check_open()
             stores = [job for job, kind in self._jobs.items() if kind is Kind.STORE]
-            return self._started(Kind.OTHER, self._flush(stores, caller))
+            return self._started(Kind.OTHER, FlushJob(self._flush(stores, caller), self.loop))
 
     def end(self, timeout_s: float | None) -> None:
         """Wait for the end, which the first call begins.
@@ -243,9 +246,8 @@ class Lifetime(Generic[C]):
         if gpu is not None:
             gpu.close_now()
 
-    def _started(self, kind: Kind, work: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start a job that the end will find. Call it under the lock."""
-        job = Job(work, self.loop)
+    def _started(self, kind: Kind, job: J) -> J:
+        """Let the end find a job. Call it under the lock under which it was started."""
         self._jobs[job] = kind
         job.when_done(self._forget)
         return job

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from ..tiers.base import ChunkKey, CountsUses, Tier, ability
 
 logger = logging.getLogger(__name__)
+
+
+class _Asking(enum.Enum):
+    ASKING = enum.auto()
+
+
+ASKING = _Asking.ASKING
+"""No tier is known to have the chunk, and some tier finds out in the background: ask again."""
+
+Place: TypeAlias = Tier | Literal[_Asking.ASKING] | None
+"""Where a chunk is: in a tier, not known yet, or nowhere."""
 
 
 class LowerTiers:
@@ -46,18 +59,22 @@ class LowerTiers:
                     logger.exception("%s raises when it is told what was used; it is told no more", tier.name)
                     self._stop_telling(tier)
 
-    def find(self, key: ChunkKey) -> Tier | None:
+    def find(self, key: ChunkKey) -> Place:
         """Return the nearest tier that has the chunk."""
         if self.invalidations:
             return None
+        place: Place = None
         for tier in self.tiers:
-            if tier.lookup((key,))[0]:
+            hit = tier.lookup((key,))[0]
+            if hit:
                 return tier
-        return None
+            if hit is None:
+                place = ASKING
+        return place
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Tier | None]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Place]:
         """Return for each key the nearest tier that has it, with one call a tier."""
-        found: list[Tier | None] = [None] * len(keys)
+        found: list[Place] = [None] * len(keys)
         if self.invalidations:
             return found
         positions = list(range(len(keys)))
@@ -66,9 +83,9 @@ class LowerTiers:
                 break
             hits = tier.lookup([keys[position] for position in positions])
             for position, hit in zip(positions, hits, strict=True):
-                if hit:
-                    found[position] = tier
-            positions = [position for position in positions if found[position] is None]
+                if hit or hit is None:
+                    found[position] = tier if hit else ASKING
+            positions = [position for position in positions if found[position] in (None, ASKING)]
         return found
 
     def _stop_telling(self, tier: Tier) -> None:

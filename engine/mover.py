@@ -2,13 +2,14 @@
 
 Theory of operation. The placement queues what should move; whoever queues something requests a run of the
 mover, under the chain's lock, and sends the wake-up after releasing it. `_pump` runs on the loop thread,
-takes what is queued and starts one task for each batch:
+takes what is queued and starts tasks of its own for each batch:
 
-    promotion:  tier.load(keys, slots)                        -> READY, or a miss
-    cascade:    tier.store(keys, slots), one tier after another -> clean, unpinned
+    promotion:  tier.load(keys, slots)            -> READY, or a miss
+    cascade:    tier.store(keys, slots)           -> the tier has it, or is tried again, or it is lost
+    relay:      above.load, then tier.store       -> the same, for a chunk whose slot is gone
 
-Where a tier has parts (several drives), each part of a batch is a task of its own: a drive that hangs holds
-its own share, and no more.
+Each tier has a queue of its own, and no task waits for two tiers: one that is slow, fails or hangs delays no
+other. Where a tier has parts (several drives), each part of a batch is a task of its own, too.
 
 A server's step requests its run for the end of the step: the loop and the drive's threads share the
 interpreter with the step and would delay it.
@@ -21,21 +22,38 @@ import enum
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
-from ..tiers.base import Buffer, ChunkKey, Divides, Failure, Invalidates, Outcome, RemoveReason, Tier, ability
-from ..tiers.errors import TierError
-from ..tiers.pinned.slots import Slot, SlotState, SlotTier
+from ..tiers.base import (
+    Buffer,
+    ChunkKey,
+    Divides,
+    Failure,
+    Invalidates,
+    Outcome,
+    RemoveReason,
+    ReportsRemovals,
+    Tier,
+    ability,
+)
+from ..tiers.errors import NotDurable, TierError
+from ..tiers.pinned.slots import Slot, SlotTier
+from .cascades import Batch
 from .loop import LoopThread
 from .losses import Caller
 from .lower import LowerTiers
 from .placement import Placement
+from .relay import Relay
 
 logger = logging.getLogger(__name__)
 
 AFTER_STEP_S = 0.01  # a scheduler's step that has committed stores has done its own work by then
+MIRROR_S = 1.0  # a flush waits so long for tiers that are behind, once what it flushes is durable in one
+LOG_EVERY_S = 60.0  # a tier that raises may do so at every batch
 
 
 class Run(enum.IntEnum):
@@ -49,8 +67,8 @@ class Run(enum.IntEnum):
 class Mover:
     """Moves chunks between the slots of one placement and the tiers below.
 
-    `request`, `request_queued` and `send` may be called from any thread, the first two under `lock`. All
-    coroutines run on the loop thread.
+    `request…` and `send` may be called from any thread, the former under `lock`. All coroutines run on the
+    loop thread.
     """
 
     def __init__(
@@ -62,16 +80,28 @@ class Mover:
         loop: LoopThread,
     ) -> None:
         self._placement, self._lock = placement, lock
+        self._cascades = placement.cascades
         self._pinned, self._lower = pinned, lower
         # Under the lock:
         self._requested = Run.NONE
+        # Any thread appends, and the loop thread takes:
+        self._removed: deque[tuple[str, Sequence[ChunkKey]]] = (
+            deque()
+        )  # what tiers say that they have removed
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: asyncio.TimerHandle | None = None  # the run after a step
+        self._retry: asyncio.TimerHandle | None = None  # the run after a pause of some tier
+        self._relays: dict[int, Relay] = {}
+        self._urgent = 0  # who waits for everything to be tried once
         self._progress = asyncio.Event()  # set and replaced whenever something moved, or a pin was returned
-        self._lost: Counter[Failure] = Counter()  # chunks the last tier failed to take since the last flush
+        self._logged_s: dict[str, float] = {}  # when each tier's last traceback was logged
         self._stopped = False
         self._wakeup = loop.wakeup(self._woken)
+        for tier in lower.all:
+            reports = ability(tier, ReportsRemovals)  # type: ignore[type-abstract]
+            if reports is not None:
+                reports.watch(partial(self._note_removed, tier.name))
 
     # --- any thread ---------------------------------------------------------------------------------
 
@@ -81,6 +111,10 @@ class Mover:
         if is_sooner:
             self._requested = run
         return is_sooner
+
+    def request_owed(self, run: Run) -> bool:
+        """Request a run if some tier below is owed something; returns as `request`."""
+        return self._cascades.may_move and self.request(run)
 
     def request_queued(self) -> bool:
         """Request a run at once if something is queued; returns as `request`."""
@@ -92,6 +126,10 @@ class Mover:
         if wakeup:
             self._wakeup.send()
 
+    def _note_removed(self, tier: str, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
+        # A tier may call this under locks of its own: it must not wait for the chain's.
+        self._removed.append((tier, keys))
+
     # --- on the loop thread -------------------------------------------------------------------------
 
     async def progress(self) -> None:
@@ -99,27 +137,33 @@ class Mover:
         await self._progress.wait()
 
     async def flush(self, caller: Caller | None) -> None:
-        """Return when everything that was committed and queued so far is durable.
+        """Return when everything that was stored so far is durable in some tier below.
 
-        A chunk that found no place in the queue, or no room under the last tier's cap, is left out.
+        What a tier chose not to keep is left out. A tier that is behind gets `MIRROR_S` more.
 
         Args:
-            caller: who is told of what was lost; None at the end of the chain, where nobody is.
+            caller: who is told of what was lost; None at the end of the chain, which waits for every tier.
 
         Raises:
-            TierError: a tier failed to make something durable, or the last one failed to take some chunks
-                since the last flush. Every tier was flushed all the same.
+            NotDurable: some chunks are in no tier below, and the caller was not told of these before.
+            TierError: a tier failed to make something durable, or is not used any more. Every tier was
+                flushed all the same.
         """
-        await self.drain()
-        flushed = [await _error_of(tier, tier.flush()) for tier in self._lower.tiers]
-        for error in flushed:
-            if error is not None:
-                raise error
-        self._raise_lost()
+        with self._lock:
+            number = self._cascades.losses.number
+        with self._urgently():
+            await self.until(lambda: self._cascades.losses.is_decided(number))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if caller is None else MIRROR_S):
+                    await self.drain()
+        await self._flush_tiers(caller, number)
 
     async def drain(self) -> None:
-        """Return when everything committed so far has been offered to every tier below."""
-        await self._offered(self._dirty())
+        """Return when every tier below was offered everything that it is owed by now."""
+        with self._lock:
+            numbers = self._cascades.numbers
+        with self._urgently():
+            await self.until(lambda: self._cascades.has_offered(numbers))
 
     async def invalidate(self) -> None:
         """Tell the tiers below that the weights changed, then let lookups reach them again.
@@ -134,20 +178,20 @@ class Mover:
                     "%s could not be told that the weights changed; it is no longer used", tier.name
                 )
                 self._lower.stop_using(tier)
+                with self._lock:
+                    self._cascades.stop_using(tier.name)
         with self._lock:
             self._lower.invalidations -= 1
-            if not self._lower.tiers:
-                self._placement.stop_cascading()
-        self._signal()
+        self._pump()
 
     async def remove(self, keys: Sequence[ChunkKey]) -> None:
-        """Remove chunks from every tier below, once no cascade that began before copies one of them.
+        """Remove chunks from every tier below, once none is on its way there from before the call.
 
         Raises:
             TierError: a tier failed; the tiers below it were asked all the same.
         """
         named = frozenset(keys)
-        await self._offered(frozenset(slot for slot in self._dirty() if slot.key in named))
+        await self.until(lambda: not self._cascades.is_leaving(named))
         removed = [await _error_of(tier, self._remove(tier, keys)) for tier in self._lower.tiers]
         for error in removed:
             if error is not None:
@@ -156,13 +200,15 @@ class Mover:
     async def stop(self) -> None:
         """Stop moving: cancel what runs, drop what is queued, return once nothing touches a slot."""
         with self._lock:
-            self._placement.stop_cascading()
+            self._cascades.give_up()  # first: who waits for a flush is told that it is lost
         self._stopped = True
         self._pump()  # drops queued promotions and tells those who wait for them
         await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches its `finally`
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._retry is not None:
+            self._retry.cancel()
 
     def _woken(self) -> None:
         if self._requested is Run.NOW:
@@ -176,68 +222,148 @@ class Mover:
             self._later = None
         with self._lock:
             self._requested = Run.NONE
-            batches = self._placement.take_batches()
-        for tier, slots in batches.promotions:
-            for part in _parts([tier], slots):
+            promotions = self._placement.take_promotions()
+            cascades = self._taken()
+            retry_at_s = self._cascades.retry_at_s
+        for tier, slots in promotions:
+            for part in _parts(tier, slots):
                 if self._stopped:
                     self._end_promotion(tier, part, Outcome())
                 else:
                     self._spawn(self._promote(tier, part))
-        for slots in batches.cascades:
-            parts = [self._spawn(self._cascade(part)) for part in _parts(self._lower.tiers, slots)]
-            self._spawn(self._make_room(parts))
+        for batch in cascades:
+            self._start(batch)
+        self._retry_at(retry_at_s)
         self._signal()
+
+    def _taken(self) -> list[Batch]:
+        """Take the cascades that may move now. Call it under the lock."""
+        while self._removed:
+            tier, keys = self._removed.popleft()
+            self._cascades.removed_by(tier, keys)
+        # What a tier gets before it has heard of new weights it would drop with the old.
+        if self._lower.invalidations:
+            return []
+        return self._cascades.take(time.monotonic(), is_urgent=self._urgent > 0)
+
+    def _start(self, batch: Batch) -> None:
+        tier = self._lower.all[batch.tier]
+        parts = [
+            self._spawn(self._cascade(batch.tier, part))
+            for part in (_parts(tier, batch.slots) if batch.slots else ())
+        ]
+        if batch.keys:
+            relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
+            parts += [
+                self._spawn(self._relay(relay, batch.tier, batch.keys[start : start + relay.chunks_max]))
+                for start in range(0, len(batch.keys), relay.chunks_max)
+            ]
+        self._spawn(self._make_room(batch, parts))
+
+    def _retry_at(self, retry_at_s: float | None) -> None:
+        """Run again when the first pause of a tier is over."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if retry_at_s is not None and not self._stopped:
+            delay_s = max(0.0, retry_at_s - time.monotonic())
+            self._retry = asyncio.get_running_loop().call_later(delay_s, self._pump)
 
     async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
         outcome, began_s = Outcome(), time.monotonic()
         try:
             outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
+        except Exception as error:
+            self._log(tier, error)
         finally:
             self._end_promotion(tier, slots, outcome)
             self._count("loaded_us", tier.name, _us_since(began_s))
-            self._signal()
-
-    async def _make_room(self, parts: Sequence[asyncio.Task[None]]) -> None:
-        """Let the next cascade begin once this one is through.
-
-        A part that hangs while others are through, for one drive of several, holds up no other cascade.
-        Where no part is through, it is the whole tier that is slow.
-        """
-        try:
-            done, late = await asyncio.wait(parts, timeout=self._placement.load_deadline_s)
-            if not done:
-                await asyncio.wait(late)
-        finally:
-            with self._lock:
-                self._placement.cascade_ended()
             self._pump()
 
     def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
             self._placement.promoted(tier, slots, outcome)
 
-    async def _cascade(self, slots: Sequence[Slot]) -> None:
-        valid: list[Slot] = []
-        outcome, invalidating = Outcome(), False
+    async def _cascade(self, index: int, slots: Sequence[Slot]) -> None:
+        keys = [slot.key for slot in slots]
+        outcome = Outcome()
         try:
-            for tier in self._lower.tiers:
-                # Asked again for each tier, right before the call: a chunk that was invalidated while it
-                # waited must not reach a tier that has started over.
-                valid = [slot for slot in slots if slot.state is SlotState.READY]
-                began_s, invalidating = time.monotonic(), self._lower.invalidations > 0
-                outcome = await tier.store([slot.key for slot in valid], self._buffers(valid))
+            outcome = await self._store(index, dict(zip(keys, self._buffers(slots), strict=True)))
+        finally:
+            self._settle(index, keys, slots, outcome)
+
+    async def _relay(self, relay: Relay, index: int, keys: Sequence[ChunkKey]) -> None:
+        outcome = Outcome()
+        try:
+            async with relay.lock:
+                filled = await relay.filled(self._lower.all[:index], keys)
+                outcome = await self._store(index, filled)
+            gone = dict.fromkeys((key for key in keys if key not in filled), Failure.MISSING)
+            outcome = Outcome(outcome.succeeded, {**outcome.failed, **gone})
+        except Exception as error:
+            self._log(self._lower.all[index], error)
+        finally:
+            self._settle(index, keys, (), outcome)
+
+    async def _store(self, index: int, buffers: dict[ChunkKey, Buffer]) -> Outcome:
+        """Give a tier those chunks that are still of interest; one that raises has taken none."""
+        tier = self._lower.all[index]
+        with self._lock:  # asked right before the call: what was invalidated must not reach the tier
+            keys = self._cascades.wanted(index, list(buffers))
+        began_s = time.monotonic()
+        try:
+            return await tier.store(keys, [buffers[key] for key in keys]) if keys else Outcome()
+        except Exception as error:
+            self._log(tier, error)
+            return Outcome()
+        finally:
+            self._count("stored_us", tier.name, _us_since(began_s))
+
+    def _settle(self, index: int, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome) -> None:
+        with self._lock:
+            self._cascades.settle(index, keys, slots, outcome, time.monotonic())
+        self._pump()
+
+    async def _make_room(self, batch: Batch, parts: Sequence[asyncio.Task[None]]) -> None:
+        """Let the next batch begin once this one is through.
+
+        A part that hangs while others are through, for one drive of several, holds up no other batch.
+        Where no part is through, it is the whole tier that is slow.
+        """
+        try:
+            done, late = await asyncio.wait(parts, timeout=self._placement.load_deadline_s)
+            if not done:
                 with self._lock:
-                    self._placement.stored_below(tier, outcome)
-                    self._placement.counters["stored_us", tier.name] += _us_since(began_s)
-            # What was stored for the new weights before the tier knew of them was dropped by design.
-            self._note_lost([] if invalidating else valid, outcome.failed)
-        except Exception:
-            self._note_lost(slots, dict.fromkeys((slot.key for slot in slots), Failure.IO_ERROR))
-            raise
+                    self._cascades.is_overdue(batch)
+                self._signal()
+                await asyncio.wait(late)
         finally:
             with self._lock:
-                self._placement.cascaded(slots)
-            self._signal()
+                self._cascades.ended(batch)
+            self._pump()
+
+    async def _flush_tiers(self, caller: Caller | None, number: int) -> None:
+        flushed: list[TierError | None] = []
+        if not self._stopped:
+            tiers = self._lower.tiers
+            flushed = await asyncio.gather(*(_error_of(tier, tier.flush()) for tier in tiers))
+        for error in flushed:
+            if error is not None:
+                raise error
+        for tier in self._lower.unused:
+            raise TierError(tier.name, "it could not be told that the weights changed, and is no longer used")
+        with self._lock:
+            told = self._cascades.losses.owed_to(caller, number)
+        if told.reasons:
+            last = max((loss.tier for loss in told.losses.values()), default=len(self._lower.all) - 1)
+            raise NotDurable(
+                self._lower.all[last].name, told.losses, told.reasons, partial(self._told, caller, number)
+            )
+        self._told(caller, number)
+
+    def _told(self, caller: Caller | None, number: int) -> None:
+        with self._lock:
+            self._cascades.losses.told(caller, number)
 
     async def _invalidate(self, tier: Tier) -> None:
         invalidates = ability(tier, Invalidates)  # type: ignore[type-abstract]
@@ -246,11 +372,6 @@ class Mover:
         chunks = tier.stats().chunks
         await invalidates.invalidate()
         self._count("invalidated_chunks", tier.name, chunks)
-
-    async def _offered(self, slots: frozenset[Slot]) -> None:
-        """Return when each of these was offered to every tier below, or dropped."""
-        while not slots.isdisjoint(self._dirty()):
-            await self.progress()
 
     async def _remove(self, tier: Tier, keys: Sequence[ChunkKey]) -> None:
         there: list[ChunkKey] = []
@@ -261,24 +382,23 @@ class Mover:
         with self._lock:
             self._placement.removed_below(tier.name, there)
 
-    def _note_lost(self, slots: Sequence[Slot], failed: Mapping[ChunkKey, Failure]) -> None:
-        """Remember the chunks that the last tier did not take and that still matter, for `flush`."""
-        for slot in slots:
-            reason = failed.get(slot.key, Failure.NO_SPACE)
-            # A full tier chooses what to keep, and a chunk that was invalidated on the way may go.
-            if reason is not Failure.NO_SPACE and slot.state is SlotState.READY:
-                self._lost[reason] += 1
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so()`, which is asked under the lock."""
+        while True:
+            with self._lock:
+                if is_so():
+                    return
+            await self.progress()
 
-    def _raise_lost(self) -> None:
-        for tier in self._lower.unused:
-            raise TierError(tier.name, "it could not be told that the weights changed, and is no longer used")
-        lost, self._lost = self._lost, Counter()
-        if lost:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
-            raise TierError(
-                self._lower.all[-1].name,
-                f"{lost.total()} chunks that were stored since the last flush are not in it ({reasons})",
-            )
+    @contextmanager
+    def _urgently(self) -> Iterator[None]:
+        """Somebody waits for what is owed: each chunk is tried once, pause or not."""
+        self._urgent += 1
+        try:
+            self._pump()
+            yield
+        finally:
+            self._urgent -= 1
 
     def _signal(self) -> None:
         self._progress.set()
@@ -295,13 +415,15 @@ class Mover:
         if not task.cancelled() and task.exception() is not None:
             logger.error("a transfer between tiers failed; its chunks are misses", exc_info=task.exception())
 
+    def _log(self, tier: Tier, error: Exception) -> None:
+        now_s = time.monotonic()
+        if now_s - self._logged_s.get(tier.name, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._logged_s[tier.name] = now_s
+            logger.error("%s raised; what it was asked for fails", tier.name, exc_info=error)
+
     def _count(self, name: str, tier: str, amount: int) -> None:
         with self._lock:
-            self._placement.counters[name, tier] += amount
-
-    def _dirty(self) -> frozenset[Slot]:
-        with self._lock:
-            return self._placement.dirty
+            self._placement.tally.count(name, tier, amount)
 
     def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
         return [self._pinned.buffer(slot) for slot in slots]
@@ -319,14 +441,13 @@ async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
     return None
 
 
-def _parts(tiers: Sequence[Tier], slots: Sequence[Slot]) -> list[Sequence[Slot]]:
-    """The slots by the part of a tier that has or gets them, where one of the tiers has parts."""
-    for tier in tiers:
-        divides = ability(tier, Divides)  # type: ignore[type-abstract]
-        if divides is not None:
-            shares = divides.divide([slot.key for slot in slots])
-            return [[slots[position] for position in positions] for positions in shares]
-    return [slots]
+def _parts(tier: Tier, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+    """The slots by the part of the tier that has or gets them, where it has parts."""
+    divides = ability(tier, Divides)  # type: ignore[type-abstract]
+    if divides is None:
+        return [slots]
+    shares = divides.divide([slot.key for slot in slots])
+    return [[slots[position] for position in positions] for positions in shares]
 
 
 def _us_since(began_s: float) -> int:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
-from ..tiers.pinned.slots import Slot, SlotState, SlotTier
+from ..tiers.pinned.slots import Slot, SlotState, SlotTable, SlotTier
+from .cascades import Cascades
+from .deadlines import Deadlines, longest_s
 from .events import EventLog
 from .prompts import GroupOf, Prompt
-
-BATCH_CHUNKS_MAX = 64  # one tier call; enough to fill a drive's queue, small enough to show progress
-CASCADES_IN_FLIGHT_MAX = 4  # tier calls at once; each already spreads over the tier's own threads
-DIRTY_FRACTION_MAX = 0.5  # of all slots; what waits for a drive may not crowd out what could hit
+from .queues import BATCH_BYTES
+from .tally import Tally
 
 
 class Presence(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
@@ -29,11 +28,12 @@ class Presence(enum.IntEnum):  # whole numbers, whose hash is not a call into Py
     PENDING = enum.auto()  # on its way into a slot
     LATE = enum.auto()  # on its way for longer than the deadline: count it as a miss
     FULL = enum.auto()  # below, but every slot is in use: count it as a miss
+    ASKING = enum.auto()  # a tier below finds out whether it has the chunk: ask again
     MISS = enum.auto()
 
 
-# What is counted where a chunk cannot be had.
-_REFUSALS = {Presence.LATE: "late_loads", Presence.FULL: "slotless", Presence.MISS: "misses"}
+# What is counted of the pinned tier where a chunk cannot be had.
+_REFUSALS = {Presence.FULL: "slotless", Presence.MISS: "misses"}
 
 
 class Found(NamedTuple):
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
     Attributes:
         slot: pinned for the caller, who returns it with `release`; None where there is nothing to read.
-        source: name of the tier that supplies the chunk.
+        source: name of the tier that supplies the chunk, or is late to.
     """
 
     presence: Presence
@@ -56,6 +56,7 @@ class Reservation(NamedTuple):
         slots: FILLING slots for new chunks, in the order of the keys, pinned for the caller.
         busy: keys whose slot somebody else is filling.
         left: keys for which there was no room.
+        held: keys whose slot can be read.
         evicted: keys that left their slots for these.
         refused: nothing was taken and nothing evicted, as not all fits now: offer it again.
     """
@@ -64,14 +65,47 @@ class Reservation(NamedTuple):
     busy: list[ChunkKey]
     left: list[ChunkKey]
     evicted: list[ChunkKey]
+    held: list[ChunkKey]
     refused: bool = False
 
 
-class Batches(NamedTuple):
-    """Batches that may move now: promotions from a tier, and cascades to all tiers below."""
+class Take(NamedTuple):
+    """Every new chunk gets a slot."""
 
-    promotions: list[tuple[Tier, list[Slot]]]
-    cascades: list[list[Slot]]
+
+class Cut(NamedTuple):
+    """The prompt never fits: its leading new chunks get slots, and nothing from a position on."""
+
+    ends_at: int
+
+
+class Refuse(NamedTuple):
+    """Not all fits now: nothing is taken and nothing evicted."""
+
+
+StorePlan: TypeAlias = Take | Cut | Refuse
+
+
+def plan_store(
+    table: SlotTable, prompt: Prompt, held: Sequence[ChunkKey], new: Sequence[ChunkKey]
+) -> StorePlan:
+    """Decide what a store may take that leaves no gap in its prompt and evicts nothing of it.
+
+    Args:
+        held: keys of the store that have a slot, each of which is pinned.
+        new: the others, by position.
+    """
+    room = table.free_count + table.idle_count
+    line = table.line(prompt.id) if prompt.is_spared else ()
+    if len(new) <= room - len(line):
+        return Take()
+    slots = [slot for key in line if (slot := table.get(key)) is not None]
+    possible = room - sum(not slot.pins for slot in slots)
+    if len(new) <= possible:
+        return Take()
+    if len({*line, *held}) + len(new) <= table.slots_count:
+        return Refuse()
+    return Cut(prompt.positions[new[possible]])
 
 
 class Placement:
@@ -83,41 +117,38 @@ class Placement:
     def __init__(
         self,
         pinned: SlotTier,
+        lower: Sequence[str],
         *,
-        below: str | None,
-        load_deadline_s: float,
+        dirty_fraction: float,
+        load_deadlines_s: Mapping[str, float],
+        unfilled: frozenset[str],
         events: EventLog | None,
         clock: Callable[[], float],
     ) -> None:
         self.name = pinned.name
         self.table = pinned.table
         self.slot_bytes = pinned.slot_bytes
-        self.dirty_max = max(1, int(pinned.table.slots_count * DIRTY_FRACTION_MAX))
-        self.load_deadline_s = load_deadline_s
-        self._below = below  # the first tier that chunks go down to
-        self._events = events
+        self.load_deadlines_s = load_deadlines_s
+        self.tally = Tally(pinned.slot_bytes, events)
+        self.cascades = Cascades(
+            pinned.table,
+            lower,
+            self.tally,
+            slot_bytes=pinned.slot_bytes,
+            dirty_max=max(1, int(pinned.table.slots_count * dirty_fraction)),
+            unfilled=unfilled,
+        )
         self._clock = clock
         # Mutable state:
-        self._since_s: dict[Slot, float] = {}  # when each promotion was queued
+        self._promoting: dict[Slot, tuple[str, float]] = {}  # from where, and when it was queued
         self._to_promote: list[tuple[Tier, Slot]] = []
-        self._to_cascade: deque[Slot] = deque()
-        self._dirty: set[Slot] = set()
-        self._admitted = 0  # chunks that will be committed and have their place among the dirty ones
-        self._cascades_in_flight = 0
-        self._cascades = below is not None  # whether anything goes down at all
         self._prompts = itertools.count()
         self.epoch = 0  # rises whenever everything is invalidated
-        self.counters: Counter[tuple[str, str]] = Counter()
 
     @property
-    def dirty(self) -> frozenset[Slot]:
-        """Slots that wait for the tiers below, or are being copied there."""
-        return frozenset(self._dirty)
-
-    @property
-    def dirty_count(self) -> int:
-        """How many these are."""
-        return len(self._dirty)
+    def load_deadline_s(self) -> float:
+        """The longest deadline of a tier below."""
+        return longest_s(self.load_deadlines_s)
 
     @property
     def has_room(self) -> bool:
@@ -129,8 +160,10 @@ class Placement:
         return Prompt(next(self._prompts), group_of)
 
     def touch(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> None:
-        """The prompt used the chunks."""
+        """The prompt used the chunks; tiers below that lack some of them are owed these."""
         self.table.touch(prompt.id, keys, prompt.place(keys))
+        slots = (self.table.get(key) for key in keys)
+        self.cascades.used(slot for slot in slots if slot is not None and slot.state is SlotState.READY)
 
     # Finding.
 
@@ -141,56 +174,81 @@ class Placement:
             return Found(Presence.MISS)
         presence = self.presence(slot)
         if presence is Presence.LATE:
-            return Found(presence)
+            return Found(Presence.LATE, None, self.supplier(slot))
         self.table.pin([slot])
         return Found(presence, slot, self.name)
 
-    def presence(self, slot: Slot) -> Presence:
+    def presence(self, slot: Slot, deadlines: Deadlines | None = None) -> Presence:
+        """Look at a slot.
+
+        Args:
+            deadlines: of the load that asks; without, a promotion is late by its own time.
+        """
         if slot.state is SlotState.READY:
             return Presence.READY
         if slot.state is SlotState.GONE:
             return Presence.MISS
-        since_s = self._since_s.get(slot)
-        late = since_s is not None and self._clock() - since_s > self.load_deadline_s
-        return Presence.LATE if late else Presence.PENDING
+        tier, since_s = self._promoting.get(slot, (self.name, self._clock()))
+        due_s = (deadlines or Deadlines(since_s, self.load_deadlines_s)).at_s(tier)
+        return Presence.LATE if self._clock() > due_s else Presence.PENDING
+
+    def supplier(self, slot: Slot) -> str:
+        """Name the tier that fills a slot; the pinned one where a store does."""
+        return self._promoting.get(slot, (self.name, 0.0))[0]
 
     def promote(self, prompt: Prompt, key: ChunkKey, tier: Tier) -> Found:
         """Take a slot for a chunk of a tier below and queue its promotion."""
         # The tier was asked without the lock: the key may have got a slot meanwhile.
         if self.table.get(key) is not None:
             return self.pin(key)
-        slots, _ = self._take_slots(prompt, [key])
+        slots, _ = self._take_slots(prompt, [key], spares_line=False)
         if not slots:
             return Found(Presence.FULL)
         (slot,) = slots
         self.table.pin(slots)
-        self._since_s[slot] = self._clock()
+        self._promoting[slot] = tier.name, self._clock()
         self._to_promote.append((tier, slot))
         return Found(Presence.PENDING, slot, tier.name)
 
     # Storing.
 
     def reserve(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
-        prompt.place(keys)  # all of them, in order: those that have a slot lie between the others
-        held = {key: slot for key in keys if (slot := self.table.get(key)) is not None}
-        new = [key for key in keys if key not in held]
-        slots, evicted = self._take_slots(prompt, new)
-        busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
-        return Reservation(slots, busy, new[len(slots) :], evicted)
+        """Take slots for a store that does not wait: for all new chunks, or as `plan_store` says."""
+        held, new, left = self._sorted_out(prompt, keys)
+        slots = list(held.values())
+        self.table.pin(slots)  # what the store names makes no room for the rest
+        try:
+            plan = plan_store(self.table, prompt, list(held), sorted(new, key=prompt.positions.__getitem__))
+            if isinstance(plan, Refuse):
+                prompt.refused_chunks = len(new)
+                return Reservation([], [], [], [], [], refused=True)
+            if isinstance(plan, Cut):
+                prompt.ends_at = plan.ends_at
+                _, new, left = self._sorted_out(prompt, keys)
+            prompt.refused_chunks = 0
+            return self._reserved(prompt, held, new, left, spares_line=prompt.is_spared)
+        finally:
+            self.table.unpin(slots)
 
-    def admit(self, count: int) -> bool:
-        """Give `count` chunks a place among the dirty ones, if all of them find one."""
-        admits = len(self._dirty) + self._admitted + count <= self.dirty_max
-        self._admitted += count if admits else 0
-        return admits
+    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
+        """Take slots for as many leading chunks as there is room for, for a store that waits for the rest.
 
-    def commit(self, slots: Sequence[Slot], admitted: int) -> None:
-        self._admitted -= admitted
+        A prompt that is larger than the arena passes through the slots of its tail.
+        """
+        held, new, _ = self._sorted_out(prompt, keys)
+        slots = list(held.values())
+        self.table.pin(slots)
+        try:
+            return self._reserved(prompt, held, new, [], spares_line=False)
+        finally:
+            self.table.unpin(slots)
+
+    def commit(self, slots: Sequence[Slot]) -> None:
         stored = [slot for slot in slots if slot.state is SlotState.FILLING]
-        self.count_moved("stored", self.name, len(stored))
-        self._queue_cascades(stored)
+        self.tally.moved("stored", self.name, len(stored))
         self.table.commit(slots)
-        self._emit_stored(self.name, [slot.key for slot in stored])
+        self.tally.stored(self.name, [slot.key for slot in stored])
+        self.cascades.stored(stored)
 
     def abandon(self, slots: Sequence[Slot]) -> None:
         self.table.drop(slots)
@@ -200,23 +258,24 @@ class Placement:
         """Drop every chunk; returns the keys that could be read until now."""
         self.epoch += 1
         gone = self.table.drop_all()
-        self.counters["invalidated_chunks", self.name] += len(gone)
-        self._emit_removed(self.name, gone, RemoveReason.INVALIDATED)
+        self.cascades.forget_all()
+        self.tally.count("invalidated_chunks", self.name, len(gone))
+        self.tally.removed(self.name, gone, RemoveReason.INVALIDATED)
         return gone
 
     def remove(self, keys: Sequence[ChunkKey]) -> None:
-        """Drop the slots of these keys; their queued cascades never begin."""
+        """Drop the slots of these keys, and what the tiers below are owed of them."""
         slots = [slot for key in keys if (slot := self.table.get(key)) is not None]
         ready = [slot.key for slot in slots if slot.state is SlotState.READY]
-        self.counters["requested_chunks", self.name] += len(ready)
-        self._emit_removed(self.name, ready, RemoveReason.REQUESTED)
+        self.tally.count("requested_chunks", self.name, len(ready))
+        self.tally.removed(self.name, ready, RemoveReason.REQUESTED)
+        self.cascades.forget(keys)
         self.table.drop(slots)
-        self._unqueue(set(slots).intersection(self._to_cascade))
 
     def removed_below(self, tier: str, keys: Sequence[ChunkKey]) -> None:
         """A tier below has removed chunks on request."""
-        self.counters["requested_chunks", tier] += len(keys)
-        self._emit_removed(tier, keys, RemoveReason.REQUESTED)
+        self.tally.count("requested_chunks", tier, len(keys))
+        self.tally.removed(tier, keys, RemoveReason.REQUESTED)
 
     # Moving.
 
@@ -225,14 +284,18 @@ class Placement:
         """Whether promotions are queued that have not begun."""
         return bool(self._to_promote)
 
-    def take_batches(self) -> Batches:
-        """Take what may move now; `promoted`, or `cascaded` and `cascade_ended`, give each batch back."""
+    def take_promotions(self) -> list[tuple[Tier, list[Slot]]]:
+        """Take the promotions that are queued, in batches of one tier; `promoted` gives each back."""
         queued, self._to_promote = self._to_promote, []
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in queued:
             by_tier.setdefault(id(tier), (tier, []))[1].append(slot)
-        promotions = [(tier, batch) for tier, slots in by_tier.values() for batch in _batches(slots)]
-        return Batches(promotions, self._take_cascades())
+        step = max(1, BATCH_BYTES // self.slot_bytes)
+        return [
+            (tier, slots[start : start + step])
+            for tier, slots in by_tier.values()
+            for start in range(0, len(slots), step)
+        ]
 
     def promoted(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         """A promotion ended; what did not succeed is a miss."""
@@ -240,45 +303,29 @@ class Placement:
         good = [slot for slot in slots if slot.key in filled]
         bad = [slot for slot in slots if slot.key not in filled]
         for slot in slots:
-            del self._since_s[slot]
-        self._emit_stored(self.name, [slot.key for slot in good if slot.state is SlotState.FILLING])
+            del self._promoting[slot]
+        self.tally.stored(self.name, [slot.key for slot in good if slot.state is SlotState.FILLING])
         corrupt = [key for key, reason in outcome.failed.items() if reason is Failure.CORRUPT]
-        self._emit_removed(tier.name, corrupt, RemoveReason.CORRUPT)
+        self.tally.removed(tier.name, corrupt, RemoveReason.CORRUPT)
         self.table.commit(good)
         self.abandon(bad)
-        self.count_moved("loaded", tier.name, len(good))
-
-    def stored_below(self, tier: Tier, outcome: Outcome) -> None:
-        """One tier has taken what it could of a cascade."""
-        self.counters["dropped_chunks", tier.name] += len(outcome.failed)
-        self.count_moved("stored", tier.name, len(outcome.succeeded))
-        self._emit_stored(tier.name, outcome.succeeded)
-
-    def cascade_ended(self) -> None:
-        """A cascade makes room for the next one; parts of it may still hang."""
-        self._cascades_in_flight -= 1
-
-    def cascaded(self, slots: Sequence[Slot]) -> None:
-        """A cascade, or a part of one, is through with these, however it ended."""
-        self._dirty.difference_update(slots)
-        self.table.unpin(slots)
-
-    def stop_cascading(self) -> None:
-        """Drop the queue of cascades, and queue nothing from now on."""
-        self._cascades = False
-        self._unqueue(self._to_cascade)
+        self.cascades.promoted([slot for slot in good if slot.state is SlotState.READY], tier.name)
+        self.tally.moved("loaded", tier.name, len(good))
 
     # Counting.
 
-    def count_moved(self, how: str, tier: str, chunks: int) -> None:
-        self.counters[f"{how}_chunks", tier] += chunks
-        self.counters[f"{how}_bytes", tier] += chunks * self.slot_bytes
-
     def count_refused(self, found: Iterable[Found]) -> None:
-        """Count what cannot be had, in time or at all, by reason."""
-        for presence, *_ in found:
-            if presence in _REFUSALS:
-                self.counters[_REFUSALS[presence], self.name] += 1
+        """Count what cannot be had, in time or at all, by reason; what is late, of the tier that is."""
+        for presence, _, source in found:
+            if presence is Presence.LATE:
+                self.tally.count("late_loads", source)
+            elif presence in _REFUSALS:
+                self.tally.count(_REFUSALS[presence], self.name)
+
+    def count_late(self, slots: Iterable[Slot]) -> None:
+        """Count promotions that a load waited for in vain, of the tier that they come from."""
+        for slot in slots:
+            self.tally.count("late_loads", self.supplier(slot))
 
     def stats(self) -> TierStats:
         table = self.table
@@ -288,49 +335,47 @@ class Placement:
     def check(self) -> None:
         """Assert integrity; for tests."""
         self.table.check()
-        assert all(slot.pins for slot in self._dirty), "a dirty slot is pinned"
-        assert len(self._dirty) + self._admitted <= self.dirty_max
-        assert set(self._to_cascade) <= self._dirty
+        self.cascades.check()
 
-    def _take_slots(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> tuple[list[Slot], list[ChunkKey]]:
-        slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys))
-        self.counters["evicted_chunks", self.name] += len(evicted)
-        self._emit_removed(self.name, evicted, RemoveReason.EVICTED)
+    def _sorted_out(
+        self, prompt: Prompt, keys: Sequence[ChunkKey]
+    ) -> tuple[dict[ChunkKey, Slot], list[ChunkKey], list[ChunkKey]]:
+        """The keys of a store with a slot, those that may get one, and those beyond its end."""
+        positions = prompt.place(keys)
+        ends_at = prompt.ends_at
+        held: dict[ChunkKey, Slot] = {}
+        new, left = [], []
+        for key, position in zip(keys, positions, strict=True):
+            slot = self.table.get(key)
+            if slot is not None:
+                held[key] = slot
+            elif ends_at is None or position < ends_at:
+                new.append(key)
+            else:
+                left.append(key)
+        return held, new, left
+
+    def _reserved(
+        self,
+        prompt: Prompt,
+        held: Mapping[ChunkKey, Slot],
+        new: Sequence[ChunkKey],
+        left: Sequence[ChunkKey],
+        *,
+        spares_line: bool,
+    ) -> Reservation:
+        slots, evicted = self._take_slots(prompt, new, spares_line=spares_line)
+        there = [slot for slot in held.values() if slot.state is SlotState.READY]
+        self.cascades.stored(there)
+        busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
+        left = [*new[len(slots) :], *left]
+        return Reservation(slots, busy, left, evicted, [slot.key for slot in there])
+
+    def _take_slots(
+        self, prompt: Prompt, keys: Sequence[ChunkKey], *, spares_line: bool
+    ) -> tuple[list[Slot], list[ChunkKey]]:
+        slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys), spares_line=spares_line)
+        self.tally.count("evicted_chunks", self.name, len(evicted))
+        self.tally.removed(self.name, evicted, RemoveReason.EVICTED)
+        self.cascades.evicted(evicted)
         return slots, evicted
-
-    def _queue_cascades(self, slots: Sequence[Slot]) -> None:
-        if not self._cascades or self._below is None:
-            return
-        room = self.dirty_max - len(self._dirty) - self._admitted
-        accepted = slots[: max(0, room)]
-        self.table.pin(accepted)
-        self._dirty.update(accepted)
-        self._to_cascade.extend(accepted)
-        self.counters["dropped_chunks", self._below] += len(slots) - len(accepted)
-
-    def _unqueue(self, slots: Collection[Slot]) -> None:
-        gone = set(slots)
-        self._to_cascade = deque(slot for slot in self._to_cascade if slot not in gone)
-        self._dirty.difference_update(gone)
-        self.table.unpin(gone)
-
-    def _take_cascades(self) -> list[list[Slot]]:
-        batches = []
-        while self._to_cascade and self._cascades_in_flight < CASCADES_IN_FLIGHT_MAX:
-            count = min(BATCH_CHUNKS_MAX, len(self._to_cascade))
-            batches.append([self._to_cascade.popleft() for _ in range(count)])
-            self._cascades_in_flight += 1
-        return batches
-
-    def _emit_stored(self, tier: str, keys: Sequence[ChunkKey]) -> None:
-        if self._events is not None:
-            self._events.stored(tier, keys)
-
-    def _emit_removed(self, tier: str, keys: Collection[ChunkKey], reason: RemoveReason) -> None:
-        if self._events is not None:
-            self._events.removed(tier, list(keys), reason)
-
-
-def _batches(slots: Iterable[Slot]) -> list[list[Slot]]:
-    slots = list(slots)
-    return [slots[i : i + BATCH_CHUNKS_MAX] for i in range(0, len(slots), BATCH_CHUNKS_MAX)]

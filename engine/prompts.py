@@ -29,6 +29,8 @@ class Prompt:
         ends_at: the position from which on nothing more of this prompt is stored, as a chunk before it could
             not be; None while all can.
         refused_chunks: chunks that found no slot when they were last offered; they are offered again.
+        asks_since_s: when a tier below first had to find out whether it has one of its chunks.
+        is_spared: whether its chunks are surely one prompt's: then none makes room for another of them.
     """
 
     def __init__(self, id: PromptId, group_of: GroupOf = one_group) -> None:
@@ -36,6 +38,8 @@ class Prompt:
         self.positions: dict[ChunkKey, int] = {}
         self.ends_at: int | None = None
         self.refused_chunks = 0
+        self.asks_since_s: float | None = None
+        self.is_spared = True
         self._group_of = group_of
         self._counted: dict[bytes, int] = {}  # chunks named so far, by group
 

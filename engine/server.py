@@ -21,7 +21,9 @@ class ServerChain(Chain):
 
     def lookup_below(self, key: ChunkKey) -> bool:
         """Say whether some tier below the pinned one has the chunk."""
-        return self._lower.find(key) is not None
+        return (
+            self._lower.find(key) is not None
+        )  # also where a tier does not know yet: it will be asked again
 
     def pin(self, key: ChunkKey) -> Found:
         """Pin the chunk's slot; a miss where it has none, which is not counted."""
@@ -34,13 +36,21 @@ class ServerChain(Chain):
     def promote(self, prompt: Prompt, key: ChunkKey) -> Found:
         """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion."""
         epoch = self._placement.epoch
-        tier = self._lower.find(key)
+        place = self._lower.find(key)
+        now_s = self._clock()
         with self._lock:
             if self._placement.epoch != epoch:
-                tier = None  # invalidated since the tiers below were asked
-            found = Found(Presence.MISS) if tier is None else self._placement.promote(prompt, key, tier)
-            if found.slot is None:
+                place = None  # invalidated since the tiers below were asked
+            found = self._promoted(prompt, key, place, None)
+            if found.presence is not Presence.ASKING:
                 self._placement.count_refused([found])
+                return found
+            if prompt.asks_since_s is None:
+                prompt.asks_since_s = now_s
+            if now_s - prompt.asks_since_s <= self._placement.load_deadline_s:
+                return found
+            found = Found(Presence.MISS)
+            self._placement.count_refused([found])
         return found
 
     def commit_in_step(self, slots: Sequence[Slot]) -> None:
@@ -57,15 +67,3 @@ class ServerChain(Chain):
         """Hide the slots from every lookup; the caller keeps its pins until nothing touches them."""
         with self._lock:
             self._placement.table.drop(slots)
-
-    def invalidate(self) -> list[ChunkKey]:
-        """Hide everything stored before now, in every tier; returns the keys that left their slots.
-
-        Slots in use become free when their users return them. Until the tiers below have confirmed, they
-        answer nothing: a chunk of the old weights is never served to the new ones.
-        """
-        with self._lock:
-            self._lower.invalidations += 1  # first: who sees the new epoch must ask no tier that is not told
-            gone = self._placement.drop_all()
-        self._loop.submit(self.mover.invalidate())
-        return gone

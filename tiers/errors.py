@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from .base import Failure
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from .base import ChunkKey, Failure
+
+KEYS_NAMED_MAX = 1000  # by an error; more say nothing to a person
 
 
 class KvtierError(Exception):
@@ -45,6 +50,28 @@ class TierUnavailable(TierError):
 
 class IdentityMismatch(TierError):
     """A namespace on the drive was written with other identity fields than the ones given now."""
+
+
+class NotDurable(TierError):
+    """Stored chunks are in no tier below: a tier failed to take them, or they left their slots too soon.
+
+    Attributes:
+        keys: the first of them.
+        reasons: how many there are, by reason.
+        told: to be called once this has reached whoever flushed: he is not told of the same chunks again.
+    """
+
+    def __init__(
+        self, tier: str, keys: Iterable[ChunkKey], reasons: Mapping[Failure, int], told: Callable[[], None]
+    ) -> None:
+        by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        count = sum(reasons.values())
+        super().__init__(
+            tier, f"{count} chunks that were stored since the last flush are not in it ({by_reason})"
+        )
+        self.keys = tuple(islice(keys, KEYS_NAMED_MAX))
+        self.reasons = dict(reasons)
+        self.told = told
 
 
 class ClosedError(KvtierError, RuntimeError):

@@ -148,7 +148,7 @@ async def _store(
     step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
     for start in range(0, len(keys), step_chunks):
         part = keys[start : start + step_chunks]
-        reserved = chain.reserve(prompt, part)
+        reserved = chain.reserve_leading(prompt, part)
         new = {slot.key for slot in reserved.slots}.union(reserved.left)
         resident += [key for key in part if key not in new]
         chain.count("dropped_chunks", pinned, len(reserved.left))

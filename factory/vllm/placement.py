@@ -145,10 +145,12 @@ class ServerPlacement:
         if not loading:
             self._loading.pop(load, None)
 
-    def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan:
-        """Reserve slots for the chunks that have none; where room runs out, for the leading ones."""
+    def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan | None:
+        """Reserve slots for the chunks that have none; None where not all fit now: offer them again."""
         prompt = self._chain.new_prompt()
         reserved = self._chain.reserve(prompt, keys)
+        if reserved.refused:
+            return None
         self._chain.touch(prompt, keys)
         self._chain.count("dropped_chunks", "pinned", len(reserved.left))
         for slot in reserved.slots:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from chain_rig import CountingTier
 
-from kvtier.engine.lower import LowerTiers
+from kvtier.engine.lower import ASKING, LowerTiers
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.testing import MemoryTier
 
@@ -29,8 +29,8 @@ def test_a_chunk_of_which_a_tier_does_not_know_yet_is_looked_for_further_down() 
     far = MemoryTier("far")
     far.chunks[b"a"] = b"x"
     lower = LowerTiers([UnsureTier("near"), far])
-    assert lower.find_all([b"a", b"b"]) == [far, None]
-    assert (lower.find(b"a"), lower.find(b"b")) == (far, None)
+    assert lower.find_all([b"a", b"b"]) == [far, ASKING]
+    assert (lower.find(b"a"), lower.find(b"b")) == (far, ASKING)
 
 
 def test_a_use_is_told_to_every_tier_but_the_one_that_served_it() -> None:

@@ -12,7 +12,7 @@ from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
-from kvtier.tiers.errors import TierError
+from kvtier.tiers.errors import NotDurable, TierError
 from kvtier.tiers.nvme.striped import Drive, StripedTier
 from kvtier.tiers.testing import Bare, MemoryTier, pattern
 
@@ -151,7 +151,12 @@ class Above:
         self.chain.commit(self.chain.reserve(self.chain.new_prompt(), keys).slots)
 
     def flush(self) -> None:
-        self.loop.submit(self.chain.mover.flush(None)).result(5)
+        """Flush, and hear of what was lost."""
+        try:
+            self.loop.submit(self.chain.mover.flush(None)).result(5)
+        except NotDurable as error:
+            error.told()
+            raise
 
     def close(self) -> None:
         self.loop.submit(self.chain.mover.stop()).result(5)

@@ -43,6 +43,8 @@ class CountingTier(MemoryTier):
 class BothFaces(LibraryChain, ServerChain):
     """A chain whose test acts as a server and waits as the library does."""
 
+    dirty_fraction = ServerChain.dirty_fraction
+
 
 class Clock:
     now_s = 0.0

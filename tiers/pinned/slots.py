@@ -13,7 +13,7 @@ again when the last pin is returned. So a slot is never handed out while anythin
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from ..base import Buffer, ChunkKey
@@ -38,20 +38,18 @@ class Slot:
 
     Attributes:
         prompt, position: of whom the slot was taken for, and where in that prompt the chunk lies.
-        below: bit i is set where tier i below is known to have the chunk. The chain's placement changes this
-            and the next two.
-        declined: bit i is set where tier i chose not to take it, until it is used again.
-        seq: the number of its commit, which says what came before a flush.
+        below: bit i is set where tier i below is known to have the chunk. The chain's to change, as is:
+        unfilled: bit i is set where tier i gets the chunk from a store only.
     """
 
-    __slots__ = ("below", "declined", "index", "key", "pins", "position", "prompt", "seq", "state")
+    __slots__ = ("below", "index", "key", "pins", "position", "prompt", "state", "unfilled")
 
     def __init__(self, key: ChunkKey, index: int, prompt: PromptId, position: int) -> None:
         self.key = key
         self.index = index
         self.prompt = prompt
         self.position = position
-        self.below = self.declined = self.seq = 0
+        self.below = self.unfilled = 0
         self.state = SlotState.FILLING
         self.pins = 1  # whoever fills it
 
@@ -91,6 +89,15 @@ class SlotTable:
         """Slots that somebody holds a pin on."""
         return self._pinned_count
 
+    @property
+    def idle_count(self) -> int:
+        """Slots that hold a chunk and that nobody holds a pin on: these may be evicted."""
+        return self.slots_count - self._pinned_count - len(self._free)
+
+    def line(self, prompt: PromptId) -> Collection[ChunkKey]:
+        """The readable chunks that the prompt was the last one to use."""
+        return self._policy.line(prompt)
+
     def get(self, key: ChunkKey) -> Slot | None:
         return self._by_key.get(key)
 
@@ -99,17 +106,25 @@ class SlotTable:
         return slot is not None and slot.state is SlotState.READY
 
     def reserve(
-        self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]
+        self,
+        prompt: PromptId,
+        keys: Sequence[ChunkKey],
+        positions: Sequence[int],
+        *,
+        spares_line: bool = True,
     ) -> tuple[list[Slot], list[ChunkKey]]:
         """Take a slot for each of `keys`, none of which is in the table; evict to make room.
 
-        The prompt's line becomes the youngest, and none of it is evicted.
+        The prompt's line becomes the youngest.
+
+        Args:
+            spares_line: whether none of the prompt's own line is evicted.
 
         Returns:
             Slots for as many leading keys as there was room for, FILLING and pinned once for the filler;
             and the keys that were evicted for them.
         """
-        evicted = self._make_room(len(keys), prompt)
+        evicted = self._make_room(len(keys), prompt if spares_line else None)
         self._policy.arrive(prompt)
         slots = []
         for key, position in zip(keys[: len(self._free)], positions, strict=False):
@@ -180,12 +195,11 @@ class SlotTable:
         assert all(slot.pins for slot in self._by_key.values() if slot.state is SlotState.FILLING)
         self._policy.check()
 
-    def _make_room(self, count: int, prompt: PromptId) -> list[ChunkKey]:
-        idle_count = self.slots_count - self._pinned_count - len(self._free)
-        missing = min(count - len(self._free), idle_count)
+    def _make_room(self, count: int, spare: PromptId | None) -> list[ChunkKey]:
+        missing = min(count - len(self._free), self.idle_count)
         if missing <= 0:  # no victims can be found
             return []
-        victims = self._policy.evict(missing, self._is_idle, spare=prompt)
+        victims = self._policy.evict(missing, self._is_idle, spare=spare)
         for key in victims:
             self._leave(self._by_key[key])
         return victims

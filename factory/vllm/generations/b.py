@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _WHERE = "spec_module_path"
 _LATER = "kvtier supports only full attention on this vLLM; use vLLM 0.21 or newer"
 
+_WAITS = frozenset({Presence.PENDING, Presence.ASKING})
+
 # 0.14 has no "ask again later".
 _CAN_WAIT = "None" in str(signature(OffloadingManager.lookup).return_annotation)
 
@@ -85,8 +87,8 @@ class Manager(OffloadingManager):
         hits, waits = 0, False
         for key in keys:
             presence = self._placement.lookup(self._asked, key)
-            waits = waits or presence is Presence.PENDING
-            if presence not in (Presence.READY, Presence.PENDING) or (waits and not _CAN_WAIT):
+            waits = waits or presence in _WAITS
+            if not (presence is Presence.READY or presence in _WAITS) or (waits and not _CAN_WAIT):
                 break
             hits += 1
         self._placement.scheduled()  # nothing else says when a step has asked all
@@ -106,8 +108,10 @@ class Manager(OffloadingManager):
         if not loads:
             del self._loads[keys]
 
-    def prepare_store(self, block_hashes: Iterable[BlockHash]) -> PrepareStoreOutput:
+    def prepare_store(self, block_hashes: Iterable[BlockHash]) -> PrepareStoreOutput | None:
         plan = self._placement.prepare_store(list(block_hashes))
+        if plan is None:
+            return None
         return PrepareStoreOutput(plan.keys, SlotsSpec(plan.slots), plan.evicted)
 
     def complete_store(self, block_hashes: Iterable[BlockHash], success: bool = True) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _RESULT = {
     Presence.READY: True,
     Presence.PENDING: None,  # ask again
+    Presence.ASKING: None,
     Presence.LATE: False,
     Presence.FULL: False,
     Presence.MISS: False,

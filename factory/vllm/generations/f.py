@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _RESULT = {
     Presence.READY: LookupResult.HIT,
     Presence.PENDING: LookupResult.HIT_PENDING,
+    Presence.ASKING: LookupResult.RETRY,
     Presence.LATE: LookupResult.MISS,
     Presence.FULL: LookupResult.MISS,
     Presence.MISS: LookupResult.MISS,

@@ -54,11 +54,15 @@ class KeyedManager(base.OffloadingManager):
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         self._placement.complete_load(self._request(req_context), keys)
 
-    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput | None:
         self._placement.finish(
             self._request(req_context)
         )  # a request that stores has started, and loads no more
         plan = self._placement.prepare_store(list(keys))
+        if plan is None:
+            return None
         return base.PrepareStoreOutput(
             [base.OffloadKey(key) for key in plan.keys],
             SlotsSpec(plan.slots),

@@ -108,8 +108,12 @@ class NamingManager(Manager):
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         return _named(super().prepare_load(keys, req_context), keys)
 
-    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput | None:
         output = super().prepare_store(keys, req_context)
+        if output is None:
+            return None
         output.store_spec = _named(output.store_spec, output.keys_to_store)
         return output
 

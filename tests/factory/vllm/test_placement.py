@@ -6,7 +6,7 @@ import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
 
 from kvtier.engine.placement import Presence
-from kvtier.factory.vllm.placement import ServerPlacement, Tiers
+from kvtier.factory.vllm.placement import ServerPlacement, StorePlan, Tiers
 from kvtier.tiers.testing import pattern
 
 
@@ -33,10 +33,15 @@ class Server:
         self.placement = ServerPlacement(rig.chain, self.marks)
 
     def store(self, keys: list[bytes]) -> None:
-        plan = self.placement.prepare_store(keys)
+        plan = self.prepared(keys)
         for key, slot in zip(plan.keys, plan.slots, strict=True):
             self.rig.pinned.memory[slot][:] = pattern(key, SLOT_BYTES)
         self.placement.complete_store(set(plan.keys), success=True)
+
+    def prepared(self, keys: list[bytes]) -> StorePlan:
+        plan = self.placement.prepare_store(keys)
+        assert plan is not None, "there is room"
+        return plan
 
     def only_below(self, keys: list[bytes]) -> None:
         for key in keys:
@@ -62,7 +67,8 @@ def server() -> Iterator[Server]:
 def test_a_hit_is_held_until_it_is_loaded(server: Server) -> None:
     server.store([b"a"])
     assert server.placement.lookup("r1", b"a") is Presence.READY
-    server.store([b"b", b"c", b"d", b"e"])  # wants every slot, and gets three
+    assert server.placement.prepare_store([b"b", b"c", b"d", b"e"]) is None, "it wants every slot"
+    server.store([b"b", b"c", b"d"])
     server.rig.drain()
     (slot,) = server.placement.prepare_load("r1", [b"a"])
     assert bytes(server.rig.pinned.memory[slot]) == pattern(b"a", SLOT_BYTES)
@@ -138,18 +144,18 @@ def test_requests_cannot_take_each_others_promotions_in_turn(server: Server) -> 
 
 
 def test_chunks_go_down_in_the_order_of_the_request_though_completion_has_none(server: Server) -> None:
-    plan = server.placement.prepare_store([b"1", b"2"])
+    plan = server.prepared([b"1", b"2"])
     server.rig.gate(opened=False)
     server.placement.complete_store({b"2", b"1"}, success=True)
     server.rig.gate(opened=True)
     server.rig.drain()
     assert plan.keys == [b"1", b"2"]
-    assert server.rig.lower.log[0] == ("store", (b"1", b"2"))
+    assert [key for _, keys in server.rig.lower.log for key in keys] == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_failed_store_is_never_readable(server: Server, told: bool) -> None:
-    plan = server.placement.prepare_store([b"a", b"b"])
+    plan = server.prepared([b"a", b"b"])
     if not told:
         server.marks.failed.add(plan.slots[0])
     server.placement.complete_store({b"a", b"b"}, success=not told)
@@ -183,11 +189,11 @@ def test_loads_of_one_request_may_be_told_apart_by_names_of_their_own(server: Se
 
 def test_a_chunk_that_has_a_slot_is_not_stored_again(server: Server) -> None:
     server.store([b"a"])
-    assert server.placement.prepare_store([b"a"]).keys == []
+    assert server.prepared([b"a"]).keys == []
 
 
 def test_a_store_without_room_keeps_the_head_and_counts_the_rest(server: Server) -> None:
-    plan = server.placement.prepare_store([b"%d" % i for i in range(6)])
+    plan = server.prepared([b"%d" % i for i in range(6)])
     assert plan.keys == [b"0", b"1", b"2", b"3"]
     assert server.rig.chain.stats().tiers["pinned"].counters["dropped_chunks"] == 2
     server.placement.complete_store(plan.keys, success=True)
@@ -205,7 +211,8 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
     assert [server.placement.lookup("r3", key) for key in (b"a", b"b", b"c")] == [Presence.MISS] * 3
     assert server.placement.orphaned_count == 2
     server.placement.sweep()
-    plan = server.placement.prepare_store([b"%d" % i for i in range(4)])
+    assert server.placement.prepare_store([b"%d" % i for i in range(4)]) is None, "two slots are in use"
+    plan = server.prepared([b"%d" % i for i in range(2)])
     assert len(plan.slots) == 2
     server.placement.complete_store(plan.keys, success=True)
     server.marks.ended = True
@@ -239,7 +246,7 @@ def test_a_request_may_leave_out_the_tiers_below(server: Server) -> None:
 
 
 def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
-    plan = server.placement.prepare_store([b"a"])
+    plan = server.prepared([b"a"])
     server.rig.gate(opened=False)
     server.placement.complete_store(plan.keys, success=True)
     only_disk = Tiers(pinned=False, below=True)

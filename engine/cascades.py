@@ -1,0 +1,291 @@
+"""What goes down from the slots: which tier below is owed which chunk, and what each tier has.
+
+A slot knows which tiers below have its chunk. What a tier lacks it is owed, in a queue of its own: when the
+chunk is stored, and again when it is used. What waits for the first tier keeps its slot, up to a fraction of
+all slots, unless that tier fails: beyond that a slot may be evicted, and its chunk leaves the queue. What
+waits for a tier further down is a key, and holds nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..tiers.base import ChunkKey, Failure, Outcome
+from ..tiers.pinned.slots import Slot, SlotState, SlotTable
+from .losses import Losses
+from .queues import Limits, TierQueue
+from .tally import Tally
+
+
+class Batch(NamedTuple):
+    """Chunks on their way to one tier.
+
+    Attributes:
+        tier: its place among those below.
+        slots: readable ones, pinned until they are settled.
+        keys: chunks that have no slot any more; a tier above this one may have them.
+    """
+
+    tier: int
+    slots: list[Slot]
+    keys: list[ChunkKey]
+
+
+class Cascades:
+    """The queues of the tiers below, nearest first. Pure; its owner holds a lock.
+
+    Args:
+        unfilled: tiers that are owed nothing of what a tier further down supplies.
+        dirty_max: slots that may be kept from eviction because the first tier is owed them.
+    """
+
+    def __init__(
+        self,
+        table: SlotTable,
+        tiers: Sequence[str],
+        tally: Tally,
+        *,
+        slot_bytes: int,
+        dirty_max: int,
+        unfilled: frozenset[str],
+    ) -> None:
+        self.dirty_max = dirty_max
+        self._table, self._names, self._tally = table, tuple(tiers), tally
+        self._unfilled = sum(1 << index for index, name in enumerate(tiers) if name in unfilled)
+        # Mutable state; each method changes it in one go.
+        self._queues = [TierQueue(Limits.of(slot_bytes, table.slots_count)) for _ in tiers]
+        self._in_use = (1 << len(tiers)) - 1  # a bit for each tier that is still used
+        self._dirty: dict[ChunkKey, Slot] = {}  # pinned: the first tier is owed them
+        self._exposed: OrderedDict[ChunkKey, None] = OrderedDict()  # the same, not pinned
+        self.losses = Losses()
+
+    @property
+    def dirty_count(self) -> int:
+        """Slots that are kept for the first tier."""
+        return len(self._dirty)
+
+    @property
+    def pending(self) -> dict[str, int]:
+        """Chunks that each tier is owed, by its name."""
+        return {name: queue.pending_count for name, queue in zip(self._names, self._queues, strict=True)}
+
+    @property
+    def may_move(self) -> bool:
+        """Whether some tier is owed chunks that may move now."""
+        return any(queue.may_move for queue in self._queues)
+
+    @property
+    def numbers(self) -> list[int]:
+        """What each tier was owed last, for `has_offered`."""
+        return [queue.number for queue in self._queues]
+
+    @property
+    def retry_at_s(self) -> float | None:
+        """When some tier that failed is tried again; None where none waits for that."""
+        times = [queue.retry_at_s for queue in self._queues if queue.retry_at_s is not None]
+        return min(times, default=None)
+
+    # What a tier is owed.
+
+    def stored(self, slots: Iterable[Slot]) -> None:
+        """Slots were filled by a store, or named by one: the tiers that lack their chunks are owed them."""
+        for slot in slots:
+            missing = self._in_use & ~slot.below
+            if missing and missing == self._in_use:
+                self.losses.stored(slot.key, missing)
+            for tier in _bits(missing):
+                self._owe(tier, slot)
+
+    def used(self, slots: Iterable[Slot]) -> None:
+        """Chunks were used from their slots: what some tier lacks it is owed."""
+        for slot in slots:
+            for tier in _bits(self._in_use & ~slot.below & ~slot.unfilled):
+                if slot.key not in self._queues[tier]:
+                    self._owe(tier, slot)
+
+    def promoted(self, slots: Iterable[Slot], name: str) -> None:
+        """A tier below has filled these slots. The nearer tiers are owed what they want of it."""
+        source = self._names.index(name)
+        nearer = (1 << source) - 1
+        for slot in slots:
+            slot.below |= self._in_use & ~nearer
+            slot.unfilled = self._unfilled & nearer
+            for tier in _bits(self._in_use & ~slot.below & ~slot.unfilled):
+                self._owe(tier, slot)
+
+    def evicted(self, keys: Iterable[ChunkKey]) -> None:
+        """Chunks have left their slots. The first tier gets what it is owed from nowhere else."""
+        for key in keys:
+            self._exposed.pop(key, None)
+            first = self._first
+            if first is not None and self._queues[first].drop(key):
+                self._tally.count("dropped_chunks", self._names[first])
+                self.losses.failed(key, first, Failure.DROPPED)
+
+    def removed_by(self, name: str, keys: Iterable[ChunkKey]) -> None:
+        """A tier reports that it has removed chunks. They are owed again when they are used."""
+        tier = self._names.index(name)
+        for key in keys:
+            slot = self._table.get(key)
+            if slot is not None:
+                slot.below &= ~(1 << tier)
+            self._queues[tier].left(key)
+
+    def forget(self, keys: Iterable[ChunkKey]) -> None:
+        """Chunks were removed: no tier is owed them any more."""
+        for key in keys:
+            for queue in self._queues:
+                queue.forget(key)
+            self._release(key)
+            self.losses.kept(key)
+
+    def forget_all(self) -> None:
+        """Everything was invalidated."""
+        self._clear()
+        self.losses.forget_all()
+
+    def give_up(self) -> None:
+        """Nothing goes down from now on: what is not down is lost."""
+        self.losses.give_up()
+        self._clear()
+        self._in_use = 0
+
+    def stop_using(self, name: str) -> None:
+        """This tier is owed nothing from now on."""
+        tier = self._names.index(name)
+        self._queues[tier].forget_all()
+        self.losses.not_used(tier)
+        if tier == self._first:
+            self._release(*self._dirty, *self._exposed)
+        self._in_use &= ~(1 << tier)
+
+    # What moves.
+
+    def take(self, now_s: float, *, is_urgent: bool) -> list[Batch]:
+        """Take what may move now. `settle` gives each slot and key back, and `ended` each batch.
+
+        Args:
+            is_urgent: somebody waits for every chunk to be tried once, also where a tier is given a pause.
+        """
+        batches = []
+        for tier, queue in enumerate(self._queues):
+            while keys := queue.take(now_s, is_urgent=is_urgent):
+                slots = [slot for key in keys if (slot := self._table.get(key)) and _is_ready(slot)]
+                self._table.pin(slots)
+                there = {slot.key for slot in slots}
+                batches.append(Batch(tier, slots, [key for key in keys if key not in there]))
+        return batches
+
+    def wanted(self, tier: int, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Those of a batch that are of interest still: neither removed nor invalidated since."""
+        return self._queues[tier].wanted(keys)
+
+    def settle(
+        self, tier: int, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome, now_s: float
+    ) -> None:
+        """Chunks of a batch have come back; `slots` are those of them that were pinned for it."""
+        settled = self._queues[tier].settle(keys, outcome, now_s)
+        name = self._names[tier]
+        self._tally.moved("stored", name, len(settled.stored))
+        self._tally.stored(name, settled.stored)
+        self._tally.count("dropped_chunks", name, len(settled.declined) + len(settled.failed))
+        for key in settled.stored:
+            slot = self._table.get(key)
+            if slot is not None:
+                slot.below |= 1 << tier
+            self.losses.kept(key)
+        for key in settled.declined:
+            self.losses.declined(key, tier)
+        for key, reason in settled.failed.items():
+            self.losses.failed(key, tier, reason)
+        if tier == self._first:  # also what is tried again: a tier that fails keeps no slot from others
+            self._release(*(key for key in keys if not self._queues[tier].waits(key)))
+            self._expose() if self._queues[tier].is_failing else self._protect()
+        self._table.unpin(slots)
+
+    def is_overdue(self, batch: Batch) -> None:
+        """The tier has not answered for too long: it keeps no slot any more but those that it may touch."""
+        self._queues[batch.tier].is_overdue()
+        if batch.tier == self._first:
+            self._expose()
+
+    def ended(self, batch: Batch) -> None:
+        """A batch makes room for the next one; parts of it may still hang."""
+        self._queues[batch.tier].ended(len(batch.slots) + len(batch.keys))
+
+    def has_offered(self, numbers: Sequence[int]) -> bool:
+        """Whether each tier was offered what it was owed up to these numbers."""
+        return all(queue.has_offered(number) for queue, number in zip(self._queues, numbers, strict=True))
+
+    def is_leaving(self, keys: frozenset[ChunkKey]) -> bool:
+        """Whether one of these removed chunks is still on its way to some tier."""
+        return any(queue.is_leaving(keys) for queue in self._queues)
+
+    def check(self) -> None:
+        """Assert integrity; for tests."""
+        for queue in self._queues:
+            queue.check()
+        self.losses.check()
+        assert all(slot.pins for slot in self._dirty.values()), "a dirty slot is pinned"
+        assert len(self._dirty) <= self.dirty_max
+        assert not self._dirty.keys() & self._exposed.keys()
+        first = self._first
+        assert first is not None or not self._dirty, "slots are kept for a tier"
+        if first is not None:
+            assert all(key in self._queues[first] for key in (*self._dirty, *self._exposed))
+
+    @property
+    def _first(self) -> int | None:
+        """The tier that takes its chunks from slots alone: the nearest that is used."""
+        return (self._in_use & -self._in_use).bit_length() - 1 if self._in_use else None
+
+    def _owe(self, tier: int, slot: Slot) -> None:
+        if not self._queues[tier].owe(slot.key):
+            self._tally.count("dropped_chunks", self._names[tier])
+            self.losses.failed(slot.key, tier, Failure.DROPPED)
+        elif tier == self._first and slot.key not in self._dirty:
+            self._exposed[slot.key] = None
+            if not self._queues[tier].is_failing:
+                self._protect()
+
+    def _protect(self) -> None:
+        """Keep slots for the first tier, oldest first, as many as may be."""
+        while self._exposed and len(self._dirty) < self.dirty_max:
+            key, _ = self._exposed.popitem(last=False)
+            slot = self._table.get(key)
+            assert slot is not None, "whoever takes a slot from its chunk says so"
+            self._table.pin([slot])
+            self._dirty[key] = slot
+
+    def _expose(self) -> None:
+        """Keep no slot for the first tier but those on their way."""
+        waiting = list(self._dirty)
+        self._release(*waiting)
+        first = self._first
+        assert first is not None, "what is dirty is so for a tier"
+        self._exposed.update((key, None) for key in waiting if self._queues[first].waits(key))
+
+    def _release(self, *keys: ChunkKey) -> None:
+        for key in keys:
+            self._exposed.pop(key, None)
+            slot = self._dirty.pop(key, None)
+            if slot is not None:
+                self._table.unpin([slot])
+
+    def _clear(self) -> None:
+        for queue in self._queues:
+            queue.forget_all()
+        self._release(*self._dirty, *self._exposed)
+
+
+def _is_ready(slot: Slot) -> bool:
+    return slot.state is SlotState.READY
+
+
+def _bits(mask: int) -> Iterable[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
