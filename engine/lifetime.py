@@ -20,6 +20,7 @@ import enum
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ..tiers.base import Outcome, Tier
@@ -141,6 +142,20 @@ class Lifetime(Generic[C]):
             self._give_up(caller, gpu)
             raise
 
+    def begin(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier) -> Job[None]:
+        """`start` as a job. Cancelling it undoes the start.
+
+        Raises:
+            ValueError, ClosedError: as for `start`.
+        """
+        try:
+            job = self._begin(object(), open_tiers, gpu)
+        except BaseException:
+            gpu.close_now()
+            raise
+        job.when_done(partial(_close_unused, gpu))
+        return job
+
     def ready(self) -> Ready[C]:
         """Return what has started.
 
@@ -226,10 +241,13 @@ class Lifetime(Generic[C]):
     ) -> Job[None]:
         with self._lock:
             self.check_open()
-            if self._starting is not None:
+            if self._starting is not None and not self._has_failed(self._starting):
                 raise ValueError("KV caches are registered already; an engine serves one set of tensors")
             self._starting = Start(caller, Job(self._start(open_tiers, gpu), self.loop))
             return self._starting.job
+
+    def _has_failed(self, start: Start) -> bool:
+        return self._ready is None and start.job.done()
 
     def _give_up(self, caller: object, gpu: GpuTier | None) -> None:
         """Undo a start that failed, or that nobody waits for any more; another may follow."""
@@ -329,6 +347,13 @@ class Lifetime(Generic[C]):
             job.close()
         await ended("a flush or removal", _all_ended(others), STEP_S)
         return nothing_moves
+
+
+def _close_unused(gpu: GpuTier, start: Job[None]) -> None:
+    try:
+        start.wait()
+    except BaseException:  # whoever waits for the start gets it
+        gpu.close_now()
 
 
 async def _all_ended(jobs: Sequence[Job[Any]]) -> None:
