@@ -195,7 +195,7 @@ def _entry_model(entry: Any, json_path: str) -> type[TierConfig]:
     if entry["type"] in list(BUILTIN_CONFIGS) and "module_path" in entry:
         raise ConfigError(
             f"{json_path}.module_path",
-            f"{shown(entry['type'])} is a tier of kvtier's own, so leave the key out; that of another package "
+            f"{shown(entry['type'])} is a tier of kvtier's own: leave the key out; that of another package "
             "has the name of its factory class for a type",
         )
     return _model_of_type(entry["type"], entry.get("module_path"), json_path)
