@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,9 +19,9 @@ THREADS_MAX = 32  # each call may hang in one; Python's own executor has no more
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """Runs calls in the order in which they are submitted. `submit` from any thread.
+    """Runs calls in the order in which they are submitted, on the caller's thread where no other can be had.
 
-    A ThreadPoolExecutor by name only, as asyncio wants one: its threads are daemons of this class.
+    `submit` from any thread. A ThreadPoolExecutor by name only, as asyncio wants it: the threads are its own.
     """
 
     def __init__(self, name: str) -> None:
@@ -38,15 +38,18 @@ class DaemonExecutor(ThreadPoolExecutor):
         """Queue a call.
 
         Raises:
-            RuntimeError: the executor was shut down, or the system starts no more threads.
+            RuntimeError: the executor was shut down.
         """
         future: Future[T] = Future()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if not self._idle.acquire(blocking=False) and self._started_count < THREADS_MAX:
-                self._start()
+            # Queued first: a new thread that found nothing would count as idle, and then take this call.
             self._calls.put(partial(_run, future, partial(call, *args, **kwargs)))
+            is_taken = self._idle.acquire(blocking=False) or self._started_count >= THREADS_MAX
+            is_taken = is_taken or self._start() or self._started_count > 0
+        if not is_taken and (queued := self._calls.get_nowait()) is not None:
+            queued()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -57,16 +60,28 @@ class DaemonExecutor(ThreadPoolExecutor):
                 for _ in range(self._started_count):
                     self._calls.put(None)
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start a thread. From Python 3.12 on, none starts once the interpreter ends."""
         name = f"{self._name}_{self._started_count}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:
+            return False
         self._started_count += 1
+        return True
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (call := self._next()) is not None:
             call()
             del call  # an idle thread keeps no buffer alive
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next call. Only a thread that has to wait for one is idle."""
+        try:
+            return self._calls.get_nowait()
+        except Empty:
             self._idle.release()
+            return self._calls.get()
 
 
 def _run(future: Future[T], call: Callable[[], T]) -> None:

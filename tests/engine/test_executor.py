@@ -60,3 +60,15 @@ async def test_asyncio_takes_it_for_its_own() -> None:
     loop.set_default_executor(pool)
     assert await asyncio.to_thread(threading.get_ident) != threading.get_ident()
     pool.shutdown()
+
+
+def test_where_no_thread_can_be_had_the_call_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends, from Python 3.12 on."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    pool = DaemonExecutor("test-pool")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert pool.submit(threading.get_ident).result(0) == threading.get_ident()
+    pool.shutdown()

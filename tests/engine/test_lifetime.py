@@ -256,14 +256,9 @@ def test_an_end_comes_though_no_thread_starts_any_more(spec: Spec, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        patch.setattr("asyncio.to_thread", lambda function, *rest: _at_once(function, *rest))
         engine.close()
     assert spec.disk.closed.is_set()
     assert set(spec.disk.chunks) == {b"a"}
-
-
-async def _at_once(function: Callable[..., Any], *rest: Any) -> Any:
-    return function(*rest)
 
 
 def test_a_second_start_that_is_refused_leaves_the_first_alone(spec: Spec) -> None:

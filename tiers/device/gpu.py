@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class GpuTier:
         self._layout = layout
         self._copies = copies
         self._tensors = tuple(tensors)  # keeps the memory alive that the layout has addresses of
+        self._arena: Arena | None = None  # whose pages are being made ready
         self._lock = threading.Lock()  # one submit at a time, and none once `_closed` is set
         self._closed = False
 
@@ -144,8 +146,14 @@ class GpuTier:
 
     def prepare(self, arena: Arena) -> None:
         """Make an arena's pages ready for this device's copies, in the background."""
+        self._arena = arena
         with self._copies.device():
             arena.pin_in_background()
+
+    @property
+    def submits_may_wait(self) -> bool:
+        """Whether to submit a copy may take as long as the copy: not all slots are page-locked yet."""
+        return self._copies.waits_for_pageable and (self._arena is None or not self._arena.pinning.is_whole)
 
     def close_now(self) -> None:
         """Wait for the copies in flight, then release the tensors; idempotent."""
@@ -224,15 +232,29 @@ class DeviceBlocks:
             return Outcome.of(keys, failed)
         ids = np.concatenate([self._blocks[key] for key, _ in chosen])
         addresses = np.array([self._address(buffer) for _, buffer in chosen], np.int64)
-        job = submit(Spans(ids, (len(ids),), (0,)), addresses, self._after)
-        await settled(job.ended())
+        spans = Spans(ids, (len(ids),), (0,))
+        job = await self._copied(partial(submit, spans, addresses, self._after))
         if job.error is not None:
             failed |= dict.fromkeys((key for key, _ in chosen), Failure.IO_ERROR)
         return Outcome.of(keys, failed)
 
+    async def _copied(self, submit: Callable[[], CopyJob]) -> CopyJob:
+        """The job, once it has ended. The loop does not wait for a driver that waits for the copy."""
+        if self._gpu.submits_may_wait:
+            return await settled(_copied_on_a_thread(submit))
+        job = submit()
+        await settled(job.ended())
+        return job
+
     def _address(self, buffer: Buffer) -> int:
         assert len(buffer) >= self._gpu.part_bytes, "a slot holds a whole chunk"
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+async def _copied_on_a_thread(submit: Callable[[], CopyJob]) -> CopyJob:
+    job = await asyncio.to_thread(submit)
+    await job.ended()
+    return job
 
 
 class _ThreadJob:
@@ -265,6 +287,8 @@ class _ThreadJob:
 
 class CpuCopies:
     """Copies between tensors in plain memory and slots, one thread a lane."""
+
+    waits_for_pageable = False
 
     def __init__(self) -> None:
         self._threads = {lane: ThreadPoolExecutor(1, f"kvtier-copy-{lane.value}") for lane in Lane}
