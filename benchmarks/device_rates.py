@@ -353,6 +353,8 @@ class _Done:
 class NoCopies:
     """Copies nothing, so that what is left is the planning."""
 
+    waits_for_pageable = False
+
     def device(self) -> Any:
         raise AssertionError("no arena is prepared for it")
 

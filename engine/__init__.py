@@ -2,6 +2,8 @@
 
 from .chain import ChainStats
 from .engine import OffloadEngine
+from .events import ChainEvent
 from .job import Job
+from .loaded import Loaded
 
-__all__ = ["ChainStats", "Job", "OffloadEngine"]
+__all__ = ["ChainEvent", "ChainStats", "Job", "Loaded", "OffloadEngine"]

@@ -12,8 +12,11 @@ from ..tiers.errors import TierError
 logger = logging.getLogger(__name__)
 
 
-async def ended(what: str, work: Coroutine[Any, Any, None], limit_s: float) -> bool:
-    """Await `work`, at most for `limit_s`; returns whether it ended. What fails or hangs is logged."""
+async def ended(what: str, work: Coroutine[Any, Any, None], limit_s: float | None) -> bool:
+    """Await `work`, at most for `limit_s` if there is one; returns whether it ended.
+
+    What fails or hangs is logged.
+    """
     task = asyncio.ensure_future(work)
     await asyncio.wait([task], timeout=limit_s)  # a timeout that cancels would wait for what hangs
     if not task.done():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..tiers.base import ChunkKey, Tier, TierStats
+from ..tiers.base import ChunkKey, RemoveReason, Tier, TierStats
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .deadlines import Deadlines
 from .events import EventLog
@@ -230,16 +230,17 @@ class Chain:
             wakeup = self.mover.request(Run.NOW)
         self.mover.send(wakeup)
 
-    def invalidate(self) -> list[ChunkKey]:
+    def invalidate(self, reason: RemoveReason = RemoveReason.INVALIDATED) -> list[ChunkKey]:
         """Hide everything stored before now, in every tier; returns the keys that left their slots.
 
+        Where it was only requested, the weights are the same, and the tiers below go on as they were.
         Slots in use become free when their users return them. Until the tiers below have confirmed, they
         answer nothing: a chunk of the old weights is never served to the new ones.
         """
         with self._lock:
             self._lower.invalidations += 1  # first: who sees the new epoch must ask no tier that is not told
             gone = self._placement.drop_all()
-        self._loop.submit(self.mover.invalidate())
+        self._loop.submit(self.mover.invalidate(reason))
         return gone
 
     def count_loaded(self, chunks: int) -> None:

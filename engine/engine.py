@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Outcome
-from ..tiers.device.gpu import GpuTier, Tensor
+from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Failure, Outcome, RemoveReason
+from ..tiers.device.gpu import DeviceBlocks, GpuTier
+from ..tiers.device.tensors import BlockIds, Tensor, Tensors, check_rows_are_blocks, listed_tensors
 from .chain import ChainStats
+from .events import ChainEvent, EventLog
 from .job import Job
 from .library import LibraryChain
-from .lifetime import ChainSpec, Direction, Lifetime
+from .lifetime import ChainSpec, Kind, Lifetime
+from .loaded import Loaded
 from .loop import LoopThread
 from .losses import calling
+from .namespace import checked_namespace, with_tensors
 from .unclosed import CLOSE_S, close_if_forgotten
 
 
@@ -45,33 +49,43 @@ class OffloadEngine:
     does in a process that was forked from the engine's.
     """
 
-    def __init__(self, spec: ChainSpec, namespace: Mapping[str, str] | None = None) -> None:
-        self._namespace = dict(namespace or {})
+    def __init__(
+        self, spec: ChainSpec, namespace: Mapping[str, str] | None = None, *, events: bool = False
+    ) -> None:
+        self._namespace = checked_namespace(namespace)
         self._spec = spec
-        self._lifetime = Lifetime(spec, partial(_chain_of, spec))
+        self._events = EventLog() if events else None
+        self._lifetime = Lifetime(spec, partial(_chain_of, spec, self._events))
         close_if_forgotten(self, self._lifetime)
 
     @classmethod
     def open(
-        cls, config: str | Path | Mapping[str, Any], namespace: Mapping[str, str] | None = None
+        cls,
+        config: str | Path | Mapping[str, Any],
+        namespace: Mapping[str, str] | None = None,
+        *,
+        events: bool = False,
     ) -> OffloadEngine:
         """Open an engine on a tier config.
 
         Args:
             config: a tier-config document, as a path to a JSON file or as the document itself.
-            namespace: all that makes two chunks with one key interchangeable: model, revision, weights,
-                dtype, parallel layout. Chunks of one namespace are never served to another.
+            namespace: all that makes two chunks with one key interchangeable, text by name, in any order:
+                model, revision, weights, dtype, parallel layout. Chunks of one namespace are never served to
+                another. The engine adds what it knows of the tensors, under names that are reserved.
+            events: keep what tiers store and remove for `events`.
 
         Raises:
-            ConfigError: the document is wrong; the message names the field and the fix.
+            ConfigError: the document or the namespace is wrong; the message names the field and the fix.
         """
-        return cls(spec_from_config(config), namespace)
+        return cls(spec_from_config(config), namespace, events=events)
 
-    def register_kv_caches(self, tensors: Sequence[Tensor], *, blocks_per_chunk: int = 1) -> None:
+    def register_kv_caches(self, tensors: Tensors, *, blocks_per_chunk: int = 1) -> None:
         """Name the server's KV tensors and start the tiers.
 
         Args:
-            tensors: each (num_blocks, ...), all on one device; block i of the cache is row i of every tensor.
+            tensors: each (num_blocks, ...), in a list or a mapping by layer, all on one device and with
+                equally many blocks; block i of the cache is row i of every tensor.
             blocks_per_chunk: how many blocks one key stands for.
 
         Raises:
@@ -81,51 +95,113 @@ class OffloadEngine:
             ClosedError: the engine is closed, perhaps while this call waits.
         """
         self._lifetime.loop.check_may_wait()
-        self._lifetime.check_open()
-        gpu = GpuTier.of_tensors(tensors, blocks_per_chunk=blocks_per_chunk)
-        identity = self._namespace | _layout_fields(tensors, blocks_per_chunk)
+        self._lifetime.start(*self._start(tensors, blocks_per_chunk))
 
-        async def open_tiers() -> None:
-            await self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
-            gpu.prepare(self._spec.pinned.arena)
+    def registering(self, tensors: Tensors, *, blocks_per_chunk: int = 1) -> Job[None]:
+        """`register_kv_caches` as a job, for those who await. Wrong tensors are refused at once."""
+        return self._lifetime.begin(*self._start(tensors, blocks_per_chunk))
 
-        self._lifetime.start(open_tiers, gpu)
-
-    def lookup(self, keys: Sequence[ChunkKey]) -> int:
+    def lookup(self, keys: Iterable[ChunkKey]) -> int:
         """Count the leading keys that some tier has now."""
         chain = self._lifetime.ready().chain
-        _check_keys(keys)
-        found = chain.lookup(keys)
+        found = chain.lookup(_listed_keys(keys))
         return found.index(False) if False in found else len(found)
 
-    def store(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
+    def contains(self, keys: Iterable[ChunkKey]) -> list[str | None]:
+        """Name for each key the nearest tier that has it now, None where none has."""
+        chain = self._lifetime.ready().chain
+        return chain.contains(_listed_keys(keys))
+
+    def store(self, keys: Iterable[ChunkKey], block_ids: BlockIds) -> Job[Outcome]:
         """Copy chunks from the device into the chain; they cascade down on their own.
+
+        Beyond 1,024 stores and loads at a time, further ones wait for their turn, and with them their blocks.
+        Far beyond that they are shed: their keys fail as dropped, and count as `shed_chunks`.
 
         Args:
             keys: one per chunk, in prefix order, all different.
-            block_ids: `blocks_per_chunk` blocks for each key, in order.
+            block_ids: `blocks_per_chunk` blocks for each key, in order; numbers, an array or a tensor.
 
         Returns:
             A job that is done once the device's blocks are copied; its result says what became of each key.
         """
-        return self._start_job(Direction.STORE, keys, block_ids)
+        keys, caller = _listed_keys(keys), calling()
+        blocks = self._blocks(keys, block_ids, distinct=False)
+        return self._lifetime.move(
+            Kind.STORE,
+            lambda chain: chain.store(blocks, keys, caller),
+            chunks=len(keys),
+            shed=lambda: Outcome(failed=dict.fromkeys(keys, Failure.DROPPED)),
+        )
 
-    def load(self, keys: Sequence[ChunkKey], block_ids: Sequence[int]) -> Job[Outcome]:
+    def load(self, keys: Iterable[ChunkKey], block_ids: BlockIds) -> Job[Loaded]:
         """Copy chunks from whichever tier has them into the device's blocks.
 
-        A key that fails leaves its blocks with nothing of use: compute them. Arguments as for `store`.
+        A key that fails leaves its blocks with nothing of use: compute them. Arguments as for `store`. The
+        result also says from which tier each chunk came.
         """
-        return self._start_job(Direction.LOAD, keys, block_ids)
+        keys = _listed_keys(keys)
+        blocks = self._blocks(keys, block_ids, distinct=True)
+        deadlines = self._lifetime.ready().chain.deadlines()  # from here, also where it waits for its turn
+        return self._lifetime.move(
+            Kind.LOAD,
+            lambda chain: chain.load(blocks, keys, deadlines),
+            chunks=len(keys),
+            shed=lambda: Loaded(failed=dict.fromkeys(keys, Failure.DROPPED)),
+        )
 
-    def remove(self, keys: Sequence[ChunkKey]) -> Job[None]:
+    def prefetch(self, keys: Iterable[ChunkKey]) -> Job[Outcome]:
+        """Bring chunks from the tiers below into pinned memory, so that a load finds them there.
+
+        What finds no slot at once fails: nothing waits for a prefetch. `close` does not wait for it either.
+        """
+        listed = _listed_keys(keys)
+        return self._lifetime.move(
+            Kind.OTHER,
+            lambda chain: chain.prefetch(listed),
+            chunks=len(listed),
+            shed=lambda: Outcome(failed=dict.fromkeys(listed, Failure.DROPPED)),
+        )
+
+    def remove(self, keys: Iterable[ChunkKey]) -> Job[None]:
         """Remove chunks from every tier; when the job is done, no tier has what was stored before the call.
 
         A store of one of the keys that is still in flight may win or lose: wait for it first. The job raises
         TierError where a tier failed; the other tiers have removed theirs all the same. `close` does not wait
         for the job.
         """
-        _check_keys(keys)
-        return self._lifetime.run(lambda chain: chain.remove(keys))
+        self._lifetime.check_open()
+        listed = _listed_keys(keys)
+        return self._lifetime.run(lambda chain: chain.remove(listed))
+
+    def clear(self) -> Job[None]:
+        """Forget every chunk of this namespace in every tier, for all that share it.
+
+        When the job is done, nothing is found that was stored before the call. The job raises TierError where
+        a tier could not be told; such a tier is not used any more. A tier of another package may find its
+        chunks again after a restart.
+        """
+        return self._lifetime.run(lambda chain: chain.clear(RemoveReason.REQUESTED))
+
+    def reset(self) -> Job[None]:
+        """Serve nothing again that was stored so far: the weights changed, and no field of the namespace did.
+
+        As `clear`, and what is stored from now on is this engine's own and gone when it closes: no name says
+        what the weights are now. Better open an engine with another namespace where you can name them.
+        """
+        return self._lifetime.run(lambda chain: chain.clear(RemoveReason.INVALIDATED))
+
+    def events(self) -> list[ChainEvent]:
+        """Return what the tiers have stored and removed since the last call, oldest first.
+
+        Where nobody asks for long, the oldest are dropped, and `stats()` counts them as `dropped_events`.
+
+        Raises:
+            ValueError: the engine was opened without `events=True`.
+        """
+        if self._events is None:
+            raise ValueError("this engine keeps no events: open it with events=True")
+        return self._events.take()
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything stored so far is durable in some tier below the pinned one.
@@ -150,14 +226,19 @@ class OffloadEngine:
         """Return the numbers of every tier."""
         return self._lifetime.ready().chain.stats()
 
-    def close(self, timeout: float = CLOSE_S) -> None:
+    def close(self, timeout: float | None = CLOSE_S) -> None:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
+        None waits without limit. Who still waits for a job or a flush then gets ClosedError.
         Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
         not be brought down in time is dropped, and logged, as is a tier that fails. A drive or device that
         hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
         """
         self._lifetime.end(timeout)
+
+    async def aclose(self, timeout: float | None = CLOSE_S) -> None:
+        """`close` without blocking the caller's loop."""
+        await asyncio.to_thread(self.close, timeout)
 
     def check(self) -> None:
         """Assert the integrity of the placement; for tests."""
@@ -177,37 +258,58 @@ class OffloadEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await self.aclose()
 
-    def _start_job(
-        self, direction: Direction, keys: Sequence[ChunkKey], block_ids: Sequence[int]
-    ) -> Job[Outcome]:
+    def _start(
+        self, tensors: Tensors, blocks_per_chunk: int
+    ) -> tuple[Callable[[], Coroutine[Any, Any, None]], GpuTier]:
+        self._lifetime.check_open()
+        listed = listed_tensors(tensors)
+        check_rows_are_blocks(listed)
+        gpu = GpuTier.of_tensors(listed, blocks_per_chunk=blocks_per_chunk)
+        identity = with_tensors(self._namespace, _layout_of(listed), blocks_per_chunk)
+
+        async def open_tiers() -> None:
+            await self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
+            gpu.prepare(self._spec.pinned.arena)
+
+        return open_tiers, gpu
+
+    def _blocks(self, keys: Sequence[ChunkKey], block_ids: BlockIds, *, distinct: bool) -> DeviceBlocks:
+        """The blocks of a job; made on this thread, so copies come after what its stream was told so far."""
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
-        _check_keys(keys)
-        # Made on this thread: the copies come after what its stream was told to do so far.
-        blocks = gpu.blocks(keys, block_ids, distinct=direction is Direction.LOAD)
-        if direction is Direction.STORE:
-            caller = calling()
-            return self._lifetime.move(direction, keys, lambda chain: chain.store(blocks, keys, caller))
-        return self._lifetime.move(direction, keys, lambda chain: chain.load(blocks, keys))
+        return gpu.blocks(keys, block_ids, distinct=distinct)
 
 
-def _chain_of(spec: ChainSpec, loop: LoopThread) -> LibraryChain:
+def _chain_of(spec: ChainSpec, events: EventLog | None, loop: LoopThread) -> LibraryChain:
     return LibraryChain(
-        spec.pinned, spec.lower, loop, load_deadlines_s=spec.load_deadlines_s, unfilled=spec.unfilled
+        spec.pinned,
+        spec.lower,
+        loop,
+        load_deadlines_s=spec.load_deadlines_s,
+        unfilled=spec.unfilled,
+        events=events,
     )
 
 
-def _check_keys(keys: Sequence[ChunkKey]) -> None:
-    for key in keys:
+def _listed_keys(keys: Iterable[ChunkKey]) -> list[ChunkKey]:
+    """The keys of one call.
+
+    Raises:
+        ValueError: they are not keys, or two of them are equal.
+    """
+    if isinstance(keys, bytes | str) or not isinstance(keys, Iterable):
+        raise ValueError(f"keys go in a list, [key]; this is {keys!r:.80}")
+    listed = list(keys)
+    for key in listed:
         if not isinstance(key, bytes) or not 0 < len(key) <= KEY_BYTES_MAX:
             raise ValueError(f"a key is 1 to {KEY_BYTES_MAX} bytes, not {key!r:.80}")
-    if len(set(keys)) != len(keys):
+    if len(set(listed)) != len(listed):
         raise ValueError("the keys of one call must differ: two of them are equal")
+    return listed
 
 
-def _layout_fields(tensors: Sequence[Tensor], blocks_per_chunk: int) -> dict[str, str]:
-    """What about the tensors makes two chunks' bytes interchangeable, by name."""
-    blocks = [f"{tensor.dtype}{list(tensor.shape[1:])}".removeprefix("torch.") for tensor in tensors]
-    return {"layout": " ".join(blocks), "blocks_per_chunk": str(blocks_per_chunk)}
+def _layout_of(tensors: Sequence[Tensor]) -> str:
+    """What about the tensors makes two chunks' bytes interchangeable."""
+    return " ".join(f"{tensor.dtype}{list(tensor.shape[1:])}".removeprefix("torch.") for tensor in tensors)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import wait
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from ..tiers.errors import ClosedError
 from .loop import LoopThread
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ class Job(Generic[T]):
         self._loop = loop
         # On the loop thread only:
         self._task: asyncio.Task[Any] | None = None
-        self._cancelled = False
+        self._end: BaseException | None = None  # what the job is ended with before its work is done
         self._future = loop.submit(self._run(work))
 
     def done(self) -> bool:
@@ -40,6 +42,7 @@ class Job(Generic[T]):
         Raises:
             TimeoutError: it is not there yet; the transfer goes on.
             concurrent.futures.CancelledError: the job was cancelled.
+            ClosedError: the engine was closed first.
             RuntimeError: the engine's own thread would wait for itself.
         """
         self._check_may_wait()
@@ -48,7 +51,11 @@ class Job(Generic[T]):
     def cancel(self) -> None:
         """Stop the transfer as soon as nothing is in the middle of a copy."""
         self._loop.check_process()
-        self._loop.call_soon(self._cancel)
+        self._loop.call_soon(partial(self._end_with, asyncio.CancelledError()))
+
+    def close(self) -> None:
+        """Stop like `cancel` because the engine closes, which is what those who wait are told."""
+        self._loop.call_soon(partial(self._end_with, ClosedError("the engine was closed first")))
 
     def wait_ended(self) -> None:
         """Wait until the job has ended, whether it succeeded, failed or was cancelled.
@@ -60,7 +67,10 @@ class Job(Generic[T]):
         wait([self._future])
 
     def when_done(self, callback: Callable[[Job[T]], None]) -> None:
-        """Call `callback` with this job once it is done, on the engine's own thread; at once if it is."""
+        """Call `callback` with this job once it is done, on the engine's own thread.
+
+        If it is done already, the callback runs at once on the thread that calls this.
+        """
         self._loop.check_process()
         self._future.add_done_callback(lambda _: callback(self))
 
@@ -68,6 +78,13 @@ class Job(Generic[T]):
         self._loop.check_process()
         # Shielded: one waiter that is cancelled must not take the transfer from the others.
         return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+    async def ended(self) -> None:
+        """Return once the job has ended, however; on the loop thread."""
+        future = asyncio.wrap_future(self._future)
+        await asyncio.wait([future])  # which leaves the job alone when this is cancelled
+        if not future.cancelled():
+            future.exception()  # seen; who waits for the job gets it
 
     def _check_may_wait(self) -> None:
         if not self.done():
@@ -77,12 +94,19 @@ class Job(Generic[T]):
 
     async def _run(self, work: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
-        if self._cancelled:
+        if self._end is not None:
             work.close()
-            raise asyncio.CancelledError
-        return await work
+            raise self._end
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._end is None:  # by whoever stops the loop
+                raise
+            raise self._end from None
 
-    def _cancel(self) -> None:
-        self._cancelled = True
+    def _end_with(self, end: BaseException) -> None:
+        if self._end is not None:
+            return
+        self._end = end
         if self._task is not None:
             self._task.cancel()

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..tiers.base import ChunkKey, Failure, Outcome, Tier
+from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier
 from ..tiers.errors import TierError
 from ..tiers.pinned.eviction import PromptId
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
 from .deadlines import Deadlines
+from .loaded import Loaded
 from .losses import Caller
 from .lower import ASKING
 from .placement import NOBODY, Found, Presence, Reservation
@@ -45,6 +46,13 @@ class Acquired(NamedTuple):
     def slots(self) -> list[Slot]:
         return [one.slot for one in self.found if one.slot is not None]
 
+    @property
+    def sources(self) -> dict[ChunkKey, str]:
+        """The tier that has, or will have supplied, each chunk that has a slot."""
+        return {
+            key: one.source for key, one in zip(self.keys, self.found, strict=True) if one.slot is not None
+        }
+
 
 class LibraryChain(Chain):
     """A chain whose users wait. `lookup` and `contains` may be called from any thread; the coroutines on the
@@ -75,6 +83,10 @@ class LibraryChain(Chain):
             found[index] = None if place is None or place is ASKING else place.name
         return found
 
+    def deadlines(self) -> Deadlines:
+        """Those of a load that is called for now."""
+        return Deadlines(self._clock(), self._load_deadlines_s)
+
     # --- on the loop thread -------------------------------------------------------------------------
 
     async def store(self, device: Tier, keys: Sequence[ChunkKey], caller: Caller) -> Outcome:
@@ -99,13 +111,19 @@ class LibraryChain(Chain):
             self.touch(prompt, keys[:head_chunks])  # younger than its tail, which leaves first
         return Outcome.of(keys, failed)
 
-    async def load(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
+    async def load(
+        self, device: Tier, keys: Sequence[ChunkKey], deadlines: Deadlines | None = None
+    ) -> Loaded:
         """Promote chunks into slots where needed, and copy them onto the device.
 
         While one batch is copied, the next one is read already.
+
+        Args:
+            deadlines: those of the call that this is for, by default of one that is made now.
         """
-        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
+        deadlines = deadlines or self.deadlines()
         failed: Failures = {}
+        sources: dict[ChunkKey, str] = {}
         prompt = self.new_prompt()
         waiting = list(keys)
         ahead: Acquired | None = None
@@ -115,6 +133,7 @@ class LibraryChain(Chain):
                     ahead = self._acquire_some(prompt, waiting, deadlines)
                 current, ahead = ahead, None
                 slots, missed = await self._filled(current, deadlines)
+                sources |= current.sources
                 waiting = [key for key, why in missed.items() if why in _LATER] + waiting
                 failed |= {key: _WHY[why] for key, why in missed.items() if why not in _LATER}
                 if slots:
@@ -123,17 +142,17 @@ class LibraryChain(Chain):
                     finally:
                         failed |= await self._copy_in(device, prompt, slots)
                 elif waiting and not await self._may_go_on(missed, deadlines):
-                    return Outcome.of(
-                        keys, failed | {key: _WHY[missed.get(key, Presence.LATE)] for key in waiting}
-                    )
+                    failed |= {key: _WHY[missed.get(key, Presence.LATE)] for key in waiting}
+                    break
         finally:
             if ahead is not None:
                 self.release(ahead.slots)
-        return Outcome.of(keys, failed)
+        came = tuple(key for key in keys if key not in failed)
+        return Loaded(came, failed, sources={key: sources[key] for key in came})
 
     async def prefetch(self, keys: Sequence[ChunkKey]) -> Outcome:
         """Promote chunks into slots, where they stay as long as they are worth keeping."""
-        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
+        deadlines = self.deadlines()
         failed: Failures = {}
         prompt = self.new_prompt()
         waiting = list(keys)
@@ -145,13 +164,16 @@ class LibraryChain(Chain):
             failed |= {key: _WHY[why] for key, why in missed.items()}
         return Outcome.of(keys, failed)
 
-    async def clear(self) -> None:
-        """Invalidate everything in every tier; nothing that was stored before is found any more.
+    async def clear(self, reason: RemoveReason) -> None:
+        """Forget everything in every tier; nothing that was stored before is found any more.
+
+        Args:
+            reason: INVALIDATED where the weights changed, REQUESTED where they are the same.
 
         Raises:
             TierError: a tier could not be told, and is not used any more.
         """
-        self.invalidate()
+        self.invalidate(reason)
         await self.mover.until(lambda: not self._lower.invalidations)
         for tier in self._lower.unused:
             raise TierError(tier.name, "it could not be told to forget its chunks, and is no longer used")
@@ -177,7 +199,7 @@ class LibraryChain(Chain):
         Returns:
             Readable slots in the order of `keys`, pinned for the caller; and why each other key has none.
         """
-        deadlines = Deadlines(self._clock(), self._load_deadlines_s)
+        deadlines = self.deadlines()
         slots, missed = await self._filled(Acquired(keys, self.acquire(prompt, keys, deadlines)), deadlines)
         return slots, {key: _WHY[why] for key, why in missed.items()}
 
@@ -189,7 +211,7 @@ class LibraryChain(Chain):
         """
         with self._lock:
             slots = [slot for slot in map(self._placement.table.get, keys) if slot is not None]
-        await self._wait_filled(slots, Deadlines(self._clock(), self._load_deadlines_s))
+        await self._wait_filled(slots, self.deadlines())
         return [slot.key for slot in slots if slot.state is SlotState.FILLING]
 
     async def wait_for_room(self, limit_s: float | None = None, spare: PromptId = NOBODY) -> bool:

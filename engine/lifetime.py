@@ -20,10 +20,10 @@ import enum
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from ..tiers.base import ChunkKey, Failure, Outcome, Tier
+from ..tiers.base import Outcome, Tier
 from ..tiers.device.gpu import GpuTier
 from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
@@ -36,17 +36,24 @@ from .losses import Caller
 
 logger = logging.getLogger(__name__)
 
-JOBS_IN_FLIGHT_MAX = 1024  # beyond it a job is shed at once: its caller is faster than the machine
+JOBS_RUNNING_MAX = 1024  # further ones wait in order: more at a time would move nothing faster
+JOBS_MAX = JOBS_RUNNING_MAX + 65536  # beyond it a job is shed: its caller is faster than the machine
 STEP_S = 5.0  # for each step of the end beside the last flush; only a hang takes longer
-STEPS_MAX = 4  # of these: the start, the jobs, the movement between tiers, the device
+STEPS_MAX = 5  # of these: the start, the jobs, the movement between tiers, the device, other jobs
 TIERS_S = 20.0  # for closing the tiers: the spec bounds each one, and the others come after one that hangs
 
 C = TypeVar("C", bound=Chain)
+J = TypeVar("J", bound=Job[Any])
+R = TypeVar("R", bound=Outcome)
+T = TypeVar("T")
 
 
-class Direction(enum.Enum):
+class Kind(enum.Enum):
+    """What a job does, as far as the end treats it differently."""
+
     STORE = enum.auto()
     LOAD = enum.auto()
+    OTHER = enum.auto()  # holds no blocks of the device; the end does not wait for its work
 
 
 class ChainSpec(Protocol):
@@ -103,9 +110,9 @@ class Lifetime(Generic[C]):
         self.loop = LoopThread()
         self._spec = spec
         self._make_chain = make_chain
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a job that is done already is forgotten while it starts
         # Under the lock:
-        self._jobs: dict[Job[Outcome], Direction] = {}  # in flight
+        self._jobs: dict[Job[Any], Kind] = {}  # in flight
         self._starting: Start | None = None  # or started
         self._closed = False
         self._end_lock = threading.Lock()
@@ -113,6 +120,8 @@ class Lifetime(Generic[C]):
         self._ended = threading.Event()
         # Set once, on the loop thread:
         self._ready: Ready[C] | None = None
+        # On the loop thread only:
+        self._turns = asyncio.Semaphore(JOBS_RUNNING_MAX)
 
     def start(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier | None = None) -> None:
         """Start the tiers below `gpu`, which is closed where that fails.
@@ -129,11 +138,23 @@ class Lifetime(Generic[C]):
         caller = object()  # made first: an interrupt may hit before the job is returned
         try:
             self._begin(caller, open_tiers, gpu).wait()
-        except BaseException as error:
+        except BaseException:
             self._give_up(caller, gpu)
-            if isinstance(error, CancelledError):
-                raise ClosedError("the engine was closed while its tiers started") from None
             raise
+
+    def begin(self, open_tiers: Callable[[], Coroutine[Any, Any, None]], gpu: GpuTier) -> Job[None]:
+        """`start` as a job. Cancelling it undoes the start.
+
+        Raises:
+            ValueError, ClosedError: as for `start`.
+        """
+        try:
+            job = self._begin(object(), open_tiers, gpu)
+        except BaseException:
+            gpu.close_now()
+            raise
+        job.when_done(partial(_close_unused, gpu))
+        return job
 
     def ready(self) -> Ready[C]:
         """Return what has started.
@@ -155,38 +176,51 @@ class Lifetime(Generic[C]):
 
     def move(
         self,
-        direction: Direction,
-        keys: Sequence[ChunkKey],
-        work: Callable[[C], Coroutine[Any, Any, Outcome]],
-    ) -> Job[Outcome]:
-        """Start a job of these keys on the chain, or shed it where too many are in flight."""
+        kind: Kind,
+        work: Callable[[C], Coroutine[Any, Any, R]],
+        *,
+        chunks: int,
+        shed: Callable[[], R],
+    ) -> Job[R]:
+        """Start a job of so many chunks on the chain once it is its turn, or shed it where too many wait.
+
+        Args:
+            shed: makes the result of a job that is shed.
+        """
         chain = self.ready().chain
         with self._lock:
             self.check_open()
-            shed = len(self._jobs) >= JOBS_IN_FLIGHT_MAX
-            job = Job(_shed(keys) if shed else work(chain), self.loop)
-            self._jobs[job] = direction
-        job.when_done(self._forget)
+            has_turn = len(self._jobs) < JOBS_MAX
+            coroutine = self._in_turn(chain, work) if has_turn else _at_once(shed())
+            job = self._started(kind, Job(coroutine, self.loop))
+        if not has_turn:
+            chain.count("shed_chunks", self._spec.pinned.name, chunks)
         return job
 
-    def run(self, work: Callable[[C], Coroutine[Any, Any, None]]) -> Job[None]:
+    def run(self, work: Callable[[C], Coroutine[Any, Any, T]]) -> Job[T]:
         """Start work on the chain that holds no blocks of the device; the end does not wait for it."""
         chain = self.ready().chain
         with self._lock:
             self.check_open()
-            return Job(work(chain), self.loop)
+            return self._started(Kind.OTHER, Job(work(chain), self.loop))
 
     def flush(self, caller: Caller) -> Job[None]:
         """Start a flush of everything that was stored so far; it tells `caller` of what was lost."""
         self.ready()
         with self._lock:
             self.check_open()
-            stores = [job for job, direction in self._jobs.items() if direction is Direction.STORE]
-            return FlushJob(self._flush(stores, caller), self.loop)
+            stores = [job for job, kind in self._jobs.items() if kind is Kind.STORE]
+            return self._started(Kind.OTHER, FlushJob(self._flush(stores, caller), self.loop))
 
-    def end(self, timeout_s: float) -> None:
-        """Wait for the end, which the first call begins; `timeout_s` is for the jobs and their last flush."""
+    def end(self, timeout_s: float | None) -> None:
+        """Wait for the end, which the first call begins.
+
+        Args:
+            timeout_s: for the jobs and their last flush; None is no limit.
+        """
         self.loop.check_may_wait()
+        if timeout_s is not None:
+            timeout_s = max(0.0, timeout_s)
         with self._lock:
             self._closed = True
         if not self._ended.is_set():
@@ -207,10 +241,13 @@ class Lifetime(Generic[C]):
     ) -> Job[None]:
         with self._lock:
             self.check_open()
-            if self._starting is not None:
+            if self._starting is not None and not self._has_failed(self._starting):
                 raise ValueError("KV caches are registered already; an engine serves one set of tensors")
             self._starting = Start(caller, Job(self._start(open_tiers, gpu), self.loop))
             return self._starting.job
+
+    def _has_failed(self, start: Start) -> bool:
+        return self._ready is None and start.job.done()
 
     def _give_up(self, caller: object, gpu: GpuTier | None) -> None:
         """Undo a start that failed, or that nobody waits for any more; another may follow."""
@@ -227,19 +264,26 @@ class Lifetime(Generic[C]):
         if gpu is not None:
             gpu.close_now()
 
-    def _forget(self, job: Job[Outcome]) -> None:
+    def _started(self, kind: Kind, job: J) -> J:
+        """Let the end find a job. Call it under the lock under which it was started."""
+        self._jobs[job] = kind
+        job.when_done(self._forget)
+        return job
+
+    def _forget(self, job: Job[Any]) -> None:
         with self._lock:
             self._jobs.pop(job, None)
 
     # --- on the thread of the end -------------------------------------------------------------------
 
-    def _end(self, timeout_s: float) -> None:
+    def _end(self, timeout_s: float | None) -> None:
         with self._end_lock:
             if self._ended.is_set():
                 return
+            # Bounded as a whole, too: a caller's callback may block the loop itself.
+            limit_s = None if timeout_s is None else timeout_s + STEPS_MAX * STEP_S + TIERS_S
             try:
-                # Bounded as a whole, too: a caller's callback may block the loop itself.
-                self.loop.submit(self._stop(timeout_s)).result(timeout_s + STEPS_MAX * STEP_S + TIERS_S)
+                self.loop.submit(self._stop(timeout_s)).result(limit_s)
             except Exception:
                 logger.exception("the engine did not close cleanly")
             finally:
@@ -256,46 +300,65 @@ class Lifetime(Generic[C]):
             await self._spec.close()
             raise
 
-    async def _flush(self, stores: Sequence[Job[Outcome]], caller: Caller | None) -> None:
-        await _wait_all(stores)
+    async def _in_turn(self, chain: C, work: Callable[[C], Coroutine[Any, Any, R]]) -> R:
+        async with self._turns:
+            return await work(chain)
+
+    async def _flush(self, stores: Sequence[Job[Any]], caller: Caller | None) -> None:
+        await _all_ended(stores)
         assert self._ready is not None, "a flush is of what has started"
         await self._ready.chain.mover.flush(caller)
 
-    async def _stop(self, timeout_s: float) -> None:
+    async def _stop(self, timeout_s: float | None) -> None:
         with self._lock:
-            starting, jobs = self._starting, list(self._jobs)
+            starting, jobs = self._starting, dict(self._jobs)
         if starting is not None:
-            starting.job.cancel()
-            await ended("the start", _wait_all([starting.job]), STEP_S)
+            starting.job.close()
+            await ended("the start", starting.job.ended(), STEP_S)
         if self._ready is None or await self._stop_moving(self._ready, jobs, timeout_s):
             await ended("closing the tiers", self._spec.close(), TIERS_S)
         else:
             logger.error("something still uses the slots: the tiers are left as they are")
 
-    async def _stop_moving(self, ready: Ready[C], jobs: Sequence[Job[Outcome]], timeout_s: float) -> bool:
+    async def _stop_moving(
+        self, ready: Ready[C], jobs: Mapping[Job[Any], Kind], timeout_s: float | None
+    ) -> bool:
         """Bring down what can be in time, then stop all movement; returns whether nothing moves any more."""
-        if not await ended("the last flush", self._flush(jobs, None), timeout_s):
+        transfers = [job for job, kind in jobs.items() if kind is not Kind.OTHER]
+        others = [job for job, kind in jobs.items() if kind is Kind.OTHER]
+        if not await ended("the last flush", self._flush(transfers, None), timeout_s):
             pending_chunks = ready.chain.stats().pending_chunks
             logger.warning(
                 "closed after %.0f s with %d chunks not yet in the last tier; they are dropped",
                 timeout_s,
                 next(reversed(pending_chunks.values()), 0),
             )
-        for job in jobs:
-            job.cancel()
+        for job in transfers:
+            job.close()
         # All of them, also after one that hangs: each lets go of what it can.
-        return all(
+        nothing_moves = all(
             [
-                await ended("a job", _wait_all(jobs), STEP_S),
+                await ended("a job", _all_ended(transfers), STEP_S),
                 await ended("the movement between tiers", ready.chain.mover.stop(), STEP_S),
                 ready.gpu is None or await ended("the device", ready.gpu.close(), STEP_S),
             ]
         )
+        for job in others:  # only now: a flush tells what was given up, if it can
+            job.close()
+        await ended("a flush or removal", _all_ended(others), STEP_S)
+        return nothing_moves
 
 
-async def _wait_all(jobs: Sequence[Job[Any]]) -> None:
-    await asyncio.gather(*jobs, return_exceptions=True)
+def _close_unused(gpu: GpuTier, start: Job[None]) -> None:
+    try:
+        start.wait()
+    except BaseException:  # whoever waits for the start gets it
+        gpu.close_now()
 
 
-async def _shed(keys: Sequence[ChunkKey]) -> Outcome:
-    return Outcome(failed=dict.fromkeys(keys, Failure.DROPPED))
+async def _all_ended(jobs: Sequence[Job[Any]]) -> None:
+    await asyncio.gather(*(job.ended() for job in jobs))
+
+
+async def _at_once(result: T) -> T:
+    return result

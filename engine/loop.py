@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..tiers.errors import ClosedError
+from .executor import DaemonExecutor
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-JOIN_S = 10.0  # the thread's own end, after its tasks were awaited; only a bug makes it longer
+JOIN_S = 2.0  # the thread's end takes milliseconds; longer where a task waits for a call that hangs
 
 _libc = ctypes.PyDLL(None)  # calls through it keep the interpreter's lock
 _libc.eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
@@ -54,12 +55,14 @@ class LoopThread:
     """An asyncio loop in one daemon thread, in one process.
 
     `submit` and `call_soon` may be called from any thread. `close` cancels what still runs, waits for
-    it, and joins the thread; it is idempotent.
+    it, and joins the thread; it is idempotent. A thread whose tasks do not end is left behind, which keeps no
+    process from ending.
     """
 
     def __init__(self, name: str = "kvtier-loop") -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(DaemonExecutor(f"{name}-calls"))
         self._closed = False
         self._wakeups: list[Wakeup] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

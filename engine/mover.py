@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from ..tiers.base import ChunkKey, Invalidates, RemoveReason, Tier, ability
+from ..tiers.base import ChunkKey, Clears, Invalidates, RemoveReason, Tier, ability
 from ..tiers.errors import NotDurable, TierError
 from .losses import Caller
 from .transfers import Transfers
@@ -50,18 +50,16 @@ class Mover(Transfers):
         with self._urgently():
             await self.until(lambda: self._cascades.has_offered(numbers))
 
-    async def invalidate(self) -> None:
-        """Tell the tiers below that the weights changed, then let lookups reach them again.
+    async def invalidate(self, reason: RemoveReason) -> None:
+        """Tell the tiers below to forget their chunks, then let lookups reach them again.
 
         A tier that cannot be told is not used any more: it would serve chunks of the old weights.
         """
         for tier in self._lower.tiers:
             try:
-                await self._invalidate(tier)
+                await self._invalidate(tier, reason)
             except Exception:
-                logger.exception(
-                    "%s could not be told that the weights changed; it is no longer used", tier.name
-                )
+                logger.exception("%s could not be told to forget its chunks; it is no longer used", tier.name)
                 self._lower.stop_using(tier)
                 with self._lock:
                     self._cascades.stop_using(tier.name)
@@ -104,7 +102,7 @@ class Mover(Transfers):
             if error is not None:
                 raise error
         for tier in self._lower.unused:
-            raise TierError(tier.name, "it could not be told that the weights changed, and is no longer used")
+            raise TierError(tier.name, "it could not be told to forget its chunks, and is no longer used")
         with self._lock:
             told = self._cascades.losses.owed_to(caller, number)
         if told.reasons:
@@ -118,12 +116,16 @@ class Mover(Transfers):
         with self._lock:
             self._cascades.losses.told(caller, number)
 
-    async def _invalidate(self, tier: Tier) -> None:
+    async def _invalidate(self, tier: Tier, reason: RemoveReason) -> None:
         invalidates = ability(tier, Invalidates)  # type: ignore[type-abstract]
         if invalidates is None:
             raise TierError(tier.name, "this tier has no `invalidate`, so it cannot forget the old weights")
+        clears = ability(tier, Clears)  # type: ignore[type-abstract]
         chunks = tier.stats().chunks
-        await invalidates.invalidate()
+        if reason is RemoveReason.REQUESTED and clears is not None:
+            await clears.clear()
+        else:
+            await invalidates.invalidate()
         self._count("invalidated_chunks", tier.name, chunks)
 
     async def _remove(self, tier: Tier, keys: Sequence[ChunkKey]) -> None:

@@ -97,7 +97,7 @@ class TierContext:
     Attributes:
         part_bytes: one rank's bytes of one chunk, at most.
         parts: rank parts of a chunk, side by side.
-        identity: what makes two chunks' bytes interchangeable, field by field.
+        identity: what makes two chunks' bytes interchangeable, field by field; a set, so sorted by name.
         place: where the processes that share the arena find it; None if one process holds everything.
         json_path: where the entry stands in the document, for messages: `tiers[2]`.
     """
@@ -107,6 +107,9 @@ class TierContext:
     identity: Mapping[str, str]
     place: SharedPlace | None = None
     json_path: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", dict(sorted(self.identity.items())))
 
     @property
     def chunk_bytes(self) -> int:

@@ -12,11 +12,13 @@ from ..engine.deadlines import NO_DEADLINE_S
 from ..tiers import Tier
 from ..tiers.base import GuardsItself
 from ..tiers.breaker import Breaker
+from ..tiers.namespaced import Namespaced
+from ..tiers.nvme.store.namespaces import Identity
 from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
 from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
-from .config import KvtierConfig, Recompute, load_config, resolve_config
+from .config import BUILTIN_CONFIGS, KvtierConfig, Recompute, load_config, resolve_config
 from .entries import PinnedConfig
 from .registry import tier_factory
 
@@ -107,7 +109,7 @@ class CompositeSpec:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)
                 tier = await factory.open(entry, context.at(f"tiers[{index}]"))
-                self._tiers.append(tier if index == 1 else self._guarded(tier, entry))
+                self._tiers.append(tier if index == 1 else self._guarded(tier, entry, context))
                 if index == 1:
                     fields = identity(self.pinned.arena) if callable(identity) else identity
                     epoch = {"weights_epoch": str(self._config.weights_epoch)}
@@ -138,10 +140,15 @@ class CompositeSpec:
         for tier, entry in zip(self.lower, self._config.tiers[2:], strict=True):
             yield tier.name, entry
 
-    def _guarded(self, tier: Tier, entry: TierConfig) -> Tier:
-        """The tier, under a name of its own in this chain, behind a breaker with its own deadline."""
+    def _guarded(self, tier: Tier, entry: TierConfig, context: TierContext) -> Tier:
+        """The tier, under a name of its own in this chain, behind a breaker with its own deadline.
+
+        A tier of another package sees keys that begin with the namespace, so it cannot forget it.
+        """
         name = unique_name(tier.name, {other.name for other in self._tiers})
-        if isinstance(tier, GuardsItself):
+        if entry.type not in BUILTIN_CONFIGS:
+            tier = Namespaced(tier, Identity(context.identity).digest)
+        elif isinstance(tier, GuardsItself):
             tier.rename(name)
             return tier
         return Breaker(tier, name=name, slow_s=_deadline_s(entry))

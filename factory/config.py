@@ -192,6 +192,12 @@ def _entry_model(entry: Any, json_path: str) -> type[TierConfig]:
         if near is not None:
             raise ConfigError(joined(json_path, [near]), 'unknown key; did you mean "type"?')
         raise ConfigError(f"{json_path}.type", f"missing; choose from {listed(tier_types())}")
+    if entry["type"] in list(BUILTIN_CONFIGS) and "module_path" in entry:
+        raise ConfigError(
+            f"{json_path}.module_path",
+            f"{shown(entry['type'])} is a tier of kvtier's own: leave the key out; that of another package "
+            "has the name of its factory class for a type",
+        )
     return _model_of_type(entry["type"], entry.get("module_path"), json_path)
 
 
@@ -214,7 +220,13 @@ def _model_of_type(name: Any, module_path: Any, json_path: str) -> type[TierConf
 
 
 def _imported_model(name: str, module_path: Any, json_path: str) -> type[TierConfig]:
-    import_named(module_of_tier(name) or module_path, f"{json_path}.module_path")
+    registered = module_of_tier(name)
+    if registered is not None and module_path not in (None, registered):
+        raise ConfigError(
+            f"{json_path}.module_path",
+            f"{shown(name)} is a tier of {quoted(registered)} already; leave the key out or rename the type",
+        )
+    import_named(registered or module_path, f"{json_path}.module_path")
     try:
         model: type[TierConfig] = tier_factory(name, module_path).Config
     except (AttributeError, TypeError) as error:

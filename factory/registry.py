@@ -2,14 +2,17 @@
 
 Two registries: specs, which a server asks for by `spec_name`, and tiers, which a document asks for by
 `type`. Both are open: another package registers its own class, or is named by a module path and needs
-no registration. Registering is meant for start-up and is not guarded against other threads.
+no registration. Registering is meant for start-up and is not guarded against other threads. An installed
+package may also offer tiers by entry points of the group `kvtier.tiers`, which every process sees.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from ..tiers.pinned.eviction import EvictionPolicy
@@ -32,6 +35,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_REFERENCE = re.compile(r"\w+(\.\w+)*:\w+")
 
 DEFAULT_SPEC_NAME = "CompositeOffloadingSpec"
 
@@ -64,11 +69,17 @@ class Registry:
         """Let `name` stand for the class at `place`, without importing it.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, or empty.
         """
+        if not name:
+            raise ValueError(f"{self.noun.capitalize()} needs a name, not {name!r}.")
         if name in self.places:
             raise ValueError(f"{self.noun.capitalize()} {name!r} is already registered.")
         self.places[name] = place
+
+    def place(self, name: str) -> Place | None:
+        """Where the class of a name is, if the name is known."""
+        return self.places.get(name)
 
     def load(self, name: str, module_path: str | None = None) -> type:
         """Return the class of a registered name, or else the one called `name` in `module_path`.
@@ -78,7 +89,7 @@ class Registry:
             AttributeError: the module has no such name.
             TypeError: what has that name is not a class of the expected kind.
         """
-        place = self.places.get(name)
+        place = self.place(name)
         if place is None and module_path is None:
             raise ValueError(f"Unsupported {self.noun} type: {name}")
         return self._checked(place or Place(str(module_path), name))
@@ -88,6 +99,38 @@ class Registry:
         if not isinstance(found, type) or not self.accepts(found):
             raise TypeError(f"{place.module_path}.{place.class_name} is not a {self.noun} class")
         return found
+
+
+class InstalledRegistry(Registry):
+    """A registry that also knows what installed packages offer under a group of entry points.
+
+    A registered name goes first. Nothing of a package is imported before its name is used.
+    """
+
+    def __init__(
+        self, noun: str, accepts: Callable[[type], bool], places: Mapping[str, Place], group: str
+    ) -> None:
+        super().__init__(noun, accepts, places)
+        self.group = group
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._installed() | self.places)
+
+    def place(self, name: str) -> Place | None:
+        return self.places.get(name) or self._installed().get(name)
+
+    def _installed(self) -> dict[str, Place]:
+        places: dict[str, Place] = {}
+        for entry in entry_points(group=self.group):
+            if not entry.name or _REFERENCE.fullmatch(entry.value) is None:
+                logger.warning("the entry point %r = %r is not MODULE:CLASS", entry.name, entry.value)
+                continue
+            place = Place(entry.module, entry.attr)
+            if places.setdefault(entry.name, place) != place:
+                logger.warning(
+                    "two packages offer the %s %r; %s is used", self.noun, entry.name, places[entry.name]
+                )
+        return places
 
 
 def _is_spec(found: type) -> bool:
@@ -104,7 +147,7 @@ def _is_policy(found: type) -> bool:
 
 SPECS = Registry("spec", _is_spec, {DEFAULT_SPEC_NAME: Place("kvtier.factory.vllm", DEFAULT_SPEC_NAME)})
 
-TIERS = Registry(
+TIERS = InstalledRegistry(
     "tier",
     _is_tier_factory,
     {
@@ -112,6 +155,7 @@ TIERS = Registry(
         "pinned": Place("kvtier.factory.builtin", "PinnedFactory"),
         "nvme": Place("kvtier.factory.builtin", "NvmeFactory"),
     },
+    group="kvtier.tiers",
 )
 
 
@@ -151,19 +195,19 @@ def register_tier(type: str, module_path: str, class_name: str) -> None:
     """Let `"type": type` stand for a `TierFactory`; its module is imported when a document first names it.
 
     Raises:
-        ValueError: the type is taken.
+        ValueError: the type is taken, or empty.
     """
     TIERS.register(type, Place(module_path, class_name))
 
 
 def tier_types() -> tuple[str, ...]:
-    """The registered types of tiers."""
+    """The types of tiers that a document may name without a module path."""
     return TIERS.names()
 
 
 def module_of_tier(type: str) -> str | None:
     """The module that a registered type of tier is in, None of other types."""
-    place = TIERS.places.get(type)
+    place = TIERS.place(type)
     return None if place is None else place.module_path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
@@ -10,6 +11,8 @@ from .base import TierConfig
 from .config import BUILTIN_CONFIGS
 from .registry import tier_factory, tier_types
 
+logger = logging.getLogger(__name__)
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 MODE: JsonSchemaMode = "validation"
@@ -17,8 +20,10 @@ MODE: JsonSchemaMode = "validation"
 
 def config_schema() -> dict[str, Any]:
     """The schema of a whole document, with every registered type of tier."""
-    models = {name: _model(name) for name in tier_types()}
+    models = {name: model for name in tier_types() if (model := _model(name)) is not None}
     references, definitions = models_json_schema([(model, MODE) for model in models.values()])
+    for own in BUILTIN_CONFIGS.values():  # theirs is the type alone
+        del definitions["$defs"][own.__name__]["properties"]["module_path"]
     entries = [references[(model, MODE)] for model in models.values()]
     return {
         "$schema": DIALECT,
@@ -64,8 +69,13 @@ def config_schema() -> dict[str, Any]:
     }
 
 
-def _model(name: str) -> type[TierConfig]:
-    model: type[TierConfig] = BUILTIN_CONFIGS.get(name) or tier_factory(name).Config
+def _model(name: str) -> type[TierConfig] | None:
+    """The model of a type's entries; None where the package that brings the type cannot be imported."""
+    try:
+        model: type[TierConfig] = BUILTIN_CONFIGS.get(name) or tier_factory(name).Config
+    except (Exception, SystemExit) as error:  # whatever stands in a module of somebody else
+        logger.warning("the tier %r is not in the schema: %s: %s", name, type(error).__name__, error)
+        return None
     return model
 
 

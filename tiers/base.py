@@ -167,6 +167,18 @@ class Invalidates(Protocol):
 
 
 @runtime_checkable
+class Clears(Protocol):
+    """A tier that can forget all chunks and keep new ones under the same identity: the weights are the same.
+
+    One that cannot is invalidated instead.
+    """
+
+    async def clear(self) -> None:
+        """Return once no lookup finds anything stored before the call, in no process."""
+        ...
+
+
+@runtime_checkable
 class ReportsRemovals(Protocol):
     """A tier that evicts chunks on its own and reports them."""
 

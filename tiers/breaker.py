@@ -1,14 +1,16 @@
 """A circuit breaker around a tier that may fail or hang: while it is open, nothing waits for that tier.
 
 Theory of operation. Every call that reaches the tier is a sample. It is bad if it stood still for longer than
-`slow_s`, raised, or failed altogether at the device. After `BAD_CALLS_MAX` bad samples in a row the breaker
-opens, and at once where a call still stands: every lookup misses and every store is dropped. After a pause it
-lets one call through as a trial; success closes the breaker, failure doubles the pause.
+`slow_s`, raised, failed altogether at the device, or gave an answer without sense. After `BAD_CALLS_MAX` of
+these in a row the breaker opens, and at once where a call still stands: every lookup misses and every
+store is dropped. After a pause it lets one call through as a trial; success closes the breaker, failure
+doubles the pause.
 
-A call stands still when nothing has moved since it began. Where the tier says what its device moves, a call
-in a queue behind others does not stand still. One that stood when the breaker opened is left behind: only
-what comes after it is looked at, so that a call which never returns does not keep a tier closed that answers
-others. A drive that answers none would get one more such call with each trial; so there is a bound to them.
+A call stands still when nothing has moved since it began. A call in a queue behind others does not stand
+still: what ends before it has moved, and some tiers also say what their device moves meanwhile. One that
+stood when the breaker opened is left behind: only what comes after it is looked at, so that a call which
+never returns does not keep a tier closed that answers others. A drive that answers none would get one more
+such call with each trial; so there is a bound to them.
 
     CLOSED --bad calls in a row, or one that hangs--> OPEN --pause over--> TRYING --good--> CLOSED
                                                        ^------------bad------'
@@ -40,6 +42,7 @@ from .base import (
     TierStats,
     ability,
 )
+from .errors import TierError
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,9 @@ PROGRESS_BYTES = 1024 * 1024  # moved at least, in `slow_s`, by a device that is
 LEFT_BEHIND_MAX = 8  # calls that hang, beyond which nothing is tried: each may hold a thread and buffers
 PAUSE_S = 2.0  # after the first opening; a drive that resets itself takes about a second
 PAUSE_MAX_S = 60.0  # a drive that came back is noticed within a minute
+LOG_EVERY_S = 60.0  # what a tier raises, it may raise at every step of a server
 
-
+_ANSWERS = frozenset((True, False, None))
 _COUNTERS = tuple(f"breaker_{what}_chunks" for what in ("missed", Failure.MISSING, Failure.DROPPED))
 
 
@@ -109,12 +113,19 @@ class _Switch:
             self._look_out()
             return ticket
 
-    def leave(self, ticket: int, *, good: bool | None) -> None:
-        """A call ended: well, badly, or (None) in a way that says nothing about the tier."""
+    def leave(self, ticket: int, *, good: bool | None, has_moved: bool) -> None:
+        """A call ended: well, badly, or (None) in a way that says nothing about the tier.
+
+        Args:
+            has_moved: whether bytes were stored or loaded: so those behind it in a queue did not stand still.
+        """
         with self._lock:
             began_s = self._under_way.pop(ticket, None)
-            if began_s is not None and self._stood_s(began_s) > self._slow_s:
-                good = False
+            if began_s is not None:
+                if self._stood_s(began_s) > self._slow_s:
+                    good = False
+                if has_moved:
+                    self._moved_s = self._clock()
             self._look_out()
             if began_s is None:  # the breaker has opened meanwhile, and has counted it
                 self._left_behind.discard(ticket)
@@ -133,7 +144,7 @@ class _Switch:
                     logger.warning("%s answers again; it is used again", self._name)
 
     def failed(self) -> None:
-        """A call without a ticket, a lookup, has failed."""
+        """A call without a ticket has failed: a lookup, a removal, a flush."""
         with self._lock:
             if self._state is BreakerState.CLOSED:
                 self._count_bad(is_trial=False)
@@ -191,7 +202,7 @@ class Breaker:
     """Passes calls on to a tier until it fails or hangs; then acts as a tier that has and keeps nothing.
 
     Its name is the tier's, or the one that the chain gives it. Threads and cancellation are the tier's own.
-    `remove`, `flush` and `close` always reach the tier.
+    `remove`, `flush` and `close` always reach the tier, and raise what it raises; nothing else does.
     """
 
     def __init__(
@@ -204,11 +215,10 @@ class Breaker:
     ) -> None:
         self.name = name or tier.name
         self._tier = tier
-        reports = ability(tier, ReportsProgress)  # type: ignore[type-abstract]
-        moved = (lambda: reports.moved_bytes) if reports is not None else (lambda: 0)
-        self._switch = _Switch(self.name, slow_s, clock, moved)
+        self._reports = ability(tier, ReportsProgress)  # type: ignore[type-abstract]
+        self._switch = _Switch(self.name, slow_s, clock, self._moved)
         self._stats = TierStats(0, 0, 0)  # the last ones that the tier could give
-        self._has_raised = False
+        self._log = _Log(self.name, clock)
         # Lookups come from any thread; a lost count is no harm.
         self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
 
@@ -231,12 +241,14 @@ class Breaker:
             self._counters["breaker_missed_chunks"] += len(keys)
             return [False] * len(keys)
         try:
-            return self._tier.lookup(keys)
+            found = self._tier.lookup(keys)
+            if len(found) != len(keys) or not _ANSWERS.issuperset(found):
+                raise ValueError(f"a lookup of {len(keys)} keys answered {found!r:.80}")
         except Exception as error:
-            self._switch.failed()
-            self._log(error)
+            self._has_failed(error)
             self._counters["breaker_missed_chunks"] += len(keys)
             return [False] * len(keys)
+        return found
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         return await self._guarded(lambda: self._tier.store(keys, buffers), keys, Failure.DROPPED)
@@ -245,16 +257,16 @@ class Breaker:
         return await self._guarded(lambda: self._tier.load(keys, buffers), keys, Failure.MISSING)
 
     async def remove(self, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
-        await self._tier.remove(keys, reason)
+        await self._passed_on(self._tier.remove(keys, reason))
 
     async def flush(self) -> None:
-        await self._tier.flush()
+        await self._passed_on(self._tier.flush())
 
     def stats(self) -> TierStats:
         try:
             stats = self._stats = self._tier.stats()
         except Exception as error:
-            self._log(error)
+            self._log.error(error)
             stats = self._stats
         own = {"breaker_openings": self._switch.openings, **self._counters}
         gauges = {**stats.gauges, "breaker_state": int(self.state)}
@@ -263,29 +275,72 @@ class Breaker:
     async def close(self) -> None:
         await self._tier.close()
 
-    def _log(self, error: Exception) -> None:
-        """Say that the tier has raised where it must not; the first time, for it may do so at every step."""
-        if not self._has_raised:
-            self._has_raised = True
-            logger.error("%s raises, and counts as having nothing meanwhile", self.name, exc_info=error)
+    def _moved(self) -> int:
+        try:
+            return 0 if self._reports is None else self._reports.moved_bytes
+        except Exception as error:
+            self._log.error(error)
+            return 0
+
+    def _has_failed(self, error: Exception) -> None:
+        self._switch.failed()
+        self._log.error(error)
+
+    async def _passed_on(self, call: Awaitable[None]) -> None:
+        """A call that always reaches the tier, and whose caller must learn that it failed."""
+        try:
+            await call
+        except Exception:
+            self._switch.failed()
+            raise
 
     async def _guarded(
         self, call: Callable[[], Awaitable[Outcome]], keys: Sequence[ChunkKey], refusal: Failure
     ) -> Outcome:
-        ticket = self._switch.enter() if keys else None
-        if ticket is None and keys:
+        if not keys:
+            return await call()
+        ticket = self._switch.enter()
+        if ticket is None:
             self._counters[f"breaker_{refusal}_chunks"] += len(keys)
             return Outcome(failed=dict.fromkeys(keys, refusal))
         good: bool | None = None
+        outcome = Outcome()
         try:
-            outcome = await call()
+            outcome = _checked(await call(), keys)
             if outcome.is_sample:
                 # Some came: then it is a bad place on the drive, and not the drive.
                 good = bool(outcome.succeeded) or DEVICE_FAILURES.isdisjoint(outcome.failed.values())
-        except Exception:
+        except Exception as error:
             good = False
-            raise
+            self._log.error(error)
+            why = error.failure if isinstance(error, TierError) else Failure.IO_ERROR
+            outcome = Outcome(failed=dict.fromkeys(keys, why))
         finally:
-            if ticket is not None:
-                self._switch.leave(ticket, good=good)
+            self._switch.leave(ticket, good=good, has_moved=bool(outcome.succeeded))
         return outcome
+
+
+class _Log:
+    """Says what a tier raises where it must not, once in a while. A line lost between threads is no harm."""
+
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self._name, self._clock = name, clock
+        self._said_s = -math.inf
+        self._unsaid = 0
+
+    def error(self, error: Exception) -> None:
+        now_s = self._clock()
+        if now_s - self._said_s < LOG_EVERY_S:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        self._said_s, self._unsaid = now_s, 0
+        logger.error("%s raises, which counts as a miss or a failure%s", self._name, more, exc_info=error)
+
+
+def _checked(outcome: Outcome, keys: Sequence[ChunkKey]) -> Outcome:
+    """The outcome, if it tells of each key once and of no other."""
+    told = (*outcome.succeeded, *outcome.failed)
+    if len(told) != len(keys) or set(told) != set(keys):
+        raise ValueError(f"a call with {len(keys)} keys answered {outcome!r:.200}")
+    return outcome

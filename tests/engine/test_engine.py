@@ -4,11 +4,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_rig import BLOCKS, CHUNK_BYTES, EngineRig, config
 
-from kvtier.engine import OffloadEngine
+from kvtier.engine import Job, OffloadEngine
 from kvtier.tiers import ClosedError, ConfigError, Failure
 
 KEYS = [b"key-%02d" % i for i in range(BLOCKS)]
@@ -186,7 +187,7 @@ async def test_a_waiter_that_gives_up_does_not_stop_the_job(rig: EngineRig) -> N
 def test_a_cancelled_job_holds_nothing(rig: EngineRig, turn: int) -> None:
     rig.store(KEYS[:16])
     rig.engine.flush(10)
-    jobs = [rig.engine.load(KEYS[i : i + 8], range(8)) for i in range(0, 16, 8)]
+    jobs: list[Job[Any]] = [rig.engine.load(KEYS[i : i + 8], range(8)) for i in range(0, 16, 8)]
     jobs += [rig.engine.store([b"new-%d-%d" % (turn, i)], [20 + i]) for i in range(4)]
     for job in jobs[turn % 3 :: 2]:
         job.cancel()

@@ -12,6 +12,7 @@ from lifetime_rig import WAIT_S
 
 from kvtier.engine.job import Job
 from kvtier.engine.loop import LoopThread
+from kvtier.tiers.errors import ClosedError
 from kvtier.tiers.settled import settled
 
 
@@ -60,7 +61,7 @@ def test_a_job_that_is_cancelled_before_its_first_step_does_nothing(loop: LoopTh
     loop.call_soon(block)
     assert blocked.wait(WAIT_S)
     job = Job(copy.run(), loop)
-    job._cancel()
+    job._end_with(asyncio.CancelledError())
     blocks.set()
     job.wait_ended()
     assert not copy.began.is_set()
@@ -96,3 +97,36 @@ def test_a_callback_may_ask_for_the_result_that_it_was_called_for(loop: LoopThre
     copy.ends.set()
     assert called.wait(WAIT_S)
     assert results == ["copied"]
+
+
+def test_of_a_cancelled_and_a_closed_job_each_waiter_learns_which(loop: LoopThread) -> None:
+    """Also where both come: what came first counts."""
+    copies = [Copy() for _ in range(4)]
+    jobs = [Job(copy.run(), loop) for copy in copies]
+    for copy in copies:
+        assert copy.began.wait(WAIT_S)
+    cancelled, closed, cancelled_first, closed_first = jobs
+    cancelled.cancel()
+    closed.close()
+    cancelled_first.cancel()
+    cancelled_first.close()
+    closed_first.close()
+    closed_first.cancel()
+    for copy in copies:
+        copy.ends.set()
+    for job in (cancelled, cancelled_first):
+        with pytest.raises(CancelledError):
+            job.wait(WAIT_S)
+    for job in (closed, closed_first):
+        with pytest.raises(ClosedError):
+            job.wait(WAIT_S)
+
+
+async def test_who_awaits_a_closed_job_is_not_taken_for_cancelled(loop: LoopThread) -> None:
+    copy = Copy()
+    job = Job(copy.run(), loop)
+    assert copy.began.wait(WAIT_S)
+    job.close()
+    copy.ends.set()
+    with pytest.raises(ClosedError):
+        await job

@@ -410,7 +410,7 @@ def test_nothing_is_found_after_a_clear() -> None:
     rig = Chained(lower, deadlines_s={"memory": SETTLE_S})
     filled(rig.device, [b"a"])
     rig.loop.submit(rig.chain.store(rig.device, [b"a"], calling())).result(SETTLE_S)
-    rig.loop.submit(rig.chain.clear()).result(SETTLE_S)
+    rig.loop.submit(rig.chain.clear(RemoveReason.REQUESTED)).result(SETTLE_S)
     assert rig.chain.lookup([b"a"]) == [False]
     rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
     assert not lower.chunks

@@ -11,15 +11,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from lifetime_rig import BLOCK_BYTES, WAIT_S, Spec, opened, tensors
+from lifetime_rig import BLOCK_BYTES, SHORT_S, WAIT_S, Call, Spec, opened, tensors
 
 from kvtier.engine import OffloadEngine, lifetime, loop
 from kvtier.engine.chain import Chain
 from kvtier.engine.lifetime import Lifetime
 from kvtier.tiers.device.gpu import GpuTier
 from kvtier.tiers.errors import ClosedError, TierUnavailable
-
-SHORT_S = 0.05  # a deadline that a test waits for
 
 
 @pytest.fixture
@@ -34,26 +32,6 @@ def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifetime, "STEP_S", SHORT_S)
     monkeypatch.setattr(lifetime, "TIERS_S", SHORT_S)
     monkeypatch.setattr(loop, "JOIN_S", SHORT_S)
-
-
-class Call:
-    """A call on a thread of its own, and what it raised."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(function, *arguments))
-        self._thread.start()
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except BaseException as error:
-            self.error = error
-
-    def end(self) -> BaseException | None:
-        self._thread.join(WAIT_S)
-        assert not self._thread.is_alive()
-        return self.error
 
 
 def test_of_two_who_register_at_once_the_second_is_refused(spec: Spec) -> None:
@@ -278,14 +256,9 @@ def test_an_end_comes_though_no_thread_starts_any_more(spec: Spec, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        patch.setattr("asyncio.to_thread", lambda function, *rest: _at_once(function, *rest))
         engine.close()
     assert spec.disk.closed.is_set()
     assert set(spec.disk.chunks) == {b"a"}
-
-
-async def _at_once(function: Callable[..., Any], *rest: Any) -> Any:
-    return function(*rest)
 
 
 def test_a_second_start_that_is_refused_leaves_the_first_alone(spec: Spec) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from engine_rig import CHUNK_BYTES, EngineRig, config
@@ -18,7 +18,7 @@ from kvtier.factory.base import TierConfig, TierContext, unique_name
 from kvtier.factory.composite import CompositeSpec
 from kvtier.factory.config import parse_config, probe_config, resolve_config, shortages
 from kvtier.tiers import ConfigError, TierUnavailable
-from kvtier.tiers.base import Tier
+from kvtier.tiers.base import Invalidates, Tier, ability
 from kvtier.tiers.breaker import Breaker, BreakerState
 from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.testing import MemoryTier
@@ -240,3 +240,72 @@ async def test_a_start_accepts_what_a_check_accepts_without_a_warning(tmp_path: 
         with pytest.raises((ConfigError, TierUnavailable)):
             await started(spec)
         assert names(tmp_path) == before
+
+
+class ShelfTier(MemoryTier):
+    """A tier of another package that outlives its chain, written as if there were one model."""
+
+    def __init__(self, chunks: dict[bytes, bytes]) -> None:
+        super().__init__("shelf")
+        self.chunks = chunks
+
+    async def store(self, keys, buffers):
+        assert all(len(key) > len(KEYS[0]) for key in keys)
+        return await super().store(keys, buffers)
+
+    def rename(self, name: str) -> None:
+        raise AssertionError("it guards nothing, whatever methods it has")
+
+    def divide(self, keys):
+        raise AssertionError("the keys are not the chain's")
+
+
+class ShelfFactory:
+    Config = TierConfig
+    shelf: ClassVar[dict[bytes, bytes]] = {}
+
+    @classmethod
+    async def open(cls, config: TierConfig, context: TierContext) -> Tier:
+        return ShelfTier(cls.shelf)
+
+
+def on_shelf(namespace: dict[str, str], **document: Any) -> EngineRig:
+    pinned = {"type": "pinned", "capacity": 8 * CHUNK_BYTES}
+    shelf = {"type": "ShelfFactory", "module_path": __name__}
+    return EngineRig({"version": 1, "tiers": [{"type": "gpu"}, pinned, shelf], **document}, namespace)
+
+
+def shelved(rig: EngineRig, *, put: bool = False) -> int:
+    """How many keys are found after a restart; `put` stores them first."""
+    if put:
+        rig.store(KEYS)
+        rig.engine.flush(10)
+    found = rig.engine.lookup(KEYS)
+    assert rig.load(KEYS[:found]) == tuple(KEYS[:found])
+    rig.engine.close()
+    return found
+
+
+def test_a_tier_of_another_package_never_serves_another_namespace_or_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ShelfFactory, "shelf", {})
+    assert shelved(on_shelf({"model": "a"}), put=True) == len(KEYS)
+    assert shelved(on_shelf({"model": "b"})) == 0
+    assert shelved(on_shelf({"model": "a"}, weights_epoch=1)) == 0
+    assert shelved(on_shelf({"model": "a"})) == len(KEYS)
+
+
+def test_a_tier_of_another_package_serves_nothing_of_the_old_weights_after_a_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ShelfFactory, "shelf", {})
+    rig = on_shelf({"model": "a"})
+    rig.store(KEYS)
+    rig.engine.flush(10)
+    (shelf,) = rig.engine._spec.lower
+    invalidates = ability(shelf, Invalidates)  # type: ignore[type-abstract]
+    assert invalidates is not None
+    rig.engine._lifetime.loop.submit(invalidates.invalidate()).result(10)
+    assert list(shelf.lookup(KEYS)) == [False] * len(KEYS)
+    rig.engine.close()

@@ -47,7 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SPECS", "TIERS"):
         original: Registry = getattr(registry, name)
-        monkeypatch.setattr(registry, name, Registry(original.noun, original.accepts, original.places))
+        monkeypatch.setattr(original, "places", dict(original.places))
 
 
 def test_a_registered_spec_is_imported_when_it_is_first_created(module: str) -> None:
@@ -83,6 +83,13 @@ def test_a_name_is_registered_once(module: str) -> None:
         register_spec("Tape", "elsewhere", "Other")
     with pytest.raises(ValueError, match=r"Tier 'nvme' is already registered\."):
         register_tier("nvme", "elsewhere", "Other")
+
+
+def test_a_name_is_not_empty(module: str) -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        register_tier("", module, "TapeFactory")
+    with pytest.raises(ValueError, match="needs a name"):
+        register_spec("", module, "TapeSpec")
 
 
 def test_an_unknown_name_without_a_module_path_is_refused() -> None:

@@ -9,7 +9,8 @@ from race_detector import Access, RaceDetector, SteppedCopies
 
 from kvtier.tiers.device.copies import Copies, CopyJob, Lane, Mark
 from kvtier.tiers.device.copyplan import Addresses, CopyPlan, KVLayout, Spans
-from kvtier.tiers.device.gpu import GpuTier, Tensor
+from kvtier.tiers.device.gpu import GpuTier
+from kvtier.tiers.device.tensors import Tensor
 
 
 class EarlyJob:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ SLOTS = 8
 BLOCKS = 16
 BLOCK_BYTES = 4096
 WAIT_S = 10.0
+SHORT_S = 0.05  # a deadline that a test waits for
 
 
 class Disk(MemoryTier):
@@ -104,3 +106,23 @@ def opened(spec: Spec) -> OffloadEngine:
     engine = OffloadEngine(spec)
     engine.register_kv_caches(tensors())
     return engine
+
+
+class Call:
+    """A call on a thread of its own, and what it raised."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(function, *arguments))
+        self._thread.start()
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> BaseException | None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+        return self.error

@@ -1,6 +1,7 @@
 import asyncio
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from chain_rig import CountingTier
@@ -11,6 +12,7 @@ from kvtier.tiers.base import (
     Failure,
     Invalidates,
     Outcome,
+    RemoveReason,
     ReportsRemovals,
     Wrapper,
     ability,
@@ -18,6 +20,7 @@ from kvtier.tiers.base import (
 from kvtier.tiers.breaker import (
     BAD_CALLS_MAX,
     LEFT_BEHIND_MAX,
+    LOG_EVERY_S,
     PAUSE_MAX_S,
     PAUSE_S,
     PROGRESS_BYTES,
@@ -217,9 +220,7 @@ class RaisingTier(MemoryTier):
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(5, "EIO"), KeyError("x"), struct.error("y")])
-async def test_whatever_a_tier_raises_is_a_bad_sample_and_lookup_and_stats_raise_nothing(
-    error: Exception,
-) -> None:
+async def test_whatever_a_tier_raises_is_a_bad_sample_and_stays_in_the_breaker(error: Exception) -> None:
     tier = RaisingTier()
     tier.chunks[b"a"] = bytes(8)
     breaker = Breaker(tier, slow_s=SLOW_S)
@@ -229,9 +230,128 @@ async def test_whatever_a_tier_raises_is_a_bad_sample_and_lookup_and_stats_raise
     for _ in range(BAD_CALLS_MAX - 1):
         assert list(breaker.lookup([b"a"])) == [False]
     assert breaker.stats().counters["breaker_openings"] == 0
-    with pytest.raises(type(error)):
-        await breaker.load([b"a"], BUFFER)
+    assert (await breaker.load([b"a"], BUFFER)).failed == {b"a": Failure.IO_ERROR}
     assert breaker.state is BreakerState.OPEN
+
+
+class RefusingTier(MemoryTier):
+    """A tier that raises when it is told to forget, or to make durable."""
+
+    async def remove(self, keys, reason):
+        raise ConnectionError("refused")
+
+    async def flush(self):
+        raise ConnectionError("refused")
+
+
+@pytest.mark.parametrize("method", ["remove", "flush"])
+async def test_a_removal_or_flush_that_raises_is_a_bad_sample_and_its_caller_learns_of_it(
+    method: str,
+) -> None:
+    breaker = Breaker(RefusingTier(), slow_s=SLOW_S)
+    for turn in range(BAD_CALLS_MAX + 1):
+        assert (breaker.state is BreakerState.OPEN) is (turn == BAD_CALLS_MAX)
+        with pytest.raises(ConnectionError):
+            await (breaker.flush() if method == "flush" else breaker.remove([b"a"], RemoveReason.REQUESTED))
+
+
+class NonsenseTier(MemoryTier):
+    """A tier whose answers are what a test says."""
+
+    answer: Any = None
+
+    def lookup(self, keys):
+        return self.answer
+
+    async def store(self, keys, buffers):
+        return self.answer
+
+    async def load(self, keys, buffers):
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, [], [True, True], ["yes"], [[]], True, 7])
+async def test_a_lookup_that_answers_nonsense_is_a_miss_and_a_bad_sample(answer: Any) -> None:
+    tier = NonsenseTier()
+    tier.answer = answer
+    breaker = Breaker(tier, slow_s=SLOW_S)
+    for _ in range(BAD_CALLS_MAX):
+        assert breaker.state is BreakerState.CLOSED
+        assert list(breaker.lookup([b"a"])) == [False]
+    assert breaker.state is BreakerState.OPEN
+    assert breaker.stats().counters["breaker_missed_chunks"] == BAD_CALLS_MAX
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        True,
+        Outcome(),
+        Outcome((b"b",)),
+        Outcome((b"a", b"b")),
+        Outcome((b"a", b"a")),
+        Outcome((b"a",), {b"a": Failure.MISSING}),
+    ],
+)
+@pytest.mark.parametrize("method", ["store", "load"])
+async def test_an_outcome_that_does_not_tell_of_each_key_once_fails_all(answer: Any, method: str) -> None:
+    tier = NonsenseTier()
+    tier.answer = answer
+    breaker = Breaker(tier, slow_s=SLOW_S)
+    for _ in range(BAD_CALLS_MAX):
+        assert breaker.state is BreakerState.CLOSED
+        assert (await getattr(breaker, method)([b"a"], BUFFER)).failed == {b"a": Failure.IO_ERROR}
+    assert breaker.state is BreakerState.OPEN
+
+
+async def test_not_known_yet_is_passed_on() -> None:
+    tier = NonsenseTier()
+    tier.answer = [None, True]
+    assert Breaker(tier, slow_s=SLOW_S).lookup([b"a", b"b"]) == [None, True]
+
+
+async def test_what_a_tier_raises_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    clock, tier = Clock(), RaisingTier()
+    breaker = Breaker(tier, slow_s=SLOW_S, clock=clock)
+    tier.error = ValueError("a bug")
+    for _ in range(2):
+        for _ in range(BAD_CALLS_MAX - 1):
+            breaker.lookup([b"a"])
+            breaker.stats()
+        await breaker.load([b"a"], BUFFER)
+        clock.now_s += LOG_EVERY_S
+    lines = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert len(lines) == 2
+    assert f"{2 * BAD_CALLS_MAX - 2} more" in lines[1]
+
+
+class QueueingTier(MemoryTier):
+    """A tier that works on one call after the other, and says nothing of what it moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = asyncio.Semaphore(0)
+
+    async def store(self, keys, buffers):
+        await self.turns.acquire()
+        return await super().store(keys, buffers)
+
+
+async def test_calls_in_a_queue_do_not_hang_while_those_before_them_end() -> None:
+    clock, tier = Clock(), QueueingTier()
+    breaker = Breaker(tier, slow_s=SLOW_S, clock=clock)
+    calls = [asyncio.ensure_future(breaker.store([b"%d" % i], BUFFER)) for i in range(20)]
+    await asyncio.sleep(0)
+    for call in calls[:-1]:
+        clock.now_s += SLOW_S * 0.9
+        tier.turns.release()
+        assert (await call).succeeded
+        assert breaker.state is BreakerState.CLOSED
+    clock.now_s += SLOW_S + 0.1
+    assert breaker.state is BreakerState.OPEN, "nothing has ended before the last one since"
+    tier.turns.release()
+    await calls[-1]
 
 
 @pytest.mark.parametrize("why", sorted(DEVICE_FAILURES))

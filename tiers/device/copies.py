@@ -71,7 +71,13 @@ class RefusedJob:
 
 
 class Copies(Protocol):
-    """Carries out copy plans on one kind of device."""
+    """Carries out copy plans on one kind of device.
+
+    Attributes:
+        waits_for_pageable: whether `submit` may wait for a copy from or to memory that is not page-locked.
+    """
+
+    waits_for_pageable: bool
 
     def device(self) -> AbstractContextManager[object]:
         """Make the device the calling thread's current one inside the `with` block."""

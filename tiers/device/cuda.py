@@ -236,6 +236,8 @@ class CudaCopies:
     though the driver may stage them and block the submitting thread ("API synchronization behavior").
     """
 
+    waits_for_pageable = True
+
     def __init__(self, device: torch.device, batch: _Batch | None = None) -> None:
         self._device = device
         self._batch = batch or BatchedMemcpy.find() or MemcpyPerRun.find()

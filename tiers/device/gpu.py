@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,7 @@ from ..pinned.arena import Arena
 from ..settled import settled
 from .copies import Copies, CopyJob, Lane, Mark, RefusedJob
 from .copyplan import Addresses, CopyPlan, KVLayout, Page, Rows, Spans
-
-Tensor: TypeAlias = torch.Tensor
+from .tensors import BlockIds, Tensor, check_blocks_per_chunk, check_tensors, whole_numbers
 
 HOLD_GIL_BYTES = 128 * 1024
 """Shorter runs are copied with the GIL held: taking it back can cost 5 ms, the copy costs 20 µs."""
@@ -62,6 +62,7 @@ class GpuTier:
         self._layout = layout
         self._copies = copies
         self._tensors = tuple(tensors)  # keeps the memory alive that the layout has addresses of
+        self._arena: Arena | None = None  # whose pages are being made ready
         self._lock = threading.Lock()  # one submit at a time, and none once `_closed` is set
         self._closed = False
 
@@ -85,12 +86,8 @@ class GpuTier:
         Raises:
             ValueError: the tensors cannot be used; the message says which and why.
         """
-        if not tensors:
-            raise ValueError("no KV tensors were given")
-        if blocks_per_chunk < 1:
-            raise ValueError(f"blocks_per_chunk must be at least 1, not {blocks_per_chunk}")
-        for index, tensor in enumerate(tensors):
-            _check_tensor(index, tensor, tensors[0])
+        check_tensors(tensors)
+        check_blocks_per_chunk(blocks_per_chunk)
         if groups is None:
             groups = [[(index, tensor[0].nbytes) for index, tensor in enumerate(tensors)]]
         rows = [_rows(tensor) for tensor in tensors]
@@ -120,7 +117,7 @@ class GpuTier:
         return self._submit(spans, host_addresses, Lane.EXPEDITED if expedited else Lane.LOAD, after)
 
     def blocks(
-        self, keys: Sequence[ChunkKey], block_ids: Sequence[int], *, distinct: bool = False
+        self, keys: Sequence[ChunkKey], block_ids: BlockIds, *, distinct: bool = False
     ) -> DeviceBlocks:
         """View device blocks as a tier, `blocks_per_chunk` a key. Call it on the thread that wrote them.
 
@@ -132,7 +129,7 @@ class GpuTier:
                 keys.
         """
         per_chunk = self._layout.blocks_per_chunk
-        ids = _whole_numbers(block_ids)
+        ids = whole_numbers(block_ids)
         if len(ids) != len(keys) * per_chunk:
             raise ValueError(
                 f"{len(keys)} keys need {len(keys) * per_chunk} block ids, {per_chunk} each, not {len(ids)}"
@@ -149,8 +146,14 @@ class GpuTier:
 
     def prepare(self, arena: Arena) -> None:
         """Make an arena's pages ready for this device's copies, in the background."""
+        self._arena = arena
         with self._copies.device():
             arena.pin_in_background()
+
+    @property
+    def submits_may_wait(self) -> bool:
+        """Whether to submit a copy may take as long as the copy: not all slots are page-locked yet."""
+        return self._copies.waits_for_pageable and (self._arena is None or not self._arena.pinning.is_whole)
 
     def close_now(self) -> None:
         """Wait for the copies in flight, then release the tensors; idempotent."""
@@ -191,7 +194,7 @@ class DeviceBlocks:
         self._closed = False
 
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
-        return [key in self._held for key in keys]
+        return [key in self._held and not self._closed for key in keys]
 
     async def store(self, keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
         outcome = await self._copy(self._gpu.submit_load, keys, buffers, self._blocks.keys())
@@ -229,15 +232,29 @@ class DeviceBlocks:
             return Outcome.of(keys, failed)
         ids = np.concatenate([self._blocks[key] for key, _ in chosen])
         addresses = np.array([self._address(buffer) for _, buffer in chosen], np.int64)
-        job = submit(Spans(ids, (len(ids),), (0,)), addresses, self._after)
-        await settled(job.ended())
+        spans = Spans(ids, (len(ids),), (0,))
+        job = await self._copied(partial(submit, spans, addresses, self._after))
         if job.error is not None:
             failed |= dict.fromkeys((key for key, _ in chosen), Failure.IO_ERROR)
         return Outcome.of(keys, failed)
 
+    async def _copied(self, submit: Callable[[], CopyJob]) -> CopyJob:
+        """The job, once it has ended. The loop does not wait for a driver that waits for the copy."""
+        if self._gpu.submits_may_wait:
+            return await settled(_copied_on_a_thread(submit))
+        job = submit()
+        await settled(job.ended())
+        return job
+
     def _address(self, buffer: Buffer) -> int:
         assert len(buffer) >= self._gpu.part_bytes, "a slot holds a whole chunk"
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+async def _copied_on_a_thread(submit: Callable[[], CopyJob]) -> CopyJob:
+    job = await asyncio.to_thread(submit)
+    await job.ended()
+    return job
 
 
 class _ThreadJob:
@@ -270,6 +287,8 @@ class _ThreadJob:
 
 class CpuCopies:
     """Copies between tensors in plain memory and slots, one thread a lane."""
+
+    waits_for_pageable = False
 
     def __init__(self) -> None:
         self._threads = {lane: ThreadPoolExecutor(1, f"kvtier-copy-{lane.value}") for lane in Lane}
@@ -307,38 +326,10 @@ def _copies_for(device: torch.device) -> Copies:
     raise ValueError(f"KV tensors must be on a CUDA or ROCm device or in plain memory, not on {device}")
 
 
-def _whole_numbers(block_ids: Sequence[int]) -> Addresses:
-    kinds = {block_ids.dtype.type} if isinstance(block_ids, np.ndarray) else set(map(type, block_ids))
-    for kind in kinds:
-        if not issubclass(kind, (int, np.integer)) or kind is bool:
-            raise ValueError(f"block ids must be whole numbers, not {kind.__name__}")
-    try:
-        return np.asarray(block_ids, np.int64).reshape(-1)
-    except OverflowError as error:
-        raise ValueError(f"block ids must be blocks on the device: {error}") from error
-
-
 def _check_distinct(ids: Addresses) -> None:
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
         raise ValueError(f"block {unique[counts > 1][0]} is listed twice, but takes only one chunk")
-
-
-def _check_tensor(index: int, tensor: Tensor, first: Tensor) -> None:
-    if tensor.device != first.device:
-        raise ValueError(
-            f"tensor {index} is on {tensor.device} and tensor 0 on {first.device}; all must be on one device"
-        )
-    if tensor.dim() < 2 or not tensor.numel():
-        raise ValueError(
-            f"tensor {index} has shape {tuple(tensor.shape)}; it must be (num_blocks, ...) with no empty axis"
-        )
-    if not tensor[0].is_contiguous():
-        raise ValueError(
-            f"tensor {index}: a block (one row) is not contiguous, with strides {tensor.stride()}"
-        )
-    if tensor.shape[0] > 1 and tensor.stride(0) < tensor[0].numel():
-        raise ValueError(f"tensor {index}: its blocks overlap, with strides {tensor.stride()}")
 
 
 def _rows(tensor: Tensor) -> Rows:

@@ -29,6 +29,7 @@ from typing import Any
 from ..base import (
     Buffer,
     ChunkKey,
+    Clears,
     CountsUses,
     Failure,
     Invalidates,
@@ -140,10 +141,17 @@ class StripedTier:
         Raises:
             TierError: no drive could be told.
         """
-        errors = await self._of_all(_invalidated)
+        await self._put_out_of_sight(_invalidated)
+
+    async def clear(self) -> None:
+        """Forget all chunks on every drive; otherwise as `invalidate`."""
+        await self._put_out_of_sight(_cleared)
+
+    async def _put_out_of_sight(self, told: Callable[[Drive], Awaitable[None]]) -> None:
+        errors = await self._of_all(told)
         for number, error in errors.items():
             logger.error(
-                "%s: %s could not be told that the weights changed and is used no more: %s. Before the next "
+                "%s: %s could not be told to forget its chunks and is used no more: %s. Before the next "
                 "start raise weights_epoch, or remove the directory",
                 self.name,
                 self._drives[number].name,
@@ -295,3 +303,11 @@ async def _invalidated(drive: Drive) -> None:
     invalidates = ability(drive.tier, Invalidates)  # type: ignore[type-abstract]
     assert invalidates is not None, "a store on a drive outlives its process"
     await invalidates.invalidate()
+
+
+async def _cleared(drive: Drive) -> None:
+    clears = ability(drive.tier, Clears)  # type: ignore[type-abstract]
+    if clears is None:
+        await _invalidated(drive)
+    else:
+        await clears.clear()

@@ -185,11 +185,7 @@ class NvmeTier:
                 await self._appender.append_removals(Target(digest, scope, checksum), keys, order)
 
     async def flush(self) -> None:
-        """Return when everything stored so far would survive a power loss.
-
-        Raises:
-            TierError: the device refused; what was stored may be lost with the power.
-        """
+        """Return when everything stored so far would survive a power loss; TierError where it may not."""
         with self._call() as allowed:
             if not allowed:
                 return
@@ -205,16 +201,20 @@ class NvmeTier:
         """Raise the epoch: every older chunk of this namespace is a miss from now on, for every process.
 
         The weights may have changed, and no field says into what: from here on the tier keeps its chunks in
-        a namespace of its own. Nothing is found or kept until the index knows it.
-
-        Raises:
-            TierError: it could not be written, and other processes may still find them. Call it again.
+        a namespace of its own. Nothing is found or kept until the index knows it. TierError says that it
+        could not be written, and that other processes may still find them: call it again.
         """
+        before = self._outdated or self._view.identity
+        await self._forget(before, before if before.is_of_one_process else before.of_one_process())
+
+    async def clear(self) -> None:
+        """Raise the epoch as `invalidate` does, and go on in the same namespace: the weights are the same."""
+        await self._forget(self._outdated or self._view.identity, self._view.identity)
+
+    async def _forget(self, before: Identity, after: Identity) -> None:
         with self._call() as allowed:
             if not allowed:
                 return
-            before = self._outdated or self._view.identity
-            after = before if before.is_of_one_process else before.of_one_process()
             self._view.enter(after)
             self._loader.follow()
             self._outdated = before  # until the index knows it, also where this call fails

@@ -230,6 +230,7 @@ class _CudaRegistrar:
             raise RuntimeError(f"cudaHostRegister of {piece.size_bytes} bytes says {result}")
 
     def unregister(self, piece: Piece) -> None:
+        self._cuda.set_device(self._device)
         self._cuda.cudart().cudaHostUnregister(piece.address)
 
 

@@ -72,6 +72,7 @@ class Pinning:
         starts = range(address, end, self.piece_bytes)
         pieces = [Piece(begin, min(self.piece_bytes, end - begin)) for begin in starts]
         first = int(start * len(pieces))
+        self._pieces_count = len(pieces)
         self._registrar: Registrar | None = None
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -93,6 +94,12 @@ class Pinning:
         """Bytes that are page-locked for this process's device."""
         with self._lock:
             return sum(piece.size_bytes for piece in self._pinned)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every piece is page-locked."""
+        with self._lock:
+            return len(self._pinned) == self._pieces_count
 
     def begin(self, registrar: Registrar | None) -> None:
         """Start the threads; without a registrar pages are only touched. A second call does nothing."""

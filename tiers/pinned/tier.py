@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 
 from ..base import Buffer, ChunkKey, Failure, Outcome, RemoveReason, TierStats
+from ..settled import settled
 from .arena import Arena
 from .eviction import EvictionPolicy, LruPolicy
 from .slots import Slot, SlotState, SlotTable
@@ -77,4 +79,4 @@ class PinnedTier:
         if not self._closed:
             self._closed = True
             self.table.drop_all()
-            self.arena.close()
+            await settled(asyncio.to_thread(self.arena.close))  # seconds, with hundreds of page-locked GiB

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ....tiers.device.gpu import GpuTier, Tensor
+from ....tiers.device.gpu import GpuTier
+from ....tiers.device.tensors import Tensor
 from ....tiers.errors import ConfigError
 
 # Numbers that no other axis of a cache has, to find these axes by.

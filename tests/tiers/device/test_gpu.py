@@ -9,6 +9,7 @@ from kvtier.tiers.base import Failure, RemoveReason
 from kvtier.tiers.device.copies import Lane
 from kvtier.tiers.device.copyplan import KVLayout, Page, Rows, Spans
 from kvtier.tiers.device.gpu import CpuCopies, GpuTier
+from kvtier.tiers.pinned.arena import Arena
 from kvtier.tiers.testing import TierContract, aligned_buffers
 
 BLOCKS = 32
@@ -38,6 +39,8 @@ def gpu():
 
 
 class TestDeviceBlocks(TierContract):
+    ANY_KEY = False
+
     @pytest.fixture
     async def tier(self, gpu):
         keys = self.keys(12)
@@ -137,6 +140,58 @@ def test_jobs_of_a_lane_complete_in_order_and_lanes_do_not_wait_for_each_other()
     copies.gate.set()
     assert stores[2].wait(10)
     assert all(job.done() for job in stores)
+    gpu.close_now()
+
+
+class PageableCopies(CpuCopies):
+    """Copies whose submit waits for the copy while the slots are not page-locked, as CUDA's do."""
+
+    waits_for_pageable = True
+
+    def __init__(self):
+        super().__init__()
+        self.submitted_by = []
+        self.began, self.gate = threading.Event(), threading.Event()
+
+    def submit(self, plan, lane, after):
+        self.submitted_by.append(threading.get_ident())
+        self.began.set()
+        assert self.gate.wait(10)
+        return super().submit(plan, lane, after)
+
+
+async def test_until_the_slots_are_page_locked_no_copy_holds_the_loop_up(monkeypatch):
+    copies = PageableCopies()
+    gpu = over(caches(64), copies)
+    keys, loop_thread = [b"k"], threading.get_ident()
+    blocks, buffers = gpu.blocks(keys, [0]), aligned_buffers(1, gpu.part_bytes)
+    copy = asyncio.ensure_future(blocks.load(keys, buffers))
+    assert await asyncio.get_running_loop().run_in_executor(None, copies.began.wait, 10), "the loop goes on"
+    copy.cancel()
+    await asyncio.sleep(0)
+    assert not copy.done(), "the driver still copies"
+    copies.gate.set()
+    await asyncio.wait([copy])
+    assert copy.cancelled()
+    monkeypatch.setattr(GpuTier, "submits_may_wait", False)
+    assert (await blocks.load(keys, buffers)).succeeded == (b"k",)
+    assert [thread == loop_thread for thread in copies.submitted_by] == [False, True]
+    gpu.close_now()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_submits_wait_until_every_piece_is_page_locked(waits, monkeypatch):
+    copies = CpuCopies()
+    copies.waits_for_pageable = waits
+    gpu = over(caches(64), copies)
+    assert gpu.submits_may_wait is waits
+    arena = Arena.private(2, gpu.part_bytes)
+    gpu.prepare(arena)
+    arena.pinning.wait()
+    assert gpu.submits_may_wait is waits, "touched is not page-locked"
+    monkeypatch.setattr(type(arena.pinning), "is_whole", True)
+    assert not gpu.submits_may_wait
+    arena.close()
     gpu.close_now()
 
 

@@ -21,6 +21,7 @@ from kvtier.tiers.base import (
     Outcome,
     RemoveReason,
     ReportsRemovals,
+    Tier,
 )
 from kvtier.tiers.breaker import BAD_CALLS_MAX, PAUSE_S, Breaker
 from kvtier.tiers.errors import TierError
@@ -94,15 +95,19 @@ class FailingTier(MemoryTier):
 class TestStripedTierContract(TierContract):
     @pytest.fixture
     async def tier(self, tmp_path: Path) -> AsyncIterator[StripedTier]:
-        drives = [
-            Drive(
-                name, Breaker(await opened(tmp_path / name, chunk_bytes=self.CHUNK_BYTES), slow_s=SLOW_S), 1.0
-            )
-            for name in ("a", "b", "c")
-        ]
-        tier = StripedTier("nvme", drives)
+        self.path = tmp_path
+        tier = await self.opened()
         yield tier
         await tier.close()
+
+    async def opened(self) -> StripedTier:
+        tiers = {name: await opened(self.path / name, chunk_bytes=self.CHUNK_BYTES) for name in "abc"}
+        drives = [Drive(name, Breaker(tier, slow_s=SLOW_S), 1.0) for name, tier in tiers.items()]
+        return StripedTier("nvme", drives)
+
+    async def reopened(self, tier: Tier) -> Tier:
+        await tier.close()
+        return await self.opened()
 
 
 def test_it_has_the_abilities_of_a_drive_and_guards_itself() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, KIB, MIB, filled, keys_of, made, names, opened, right, stored
 
-from kvtier.tiers.base import Buffer, Failure, RemoveReason
+from kvtier.tiers.base import Buffer, Failure, RemoveReason, Tier
 from kvtier.tiers.errors import IdentityMismatch, TierUnavailable
 from kvtier.tiers.nvme.io.files import Files, allocated_bytes
 from kvtier.tiers.nvme.store.mark import read_mark
@@ -21,9 +21,14 @@ from kvtier.tiers.testing import TierContract, aligned_buffers
 class TestNvmeTierContract(TierContract):
     @pytest.fixture
     async def tier(self, tmp_path: Path) -> AsyncIterator[NvmeTier]:
-        tier = await opened(tmp_path / "store", chunk_bytes=self.CHUNK_BYTES)
+        self.path = tmp_path / "store"
+        tier = await opened(self.path, chunk_bytes=self.CHUNK_BYTES)
         yield tier
         await tier.close()
+
+    async def reopened(self, tier: Tier) -> Tier:
+        await tier.close()
+        return await opened(self.path, chunk_bytes=self.CHUNK_BYTES)
 
 
 @pytest.fixture

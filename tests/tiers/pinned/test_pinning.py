@@ -133,9 +133,12 @@ def test_processes_begin_at_different_pieces() -> None:
 
 def test_what_was_registered_is_unregistered_at_the_end(memory: Memory) -> None:
     recorder = Recorder()
+    assert not memory.pinning.is_whole
     memory.pinning.begin(recorder)
     memory.pinning.wait()
+    assert memory.pinning.is_whole
     memory.pinning.end()
+    assert not memory.pinning.is_whole
     assert sorted(recorder.unregistered) == sorted(recorder.registered)
     assert memory.pinning.pinned_bytes == 0
     memory.pinning.end()
