@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..tiers.base import ChunkKey, Failure, Outcome, Tier
 from ..tiers.pinned.slots import Slot, SlotState
@@ -45,16 +45,14 @@ class LibraryChain(Chain):
             caller: whose flush will tell what became of them.
         """
         failed: Failures = {}
-        prompt = self.new_prompt()
-        for batch in self._batches(keys):
+        for prompt, batch in self._batches(keys):
             failed |= await self._store_batch(device, prompt, batch)
         return Outcome.of(keys, failed)
 
     async def load(self, device: Tier, keys: Sequence[ChunkKey]) -> Outcome:
         """Promote chunks into slots where needed, and copy them onto the device."""
         failed: Failures = {}
-        prompt = self.new_prompt()
-        for batch in self._batches(keys):
+        for prompt, batch in self._batches(keys):
             failed |= await self._load_batch(device, prompt, batch)
         return Outcome.of(keys, failed)
 
@@ -109,8 +107,8 @@ class LibraryChain(Chain):
         await self._wait_filled(slots)
         return [slot.key for slot in slots if slot.state is SlotState.FILLING]
 
-    async def wait_for_room(self) -> bool:
-        """Wait until a slot can be had, at most for the deadline; False where none came free.
+    async def wait_for_room(self, prompt: Prompt) -> bool:
+        """Wait until the prompt can have a slot, at most for the deadline; False where none came free.
 
         Who waits here holds no slot, and who holds a slot waits for a device or a drive and never for
         another slot. So nobody waits for himself, nor two for each other. Waiters are served in the order
@@ -119,7 +117,7 @@ class LibraryChain(Chain):
         with self._lock:
             self._room_waiters += 1
         try:
-            return await self._until(self._has_room)
+            return await self._until(lambda: self._has_room(prompt))
         finally:
             with self._lock:
                 self._room_waiters -= 1
@@ -147,7 +145,7 @@ class LibraryChain(Chain):
             there = self.lookup(reserved.busy)
             waiting = [key for key, ok in zip(reserved.busy, there, strict=True) if not ok] + reserved.left
             came_on = bool(reserved.slots or reserved.busy)
-            if waiting and not came_on and not await self.wait_for_room():
+            if waiting and not came_on and not await self.wait_for_room(prompt):
                 return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
         return failed
 
@@ -160,7 +158,7 @@ class LibraryChain(Chain):
             waiting = [key for key, reason in missed.items() if reason is Failure.NO_SPACE]
             failed |= {key: reason for key, reason in missed.items() if reason is not Failure.NO_SPACE}
             # Slots come free as copies and cascades end: another round for the keys that found none.
-            if waiting and not slots and not await self.wait_for_room():
+            if waiting and not slots and not await self.wait_for_room(prompt):
                 return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
         return failed
 
@@ -205,9 +203,16 @@ class LibraryChain(Chain):
             wakeup = self.mover.request(Run.NOW)  # jobs may wait for what this set free
         self.mover.send(wakeup)
 
-    def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
+    def _batches(self, keys: Sequence[ChunkKey]) -> Iterator[tuple[Prompt, Sequence[ChunkKey]]]:
+        """The job's keys in parts, each with the prompt that they are of.
+
+        A prompt never gives up slots to itself. So a job larger than the arena is a prompt a batch.
+        """
         batch_chunks = max(1, min(BATCH_CHUNKS_MAX, self.slots_count // 4))
-        return [keys[i : i + batch_chunks] for i in range(0, len(keys), batch_chunks)]
+        whole = self.new_prompt()
+        for start in range(0, len(keys), batch_chunks):
+            prompt = whole if len(keys) <= self.slots_count else self.new_prompt()
+            yield prompt, keys[start : start + batch_chunks]
 
     def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:
         return [self._pinned.buffer(slot) for slot in slots]
@@ -216,6 +221,6 @@ class LibraryChain(Chain):
         with self._lock:
             return self._placement.admit(count)
 
-    def _has_room(self) -> bool:
+    def _has_room(self, prompt: Prompt) -> bool:
         with self._lock:
-            return self._placement.has_room
+            return self._placement.has_room(prompt)

@@ -119,10 +119,9 @@ class Placement:
         """How many these are."""
         return len(self._dirty)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a slot can be had now: free, or such that it may be evicted."""
-        return self.table.pinned_count < self.table.slots_count
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether the prompt can have a slot now: free, or such that it may be evicted for it."""
+        return self.table.room(prompt.id, 1) > 0
 
     def new_prompt(self, group_of: GroupOf) -> Prompt:
         """A prompt of which nothing is known yet."""

@@ -126,7 +126,7 @@ def test_a_slot_is_had_as_soon_as_another_thread_lets_go(rig: Rig, end: str) -> 
         rig.chain.commit(slots)
         rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
         rig.chain.acquire(rig.chain.new_prompt(), [slot.key for slot in slots])
-    room = rig.loop.submit(rig.chain.wait_for_room())
+    room = rig.loop.submit(rig.chain.wait_for_room(rig.chain.new_prompt()))
     rig.loop.submit(asyncio.sleep(0)).result(SETTLE_S)
     assert not room.done()
     getattr(rig.chain, end)(slots)
@@ -262,3 +262,15 @@ def test_a_load_tells_the_tier_below_what_came_from_slots_and_not_what_it_read_i
     for keys in ([b"a", b"x"], [b"x", b"missing"]):
         rig.loop.submit(rig.chain.load(rig.device, keys)).result(SETTLE_S)
     assert rig.lower.told == [b"a", b"x"]
+
+
+@pytest.mark.parametrize("chunks", [SLOTS, SLOTS + 1, 3 * SLOTS])
+def test_a_job_that_fills_all_slots_with_its_own_chunks_waits_for_nothing_for_ever(
+    rig: Rig, chunks: int
+) -> None:
+    keys = [b"job-%02d" % number for number in range(chunks)]
+    (stored,) = rig.stores([keys])
+    assert stored.succeeded == tuple(keys)
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+    loaded = rig.loop.submit(rig.chain.load(rig.device, keys)).result(SETTLE_S)
+    assert loaded.succeeded == tuple(keys)
