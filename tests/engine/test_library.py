@@ -235,6 +235,18 @@ def test_a_load_tells_the_tier_below_what_came_from_slots_and_not_what_it_read_i
     assert rig.lower.told == [b"a", b"x"]
 
 
+@pytest.mark.parametrize("chunks", [SLOTS, SLOTS + 1, 3 * SLOTS])
+def test_a_job_that_fills_all_slots_with_its_own_chunks_waits_for_nothing_for_ever(
+    rig: Rig, chunks: int
+) -> None:
+    keys = [b"job-%02d" % number for number in range(chunks)]
+    (stored,) = rig.stores([keys])
+    assert stored.succeeded == tuple(keys)
+    rig.loop.submit(rig.chain.mover.drain()).result(SETTLE_S)
+    loaded = rig.loop.submit(rig.chain.load(rig.device, keys)).result(SETTLE_S)
+    assert loaded.succeeded == tuple(keys)
+
+
 # Deadlines, the pipeline of loads, and what a store holds.
 
 
