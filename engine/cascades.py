@@ -48,6 +48,7 @@ class Cascades:
         tally: Tally,
         *,
         slot_bytes: int,
+        batch_bytes: int,
         dirty_max: int,
         unfilled: frozenset[str],
     ) -> None:
@@ -55,7 +56,7 @@ class Cascades:
         self._table, self._names, self._tally = table, tuple(tiers), tally
         self._unfilled = sum(1 << index for index, name in enumerate(tiers) if name in unfilled)
         # Mutable state; each method changes it in one go.
-        self._queues = [TierQueue(Limits.of(slot_bytes, table.slots_count)) for _ in tiers]
+        self._queues = [TierQueue(Limits.of(slot_bytes, table.slots_count, batch_bytes)) for _ in tiers]
         self._in_use = (1 << len(tiers)) - 1  # a bit for each tier that is still used
         self._dirty: dict[ChunkKey, Slot] = {}  # pinned: the first tier is owed them
         self._exposed: OrderedDict[ChunkKey, None] = OrderedDict()  # the same, not pinned

@@ -22,9 +22,11 @@ from .deadlines import Deadlines
 from .events import EventLog
 from .loop import LoopThread
 from .lower import ASKING, LowerTiers, Place
-from .mover import Mover, Run
+from .mover import Mover
 from .placement import Found, Placement, Presence, Reservation
 from .prompts import GroupOf, Prompt, one_group
+from .queues import BATCH_BYTES
+from .transfers import Run
 
 COUNTED = (
     "hits",
@@ -80,6 +82,7 @@ class Chain:
     Args:
         load_deadlines_s: how long a load from each tier below may take before its chunks count as late.
         unfilled: tiers below that get nothing of what a tier further down supplies.
+        batch_bytes: what one call of a tier below moves at most, though a chunk at least.
 
     Attributes:
         mover: moves chunks between the slots and the tiers below; its coroutines run on the loop thread.
@@ -95,6 +98,7 @@ class Chain:
         *,
         load_deadlines_s: Mapping[str, float],
         unfilled: frozenset[str] = frozenset(),
+        batch_bytes: int = BATCH_BYTES,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,6 +116,7 @@ class Chain:
             dirty_fraction=self.dirty_fraction,
             load_deadlines_s=load_deadlines_s,
             unfilled=unfilled,
+            batch_bytes=batch_bytes,
             events=events,
             clock=clock,
         )
@@ -255,7 +260,7 @@ class Chain:
             pending, pinned = self._placement.cascades.pending, self._placement.table.pinned_count
             pinned_stats = self._placement.stats()
         if self._events is not None:
-            counters["dropped_events", self._pinned.name] = self._events.dropped_count
+            counters["events_dropped", self._pinned.name] = self._events.dropped_count
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
         return ChainStats(with_counts(tiers, counters), pending, pinned)
 

@@ -204,17 +204,16 @@ class OffloadEngine:
         return self._events.take()
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when everything stored so far that placement sent down is durable in the last tier.
+        """Return when everything stored so far is durable in some tier below the pinned one.
 
-        Placement leaves out two kinds of chunks, on purpose, and `stats()` counts them as `dropped_chunks`:
-        those that found no place on the way down within the load deadline, which stay in the pinned tier
-        until they are evicted; and those that the cap of the last tier had no room for.
+        What a tier chose not to keep, for its cap, is left out; `stats()` counts it as `dropped_chunks`.
 
         Raises:
-            TimeoutError: it took longer than `timeout` seconds; it goes on.
-            TierError: a tier failed since the last flush: something may not be durable, or the last tier did
-                not take some chunks, be it by an error or because its breaker was open. The next flush tells
-                of later failures only.
+            TimeoutError: it took longer than `timeout` seconds; it goes on, and swallows nothing.
+            NotDurable: some chunks are in no tier below, be it by an error, an open breaker, or because they
+                left their slots too soon. Each caller that stored before is told once; storing them again
+                tries again.
+            TierError: a tier failed to make something durable.
         """
         self._lifetime.loop.check_may_wait()
         self.flushing().wait(timeout)

@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier
 from ..tiers.errors import TierError
+from ..tiers.pinned.eviction import PromptId
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
 from .deadlines import Deadlines
 from .loaded import Loaded
 from .losses import Caller
 from .lower import ASKING
-from .mover import Run
-from .placement import Found, Presence, Reservation
+from .placement import NOBODY, Found, Presence, Reservation
 from .prompts import Prompt
-from .queues import BATCH_BYTES
+from .transfers import Run
 
+HEADS_PER_ARENA = 2  # of a job larger than the arena, one half stays, and the rest passes through the other
 BATCHES_PER_ARENA = 8  # a load has two batches in hand, and other jobs run beside it
 REMOVED_AT_ONCE = 1024  # keys of one call of a tier
 ASK_AGAIN_S = 0.01  # between two lookups of a tier that finds out whether it has a chunk
@@ -97,10 +98,17 @@ class LibraryChain(Chain):
         with self._lock:
             self._placement.cascades.losses.joins(caller)
         failed: Failures = {}
-        prompt = self.new_prompt()
-        step = self._batch_chunks
-        for start in range(0, len(keys), step):
-            failed |= await self._store_batch(device, prompt, keys[start : start + step])
+        prompt, tail = self.new_prompt(), self.new_prompt()
+        prompt.place(keys)
+        fits = len(keys) <= self.slots_count
+        head_chunks = len(keys) if fits else self.slots_count // HEADS_PER_ARENA
+        for batch in self._batches(keys[:head_chunks]):
+            failed |= await self._store_batch(device, prompt, batch, prompt.id)
+        # What is behind the head passes through the slots that it leaves, as if it were another prompt's.
+        for batch in self._batches(keys[head_chunks:]):
+            failed |= await self._store_batch(device, tail, batch, prompt.id)
+        if not fits:
+            self.touch(prompt, keys[:head_chunks])  # younger than its tail, which leaves first
         return Outcome.of(keys, failed)
 
     async def load(
@@ -134,7 +142,7 @@ class LibraryChain(Chain):
                     finally:
                         failed |= await self._copy_in(device, prompt, slots)
                 elif waiting and not await self._may_go_on(missed, deadlines):
-                    failed |= {key: _WHY[missed.get(key, Presence.FULL)] for key in waiting}
+                    failed |= {key: _WHY[missed.get(key, Presence.LATE)] for key in waiting}
                     break
         finally:
             if ahead is not None:
@@ -156,7 +164,7 @@ class LibraryChain(Chain):
             failed |= {key: _WHY[why] for key, why in missed.items()}
         return Outcome.of(keys, failed)
 
-    async def clear(self, reason: RemoveReason) -> None:
+    async def clear(self, reason: RemoveReason = RemoveReason.REQUESTED) -> None:
         """Forget everything in every tier; nothing that was stored before is found any more.
 
         Args:
@@ -206,8 +214,12 @@ class LibraryChain(Chain):
         await self._wait_filled(slots, self.deadlines())
         return [slot.key for slot in slots if slot.state is SlotState.FILLING]
 
-    async def wait_for_room(self, limit_s: float | None = None) -> bool:
+    async def wait_for_room(self, limit_s: float | None = None, spare: PromptId = NOBODY) -> bool:
         """Wait until a slot can be had, at most for the deadline; False where none came free.
+
+        Args:
+            limit_s: the deadline, if it is not the longest of the tiers'.
+            spare: the prompt of whose line none is evicted.
 
         Who waits here holds no slot, and who holds a slot waits for a device or a drive and never for
         another slot. So nobody waits for himself, nor two for each other. Waiters are served in the order
@@ -217,24 +229,28 @@ class LibraryChain(Chain):
             self._room_waiters += 1
         try:
             return await self._until(
-                self._has_room, self._placement.load_deadline_s if limit_s is None else limit_s
+                lambda: self._has_room(spare), self._placement.load_deadline_s if limit_s is None else limit_s
             )
         finally:
             with self._lock:
                 self._room_waiters -= 1
 
-    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
+    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId) -> Reservation:
         """Take slots for those of `keys` that have none, as many leading ones as there is room for.
+
+        None of the line of `spare` is evicted for them.
 
         The caller fills them, then calls `commit` or `abandon`, and waits for room for the rest.
         """
         with self._lock:
-            reserved = self._placement.reserve_leading(prompt, keys)
+            reserved = self._placement.reserve_leading(prompt, keys, spare)
             wakeup = self.mover.request_owed(Run.NOW)
         self.mover.send(wakeup)
         return reserved
 
-    async def _store_batch(self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey]) -> Failures:
+    async def _store_batch(
+        self, device: Tier, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId
+    ) -> Failures:
         failed: Failures = {}
         waiting = list(keys)
         while waiting:
@@ -242,7 +258,7 @@ class LibraryChain(Chain):
             # in time the chunks go into slots all the same, and may be evicted before they are down.
             count = len(waiting)
             await self._until(lambda: self._has_places(count), self._placement.load_deadline_s)  # noqa: B023
-            reserved = self.reserve_leading(prompt, waiting)
+            reserved = self.reserve_leading(prompt, waiting, spare)
             failed |= await self._copy_out(device, reserved.slots)
             self.touch(prompt, reserved.held)
             late = await self.wait_filled(reserved.busy)
@@ -251,7 +267,7 @@ class LibraryChain(Chain):
             there = self.lookup(reserved.busy)
             waiting = [key for key, ok in zip(reserved.busy, there, strict=True) if not ok] + reserved.left
             came_on = bool(reserved.slots or reserved.busy)
-            if waiting and not came_on and not await self.wait_for_room():
+            if waiting and not came_on and not await self.wait_for_room(spare=spare):
                 return failed | dict.fromkeys(waiting, Failure.NO_SPACE)
         return failed
 
@@ -347,9 +363,13 @@ class LibraryChain(Chain):
             wakeup = self.mover.request(Run.NOW)  # jobs may wait for what this set free
         self.mover.send(wakeup)
 
+    def _batches(self, keys: Sequence[ChunkKey]) -> list[Sequence[ChunkKey]]:
+        step = self._batch_chunks
+        return [keys[start : start + step] for start in range(0, len(keys), step)]
+
     @property
     def _batch_chunks(self) -> int:
-        return max(1, min(BATCH_BYTES // self._pinned.slot_bytes, self.slots_count // BATCHES_PER_ARENA))
+        return max(1, min(self._placement.batch_chunks, self.slots_count // BATCHES_PER_ARENA))
 
     def _buffers(self, slots: Sequence[Slot]) -> list[memoryview]:
         return [self._pinned.buffer(slot) for slot in slots]
@@ -361,9 +381,9 @@ class LibraryChain(Chain):
             places = cascades.dirty_max - cascades.dirty_count - self._storing_chunks
         return places >= min(count, cascades.dirty_max)
 
-    def _has_room(self) -> bool:
+    def _has_room(self, spare: PromptId) -> bool:
         with self._lock:
-            return self._placement.has_room
+            return self._placement.table.room(spare, 1) > 0
 
 
 def _are_filled(slots: Sequence[Slot]) -> bool:

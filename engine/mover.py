@@ -1,141 +1,25 @@
-"""The mover: promotes chunks from the tiers below into slots, and cascades chunks from slots down.
-
-Theory of operation. The placement queues what should move; whoever queues something requests a run of the
-mover, under the chain's lock, and sends the wake-up after releasing it. `_pump` runs on the loop thread,
-takes what is queued and starts tasks of its own for each batch:
-
-    promotion:  tier.load(keys, slots)            -> READY, or a miss
-    cascade:    tier.store(keys, slots)           -> the tier has it, or is tried again, or it is lost
-    relay:      above.load, then tier.store       -> the same, for a chunk whose slot is gone
-
-Each tier has a queue of its own, and no task waits for two tiers: one that is slow, fails or hangs delays no
-other. Where a tier has parts (several drives), each part of a batch is a task of its own, too.
-
-A server's step requests its run for the end of the step: the loop and the drive's threads share the
-interpreter with the step and would delay it.
-"""
+"""The mover: what is asked of all tiers below a chain's slots, and when all movement has come to an end."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-import threading
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
 
-from ..tiers.base import (
-    Buffer,
-    ChunkKey,
-    Clears,
-    Divides,
-    Failure,
-    Invalidates,
-    Outcome,
-    RemoveReason,
-    ReportsRemovals,
-    Tier,
-    ability,
-)
+from ..tiers.base import ChunkKey, Clears, Invalidates, RemoveReason, Tier, ability
 from ..tiers.errors import NotDurable, TierError
-from ..tiers.pinned.slots import Slot, SlotTier
-from .cascades import Batch
-from .loop import LoopThread
 from .losses import Caller
-from .lower import LowerTiers
-from .placement import Placement
-from .relay import Relay
+from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
-AFTER_STEP_S = 0.01  # a scheduler's step that has committed stores has done its own work by then
 MIRROR_S = 1.0  # a flush waits so long for tiers that are behind, once what it flushes is durable in one
-LOG_EVERY_S = 60.0  # a tier that raises may do so at every batch
 
 
-class Run(enum.IntEnum):
-    """Which run of the mover is requested; the mover is woken once until it has run."""
-
-    NONE = 0
-    AFTER_STEP = 1
-    NOW = 2
-
-
-class Mover:
-    """Moves chunks between the slots of one placement and the tiers below.
-
-    `request…` and `send` may be called from any thread, the former under `lock`. All coroutines run on the
-    loop thread.
-    """
-
-    def __init__(
-        self,
-        placement: Placement,
-        lock: threading.Lock,
-        pinned: SlotTier,
-        lower: LowerTiers,
-        loop: LoopThread,
-    ) -> None:
-        self._placement, self._lock = placement, lock
-        self._cascades = placement.cascades
-        self._pinned, self._lower = pinned, lower
-        # Under the lock:
-        self._requested = Run.NONE
-        # Any thread appends, and the loop thread takes:
-        self._removed: deque[tuple[str, Sequence[ChunkKey]]] = (
-            deque()
-        )  # what tiers say that they have removed
-        # On the loop thread only:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._later: asyncio.TimerHandle | None = None  # the run after a step
-        self._retry: asyncio.TimerHandle | None = None  # the run after a pause of some tier
-        self._relays: dict[int, Relay] = {}
-        self._urgent = 0  # who waits for everything to be tried once
-        self._progress = asyncio.Event()  # set and replaced whenever something moved, or a pin was returned
-        self._logged_s: dict[str, float] = {}  # when each tier's last traceback was logged
-        self._stopped = False
-        self._wakeup = loop.wakeup(self._woken)
-        for tier in lower.all:
-            reports = ability(tier, ReportsRemovals)  # type: ignore[type-abstract]
-            if reports is not None:
-                reports.watch(partial(self._note_removed, tier.name))
-
-    # --- any thread ---------------------------------------------------------------------------------
-
-    def request(self, run: Run) -> bool:
-        """Request a run; returns whether the caller has to `send` the wake-up. Call it under the lock."""
-        is_sooner = run > self._requested
-        if is_sooner:
-            self._requested = run
-        return is_sooner
-
-    def request_owed(self, run: Run) -> bool:
-        """Request a run if some tier below is owed something; returns as `request`."""
-        return self._cascades.may_move and self.request(run)
-
-    def request_queued(self) -> bool:
-        """Request a run at once if something is queued; returns as `request`."""
-        is_queued = self._requested is Run.AFTER_STEP or self._placement.has_promotions
-        return is_queued and self.request(Run.NOW)
-
-    def send(self, wakeup: bool) -> None:
-        """Wake the loop thread if `wakeup` says so. Call it without the lock."""
-        if wakeup:
-            self._wakeup.send()
-
-    def _note_removed(self, tier: str, keys: Sequence[ChunkKey], reason: RemoveReason) -> None:
-        # A tier may call this under locks of its own: it must not wait for the chain's.
-        self._removed.append((tier, keys))
-
-    # --- on the loop thread -------------------------------------------------------------------------
-
-    async def progress(self) -> None:
-        """Return when something has moved, or somebody has returned a pin."""
-        await self._progress.wait()
+class Mover(Transfers):
+    """Flushes, removes and invalidates, beside the transfers. All its coroutines run on the loop thread."""
 
     async def flush(self, caller: Caller | None) -> None:
         """Return when everything that was stored so far is durable in some tier below.
@@ -209,138 +93,6 @@ class Mover:
         if self._retry is not None:
             self._retry.cancel()
 
-    def _woken(self) -> None:
-        if self._requested is Run.NOW:
-            self._pump()
-        elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(AFTER_STEP_S, self._pump)
-
-    def _pump(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        with self._lock:
-            self._requested = Run.NONE
-            promotions = self._placement.take_promotions()
-            cascades = self._taken()
-            retry_at_s = self._cascades.retry_at_s
-        for tier, slots in promotions:
-            for part in _parts(tier, slots):
-                if self._stopped:
-                    self._end_promotion(tier, part, Outcome())
-                else:
-                    self._spawn(self._promote(tier, part))
-        for batch in cascades:
-            self._start(batch)
-        self._retry_at(retry_at_s)
-        self._signal()
-
-    def _taken(self) -> list[Batch]:
-        """Take the cascades that may move now. Call it under the lock."""
-        while self._removed:
-            tier, keys = self._removed.popleft()
-            self._cascades.removed_by(tier, keys)
-        # What a tier gets before it has heard of new weights it would drop with the old.
-        if self._lower.invalidations:
-            return []
-        return self._cascades.take(time.monotonic(), is_urgent=self._urgent > 0)
-
-    def _start(self, batch: Batch) -> None:
-        tier = self._lower.all[batch.tier]
-        parts = [
-            self._spawn(self._cascade(batch.tier, part))
-            for part in (_parts(tier, batch.slots) if batch.slots else ())
-        ]
-        if batch.keys:
-            relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
-            parts += [
-                self._spawn(self._relay(relay, batch.tier, batch.keys[start : start + relay.chunks_max]))
-                for start in range(0, len(batch.keys), relay.chunks_max)
-            ]
-        self._spawn(self._make_room(batch, parts))
-
-    def _retry_at(self, retry_at_s: float | None) -> None:
-        """Run again when the first pause of a tier is over."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if retry_at_s is not None and not self._stopped:
-            delay_s = max(0.0, retry_at_s - time.monotonic())
-            self._retry = asyncio.get_running_loop().call_later(delay_s, self._pump)
-
-    async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
-        outcome, began_s = Outcome(), time.monotonic()
-        try:
-            outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
-        except Exception as error:
-            self._log(tier, error)
-        finally:
-            self._end_promotion(tier, slots, outcome)
-            self._count("loaded_us", tier.name, _us_since(began_s))
-            self._pump()
-
-    def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
-        with self._lock:
-            self._placement.promoted(tier, slots, outcome)
-
-    async def _cascade(self, index: int, slots: Sequence[Slot]) -> None:
-        keys = [slot.key for slot in slots]
-        outcome = Outcome()
-        try:
-            outcome = await self._store(index, dict(zip(keys, self._buffers(slots), strict=True)))
-        finally:
-            self._settle(index, keys, slots, outcome)
-
-    async def _relay(self, relay: Relay, index: int, keys: Sequence[ChunkKey]) -> None:
-        outcome = Outcome()
-        try:
-            async with relay.lock:
-                filled = await relay.filled(self._lower.all[:index], keys)
-                outcome = await self._store(index, filled)
-            gone = dict.fromkeys((key for key in keys if key not in filled), Failure.MISSING)
-            outcome = Outcome(outcome.succeeded, {**outcome.failed, **gone})
-        except Exception as error:
-            self._log(self._lower.all[index], error)
-        finally:
-            self._settle(index, keys, (), outcome)
-
-    async def _store(self, index: int, buffers: dict[ChunkKey, Buffer]) -> Outcome:
-        """Give a tier those chunks that are still of interest; one that raises has taken none."""
-        tier = self._lower.all[index]
-        with self._lock:  # asked right before the call: what was invalidated must not reach the tier
-            keys = self._cascades.wanted(index, list(buffers))
-        began_s = time.monotonic()
-        try:
-            return await tier.store(keys, [buffers[key] for key in keys]) if keys else Outcome()
-        except Exception as error:
-            self._log(tier, error)
-            return Outcome()
-        finally:
-            self._count("stored_us", tier.name, _us_since(began_s))
-
-    def _settle(self, index: int, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome) -> None:
-        with self._lock:
-            self._cascades.settle(index, keys, slots, outcome, time.monotonic())
-        self._pump()
-
-    async def _make_room(self, batch: Batch, parts: Sequence[asyncio.Task[None]]) -> None:
-        """Let the next batch begin once this one is through.
-
-        A part that hangs while others are through, for one drive of several, holds up no other batch.
-        Where no part is through, it is the whole tier that is slow.
-        """
-        try:
-            done, late = await asyncio.wait(parts, timeout=self._placement.load_deadline_s)
-            if not done:
-                with self._lock:
-                    self._cascades.is_overdue(batch)
-                self._signal()
-                await asyncio.wait(late)
-        finally:
-            with self._lock:
-                self._cascades.ended(batch)
-            self._pump()
-
     async def _flush_tiers(self, caller: Caller | None, number: int) -> None:
         flushed: list[TierError | None] = []
         if not self._stopped:
@@ -385,52 +137,6 @@ class Mover:
         with self._lock:
             self._placement.removed_below(tier.name, there)
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so()`, which is asked under the lock."""
-        while True:
-            with self._lock:
-                if is_so():
-                    return
-            await self.progress()
-
-    @contextmanager
-    def _urgently(self) -> Iterator[None]:
-        """Somebody waits for what is owed: each chunk is tried once, pause or not."""
-        self._urgent += 1
-        try:
-            self._pump()
-            yield
-        finally:
-            self._urgent -= 1
-
-    def _signal(self) -> None:
-        self._progress.set()
-        self._progress = asyncio.Event()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a transfer between tiers failed; its chunks are misses", exc_info=task.exception())
-
-    def _log(self, tier: Tier, error: Exception) -> None:
-        now_s = time.monotonic()
-        if now_s - self._logged_s.get(tier.name, -LOG_EVERY_S) >= LOG_EVERY_S:
-            self._logged_s[tier.name] = now_s
-            logger.error("%s raised; what it was asked for fails", tier.name, exc_info=error)
-
-    def _count(self, name: str, tier: str, amount: int) -> None:
-        with self._lock:
-            self._placement.tally.count(name, tier, amount)
-
-    def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
-        return [self._pinned.buffer(slot) for slot in slots]
-
 
 async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
     try:
@@ -442,16 +148,3 @@ async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
         failed.__cause__ = error
         return failed
     return None
-
-
-def _parts(tier: Tier, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
-    """The slots by the part of the tier that has or gets them, where it has parts."""
-    divides = ability(tier, Divides)  # type: ignore[type-abstract]
-    if divides is None:
-        return [slots]
-    shares = divides.divide([slot.key for slot in slots])
-    return [[slots[position] for position in positions] for positions in shares]
-
-
-def _us_since(began_s: float) -> int:
-    return int((time.monotonic() - began_s) * 1_000_000)

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
+from ..tiers.pinned.eviction import PromptId
 from ..tiers.pinned.slots import Slot, SlotState, SlotTable, SlotTier
 from .cascades import Cascades
 from .deadlines import Deadlines, longest_s
 from .events import EventLog
 from .prompts import GroupOf, Prompt
-from .queues import BATCH_BYTES
 from .tally import Tally
+
+NOBODY: PromptId = -1  # has no line that could be spared
 
 
 class Presence(enum.IntEnum):  # whole numbers, whose hash is not a call into Python
@@ -95,15 +97,14 @@ def plan_store(
         held: keys of the store that have a slot, each of which is pinned.
         new: the others, by position.
     """
-    room = table.free_count + table.idle_count
-    line = table.line(prompt.id) if prompt.is_spared else ()
-    if len(new) <= room - len(line):
+    if prompt.is_spared:
+        possible = table.room(prompt.id, len(new))
+    else:
+        possible = min(len(new), table.slots_count - table.pinned_count)
+    if possible == len(new):
         return Take()
-    slots = [slot for key in line if (slot := table.get(key)) is not None]
-    possible = room - sum(not slot.pins for slot in slots)
-    if len(new) <= possible:
-        return Take()
-    if len({*line, *held}) + len(new) <= table.slots_count:
+    own = {*held, *table.line(prompt.id)} if prompt.is_spared else set(held)
+    if len(own) + len(new) <= table.slots_count:
         return Refuse()
     return Cut(prompt.positions[new[possible]])
 
@@ -122,6 +123,7 @@ class Placement:
         dirty_fraction: float,
         load_deadlines_s: Mapping[str, float],
         unfilled: frozenset[str],
+        batch_bytes: int,
         events: EventLog | None,
         clock: Callable[[], float],
     ) -> None:
@@ -135,9 +137,11 @@ class Placement:
             lower,
             self.tally,
             slot_bytes=pinned.slot_bytes,
+            batch_bytes=batch_bytes,
             dirty_max=max(1, int(pinned.table.slots_count * dirty_fraction)),
             unfilled=unfilled,
         )
+        self.batch_chunks = max(1, batch_bytes // pinned.slot_bytes)
         self._clock = clock
         # Mutable state:
         self._promoting: dict[Slot, tuple[str, float]] = {}  # from where, and when it was queued
@@ -149,11 +153,6 @@ class Placement:
     def load_deadline_s(self) -> float:
         """The longest deadline of a tier below."""
         return longest_s(self.load_deadlines_s)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a slot can be had now: free, or such that it may be evicted."""
-        return self.table.pinned_count < self.table.slots_count
 
     def new_prompt(self, group_of: GroupOf) -> Prompt:
         """A prompt of which nothing is known yet."""
@@ -201,7 +200,7 @@ class Placement:
         # The tier was asked without the lock: the key may have got a slot meanwhile.
         if self.table.get(key) is not None:
             return self.pin(key)
-        slots, _ = self._take_slots(prompt, [key], spares_line=False)
+        slots, _ = self._take_slots(prompt, [key], NOBODY)
         if not slots:
             return Found(Presence.FULL)
         (slot,) = slots
@@ -226,20 +225,18 @@ class Placement:
                 prompt.ends_at = plan.ends_at
                 _, new, left = self._sorted_out(prompt, keys)
             prompt.refused_chunks = 0
-            return self._reserved(prompt, held, new, left, spares_line=prompt.is_spared)
+            spare = prompt.id if prompt.is_spared else NOBODY
+            return self._reserved(prompt, held, new, left, spare)
         finally:
             self.table.unpin(slots)
 
-    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> Reservation:
-        """Take slots for as many leading chunks as there is room for, for a store that waits for the rest.
-
-        A prompt that is larger than the arena passes through the slots of its tail.
-        """
+    def reserve_leading(self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId) -> Reservation:
+        """Take slots for as many leading chunks as find room without a chunk of the prompt to spare."""
         held, new, _ = self._sorted_out(prompt, keys)
         slots = list(held.values())
         self.table.pin(slots)
         try:
-            return self._reserved(prompt, held, new, [], spares_line=False)
+            return self._reserved(prompt, held, new, [], spare)
         finally:
             self.table.unpin(slots)
 
@@ -290,7 +287,7 @@ class Placement:
         by_tier: dict[int, tuple[Tier, list[Slot]]] = {}
         for tier, slot in queued:
             by_tier.setdefault(id(tier), (tier, []))[1].append(slot)
-        step = max(1, BATCH_BYTES // self.slot_bytes)
+        step = self.batch_chunks
         return [
             (tier, slots[start : start + step])
             for tier, slots in by_tier.values()
@@ -361,10 +358,9 @@ class Placement:
         held: Mapping[ChunkKey, Slot],
         new: Sequence[ChunkKey],
         left: Sequence[ChunkKey],
-        *,
-        spares_line: bool,
+        spare: PromptId,
     ) -> Reservation:
-        slots, evicted = self._take_slots(prompt, new, spares_line=spares_line)
+        slots, evicted = self._take_slots(prompt, new, spare)
         there = [slot for slot in held.values() if slot.state is SlotState.READY]
         self.cascades.stored(there)
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
@@ -372,9 +368,9 @@ class Placement:
         return Reservation(slots, busy, left, evicted, [slot.key for slot in there])
 
     def _take_slots(
-        self, prompt: Prompt, keys: Sequence[ChunkKey], *, spares_line: bool
+        self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId
     ) -> tuple[list[Slot], list[ChunkKey]]:
-        slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys), spares_line=spares_line)
+        slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys), spare=spare)
         self.tally.count("evicted_chunks", self.name, len(evicted))
         self.tally.removed(self.name, evicted, RemoveReason.EVICTED)
         self.cascades.evicted(evicted)

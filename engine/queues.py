@@ -23,8 +23,7 @@ from typing import NamedTuple
 from ..tiers.base import ChunkKey, Failure, Outcome
 
 BATCH_BYTES = 64 << 20  # one call: fills a drive's queue, and small enough to show progress
-BYTES_IN_FLIGHT_MAX = 256 << 20  # by tier: four batches keep a drive busy while results are looked at
-CALLS_IN_FLIGHT_MAX = 4  # by tier: small batches wait and become one large one
+CALLS_IN_FLIGHT_MAX = 4  # by tier: they keep a drive busy, and small batches wait and become one large one
 WAITING_BYTES_MAX = 64 << 30  # by tier: what a far tier is behind; it is keys, and bytes only where they lie
 WAITING_CHUNKS_MAX = 1 << 18  # the same in keys of about 200 bytes
 ARENA_SHARE = 4  # of the slots: so many at most are on their way to one tier, also where it hangs
@@ -43,10 +42,10 @@ class Limits(NamedTuple):
     waiting_chunks: int
 
     @staticmethod
-    def of(chunk_bytes: int, slots_count: int) -> Limits:
+    def of(chunk_bytes: int, slots_count: int, batch_bytes: int) -> Limits:
         """What the bounds in bytes come to: at least one chunk each."""
-        in_flight_chunks = min(BYTES_IN_FLIGHT_MAX // chunk_bytes, slots_count // ARENA_SHARE)
-        batch_chunks = min(BATCH_BYTES // chunk_bytes, in_flight_chunks // 2)
+        in_flight_chunks = min(CALLS_IN_FLIGHT_MAX * batch_bytes // chunk_bytes, slots_count // ARENA_SHARE)
+        batch_chunks = min(batch_bytes // chunk_bytes, in_flight_chunks // 2)
         waiting_chunks = min(WAITING_BYTES_MAX // chunk_bytes, WAITING_CHUNKS_MAX)
         return Limits(max(1, batch_chunks), max(1, in_flight_chunks), max(1, waiting_chunks))
 
@@ -255,5 +254,6 @@ class TierQueue:
             self._retry_at_s = min(self._retry_at_s, now_s + PAUSE_S)
         if failures:
             self.is_failing = not answered
+        if failures and now_s >= self._retry_at_s:  # others that fail in the same pause say nothing new
             self._retry_at_s = now_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)

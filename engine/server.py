@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from ..tiers.base import ChunkKey
 from ..tiers.pinned.slots import Slot
 from .chain import Chain
-from .mover import Run
 from .placement import Found, Presence
 from .prompts import Prompt
+from .transfers import Run
 
 
 class ServerChain(Chain):
     """A chain whose user asks chunk by chunk within a step and never waits.
 
     `pin` and `promote` answer at once. What a step queued begins to move with `start_queued`, when the step
-    asks for nothing more, or `mover.AFTER_STEP_S` later: a move that starts within a step delays it.
+    asks for nothing more, or `transfers.AFTER_STEP_S` later: a move that starts within a step delays it.
     """
 
     def lookup_below(self, key: ChunkKey) -> bool:

@@ -6,6 +6,7 @@ The factories that open the tiers are in another module, so checking a document 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +22,7 @@ from pydantic import (
 from ..tiers import ConfigError
 from ..tiers.nvme.volume.probe import existing
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
-from ..tiers.pinned.eviction import POLICIES, EvictionPolicy
+from ..tiers.pinned.eviction import POLICIES, EvictionPolicy, GuardedPolicy
 from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room
 from ..tiers.pinned.numa import memory_nodes
 from .base import TierConfig
@@ -63,9 +64,9 @@ class PinnedConfig(TierConfig):
         examples=["64GiB"],
     )
     policy: str = Field(
-        default="lru",
+        default="reuse",
         description="The eviction policy: which chunks leave first when the arena is full.",
-        examples=["lru"],
+        examples=["reuse"],
     )
     policy_module_path: str | None = Field(
         default=None,
@@ -102,7 +103,7 @@ class PinnedConfig(TierConfig):
         """Makes the policy from a capacity in chunks."""
         if self.policy_module_path is None:
             return POLICIES[self.policy]
-        return policy_class(self.policy, self.policy_module_path)
+        return partial(GuardedPolicy, make=policy_class(self.policy, self.policy_module_path))
 
     @property
     def capacity_bytes(self) -> int:

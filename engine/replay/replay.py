@@ -8,8 +8,10 @@ work, the best that placement can do at these sizes.
 One request, in the order in which a server acts:
 
     find      one chunk after the other, up to the first that cannot be had; those below are promoted
-    store     every chunk without a slot gets one, made free by eviction, and goes down from there
-    touch     what was in a slot before was used, after the new ones came (`EvictionPolicy.insert` says why)
+    use       what was found
+    store     the others, in steps of as many as a server computes at once: every chunk without a slot gets
+              one, made free by eviction, and goes down from there; a step without room ends it, so that no
+              chunk lies behind a gap
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from .trace import Requests
 TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress
 
 STORES_PER_ARENA = 4  # a store takes a quarter of the slots at most, as the engine's own do
+
+BATCH_BYTES = 1 << 60  # of tiers that move none: the slots are the bound
 
 NEVER_S = 1e9  # the deadline of loads that take no time
 
@@ -80,7 +84,12 @@ def distinct_count(requests: Requests) -> int:
 
 
 def replay(
-    requests: Requests, pinned: SlotTier, lower: Sequence[Tier], told: Callable[[int], None]
+    requests: Requests,
+    pinned: SlotTier,
+    lower: Sequence[Tier],
+    told: Callable[[int], None],
+    *,
+    step_chunks: int | None,
 ) -> ReplayFigures:
     """Replay the requests, and tell now and then how many more were served.
 
@@ -91,15 +100,21 @@ def replay(
         pinned: empty, and used by nobody else, as are the tiers below.
         lower: tiers that answer without waiting, nearest first, each under a name of its own.
         told: called on the caller's thread; what it raises ends the replay.
+        step_chunks: how many chunks of a prompt are stored in one step; None for all at once.
     """
     loop = LoopThread("kvtier-replay")
     chain = LibraryChain(
-        pinned, lower, loop, load_deadlines_s={tier.name: NEVER_S for tier in lower}, clock=lambda: 0.0
+        pinned,
+        lower,
+        loop,
+        load_deadlines_s={tier.name: NEVER_S for tier in lower},
+        batch_bytes=BATCH_BYTES,
+        clock=lambda: 0.0,
     )
     try:
         for start in range(0, len(requests), TURN_REQUESTS):
             turn = requests[start : start + TURN_REQUESTS]
-            loop.submit(_serve_all(chain, pinned.name, turn)).result()
+            loop.submit(_serve_all(chain, pinned.name, turn, step_chunks)).result()
             told(len(turn))
         stats = chain.stats()
         own = {tier.name: tier.stats().counters for tier in lower}
@@ -109,24 +124,29 @@ def replay(
     return _figures(requests, stats, own)
 
 
-async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests) -> None:
+async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests, step_chunks: int | None) -> None:
+    arena_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
     for keys in requests:
-        await _serve(chain, pinned, keys)
+        prompt = chain.new_prompt()
+        hits = await _use(chain, pinned, prompt, keys)
+        await _store(chain, pinned, prompt, keys[hits:], min(step_chunks or arena_chunks, arena_chunks))
 
 
-async def _serve(chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey]) -> None:
-    prompt = chain.new_prompt()
+async def _use(chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey]) -> int:
+    """Use the leading chunks that some tier has; returns how many."""
     held = _find(chain, prompt, keys)
     if any(source != pinned for _, source in held.values()):
         await chain.wait_filled(list(held))
+    used: dict[ChunkKey, str] = {}
     for key, (slot, source) in held.items():
         if chain.state_of(slot) is not Presence.READY:
             break
         chain.count("hits", source, 1)
-        chain.used({key: source})
-    resident = await _store(chain, pinned, prompt, keys)
-    chain.touch(prompt, resident)
+        used[key] = source
+    chain.used(used)
+    chain.touch(prompt, list(used))
     chain.release(slot for slot, _ in held.values())
+    return len(used)
 
 
 def _find(chain: LibraryChain, prompt: Prompt, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[Slot, str]]:
@@ -141,20 +161,18 @@ def _find(chain: LibraryChain, prompt: Prompt, keys: Sequence[ChunkKey]) -> dict
 
 
 async def _store(
-    chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey]
-) -> list[ChunkKey]:
-    """Store what has no slot yet, and wait until it is where it goes; returns what had one before."""
-    resident: list[ChunkKey] = []
-    step_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
+    chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey], step_chunks: int
+) -> None:
+    """Store step by step what has no slot yet, each step when the one before is where it goes."""
     for start in range(0, len(keys), step_chunks):
         part = keys[start : start + step_chunks]
-        reserved = chain.reserve_leading(prompt, part)
-        new = {slot.key for slot in reserved.slots}.union(reserved.left)
-        resident += [key for key in part if key not in new]
-        chain.count("dropped_chunks", pinned, len(reserved.left))
+        chain.touch(prompt, part)  # what has a slot behind a miss
+        reserved = chain.reserve(prompt, part)
         chain.commit(reserved.slots)
         await chain.mover.drain()
-    return resident
+        if reserved.left:
+            chain.count("dropped_chunks", pinned, len(reserved.left) + len(keys[start + step_chunks :]))
+            return
 
 
 def _figures(requests: Requests, stats: ChainStats, own: Mapping[str, Mapping[str, int]]) -> ReplayFigures:

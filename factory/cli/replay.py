@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from .replay_output import CurvePoint
     from .replay_plan import ReplayPlan
 
-# 512 tokens, what one id of a trace stands for, of Llama 3.1 8B in bf16: 32 layers, 8 KV heads of 128.
+# What one id of a trace stands for, 512 tokens, of Llama 3.1 8B in bf16: 32 layers, 8 KV heads of 128.
 CHUNK_SIZE = "64MiB"
+
+CHUNK_TOKENS = 512
+STEP_TOKENS = 2048  # what vLLM computes in one step by default
 
 CURVE_DOUBLINGS = 3  # to either side of the configured capacity, for the plot
 
@@ -31,6 +34,17 @@ def replay(
         str,
         typer.Option(help="Size of the chunk that one id of the trace stands for."),
     ] = CHUNK_SIZE,
+    chunk_tokens: Annotated[
+        int, typer.Option("--tokens-per-chunk", min=1, help="Tokens that one id of the trace stands for.")
+    ] = CHUNK_TOKENS,
+    step_tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens-per-step",
+            min=0,
+            help="Tokens of a prompt that the server computes, and stores, in one step; 0 for whole prompts.",
+        ),
+    ] = STEP_TOKENS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     plot_file: Annotated[
         Path | None,
@@ -48,10 +62,18 @@ def replay(
     dropped. Moves no data, opens no tier and changes nothing on the machine.
     """
     with interruptible():
-        _replay(trace, config, chunk_bytes, as_json, plot_file)
+        step_chunks = max(1, step_tokens // chunk_tokens) if step_tokens else None
+        _replay(trace, config, chunk_bytes, step_chunks, as_json, plot_file)
 
 
-def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_file: Path | None) -> None:
+def _replay(
+    trace: Path,
+    config: Path,
+    chunk_bytes: str,
+    step_chunks: int | None,
+    as_json: bool,
+    plot_file: Path | None,
+) -> None:
     from ...engine.replay.replay import unlimited_hit_percent
     from ...engine.replay.trace import read_trace
     from ..config import load_config
@@ -60,7 +82,9 @@ def _replay(trace: Path, config: Path, chunk_bytes: str, as_json: bool, plot_fil
     from .replay_output import as_text, plot, require_plotting
     from .replay_plan import plan_replay
 
-    plan = plan_replay(load_config(config), chunk_bytes=parse_chunk_bytes(chunk_bytes))
+    plan = plan_replay(
+        load_config(config), chunk_bytes=parse_chunk_bytes(chunk_bytes), step_chunks=step_chunks
+    )
     if plot_file is not None:
         require_plotting(plot_file)
     requests = read_trace(trace)
@@ -78,7 +102,8 @@ def _point(plan: ReplayPlan, requests: Requests, advance: Callable[[int], None])
     from ...engine.replay.replay import replay as run
     from .replay_output import CurvePoint
 
-    return CurvePoint(plan.slots_count, run(requests, plan.pinned(), plan.lower(), advance))
+    figures = run(requests, plan.pinned(), plan.lower(), advance, step_chunks=plan.step_chunks)
+    return CurvePoint(plan.slots_count, figures)
 
 
 def _curve_counts(slots_count: int, requests: Requests) -> list[int]:

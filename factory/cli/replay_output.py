@@ -29,7 +29,7 @@ def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{figures.requests_count} requests, {figures.prompt_chunks} chunks of "
-        f"{format_size(plan.chunk_bytes)}; pinned evicts by {plan.policy}",
+        f"{format_size(plan.chunk_bytes)}, stored {_steps(plan)}; pinned evicts by {plan.policy}",
         f"hit rate {figures.hit_rate_percent:.1f}%; an unlimited cache would reach {unlimited_percent:.1f}%",
         "",
         *("  ".join(_padded(row, widths)).rstrip() for row in rows),
@@ -44,6 +44,7 @@ def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
         "unlimited_hit_rate_percent": round(unlimited_percent, 3),
         "chunk_bytes": plan.chunk_bytes,
         "policy": plan.policy,
+        "step_chunks": plan.step_chunks,
         **asdict(figures),
     }
     for tier in document["tiers"]:
@@ -110,6 +111,10 @@ def _row(tier: TierFigures, chunk_bytes: int) -> tuple[str, ...]:
         format_size(tier.written_bytes),
         str(tier.dropped_chunks),
     )
+
+
+def _steps(plan: ReplayPlan) -> str:
+    return "by whole prompts" if plan.step_chunks is None else f"{plan.step_chunks} a step"
 
 
 def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:

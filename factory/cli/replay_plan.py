@@ -37,12 +37,14 @@ class ReplayPlan:
 
     Attributes:
         chunk_bytes: of a slot; whole pages.
+        step_chunks: chunks of a prompt that are stored in one step; None for all at once.
     """
 
     slots_count: int
     policy: str
     make_policy: Callable[[int], EvictionPolicy]
     chunk_bytes: int
+    step_chunks: int | None
     logs: tuple[LogPlan, ...]
 
     def pinned(self) -> SlotsWithoutBytes:
@@ -66,7 +68,7 @@ class ReplayPlan:
         return replace(self, slots_count=slots_count)
 
 
-def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
+def plan_replay(config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | None) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
     Raises:
@@ -80,7 +82,7 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int) -> ReplayPlan:
         name = unique_name("nvme", [log.name for log in logs])
         logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
     slots_count = pinned.capacity_bytes // chunk_bytes
-    return ReplayPlan(slots_count, pinned.policy, pinned.make_policy, chunk_bytes, tuple(logs))
+    return ReplayPlan(slots_count, pinned.policy, pinned.make_policy, chunk_bytes, step_chunks, tuple(logs))
 
 
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 from chain_rig import SLOT_BYTES, CountingTier, Slots
@@ -233,3 +233,190 @@ def test_a_load_tells_the_tier_below_what_came_from_slots_and_not_what_it_read_i
     for keys in ([b"a", b"x"], [b"x", b"missing"]):
         rig.loop.submit(rig.chain.load(rig.device, keys)).result(SETTLE_S)
     assert rig.lower.told == [b"a", b"x"]
+
+
+# Deadlines, the pipeline of loads, and what a store holds.
+
+
+class SlowTier(MemoryTier):
+    """A tier whose loads each take some time."""
+
+    load_s = 0.0
+
+    async def load(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        self.log.append(("began", tuple(keys)))
+        await asyncio.sleep(self.load_s)
+        return await super().load(keys, buffers)
+
+
+class Chained:
+    """A library's chain over some tiers."""
+
+    def __init__(self, *lower: MemoryTier, slots: int = 16, deadlines_s: Mapping[str, float]) -> None:
+        self.loop, self.device = LoopThread(), MemoryTier("gpu")
+        self.chain = LibraryChain(Slots(slots), lower, self.loop, load_deadlines_s=deadlines_s)
+
+    def load(self, keys: Sequence[bytes]) -> Outcome:
+        return self.loop.submit(self.chain.load(self.device, keys)).result(SETTLE_S)
+
+    def counted(self, name: str, tier: str) -> int:
+        return self.chain.stats().tiers[tier].counters[name]
+
+    def close(self, *gated: MemoryTier) -> None:
+        for tier in gated:
+            self.loop.submit(_call(tier.gate.set)).result(SETTLE_S)
+        self.loop.submit(self.chain.mover.stop()).result(SETTLE_S)
+        self.chain.check()
+        assert self.chain.stats().pinned_slots == 0
+        self.loop.close()
+
+
+def filled(tier: MemoryTier, keys: Sequence[bytes]) -> None:
+    tier.chunks.update({key: pattern(key, SLOT_BYTES) for key in keys})
+
+
+def test_the_deadline_is_of_the_load_and_not_of_each_batch() -> None:
+    slow = SlowTier()
+    slow.load_s = SHORT_S
+    rig = Chained(slow, slots=16, deadlines_s={"memory": 2 * SHORT_S})
+    keys = [b"%d" % number for number in range(1000)]  # 500 batches, each in time by itself
+    filled(slow, keys)
+    outcome = rig.load(keys)  # 25 s of loads
+    assert set(outcome.failed.values()) <= {Failure.TIMEOUT, Failure.NO_SPACE}
+    assert len(outcome.failed) > len(keys) // 2
+    assert outcome.succeeded == tuple(keys[: len(outcome.succeeded)]), "the head came"
+    assert rig.counted("late_loads", "memory") > 0
+    rig.close()
+
+
+def test_each_tier_has_a_deadline_of_its_own() -> None:
+    hasty, patient = MemoryTier("hasty"), SlowTier("patient")
+    patient.load_s = 4 * SHORT_S
+    rig = Chained(hasty, patient, deadlines_s={"hasty": SHORT_S, "patient": SETTLE_S})
+    filled(hasty, [b"a"])
+    filled(patient, [b"b"])
+    rig.loop.submit(_call(hasty.gate.clear)).result(SETTLE_S)
+    outcome = rig.load([b"a", b"b"])
+    assert outcome == Outcome((b"b",), {b"a": Failure.TIMEOUT})
+    assert (rig.counted("late_loads", "hasty"), rig.counted("late_loads", "patient")) == (1, 0)
+    rig.close(hasty)
+
+
+def test_the_next_batch_is_read_while_one_is_copied() -> None:
+    lower = MemoryTier()
+    rig = Chained(lower, slots=16, deadlines_s={"memory": SETTLE_S})
+    keys = [b"%d" % number for number in range(8)]
+    filled(lower, keys)
+    rig.loop.submit(_call(rig.device.gate.clear)).result(SETTLE_S)
+    load = rig.loop.submit(rig.chain.load(rig.device, keys))
+    rig.loop.submit(_until(lambda: bool(rig.device.log))).result(SETTLE_S)
+    first = rig.device.log[0][1]  # its copy hangs
+    rig.loop.submit(_until(lambda: len(lower.log) == 2)).result(SETTLE_S)
+    assert lower.log == [("load", first), ("load", tuple(keys[len(first) : 2 * len(first)]))]
+    rig.loop.submit(_call(rig.device.gate.set)).result(SETTLE_S)
+    assert load.result(SETTLE_S).succeeded == tuple(keys)
+    rig.close()
+
+
+def test_a_store_that_waits_for_a_drive_holds_no_slot_and_has_not_begun_to_copy() -> None:
+    lower = MemoryTier()
+    rig = Chained(lower, slots=8, deadlines_s={"memory": SETTLE_S})
+    keys = [b"%d" % number for number in range(20)]
+    filled(rig.device, keys)
+    rig.loop.submit(_call(lower.gate.clear)).result(SETTLE_S)
+    store = rig.loop.submit(rig.chain.store(rig.device, keys, calling()))
+    rig.loop.submit(_until(lambda: rig.chain.stats().pending_chunks["memory"] == 7)).result(SETTLE_S)
+    assert sum(len(copied) for _, copied in rig.device.log) == 7, "seven eighths may wait; no copy hangs"
+    assert rig.chain.stats().pinned_slots == 7
+    rig.loop.submit(_call(lower.gate.set)).result(SETTLE_S)
+    assert store.result(SETTLE_S).succeeded == tuple(keys)
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
+    assert set(lower.chunks) == set(keys)
+    rig.close()
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_one_slot_is_enough(slots: int) -> None:
+    lower = MemoryTier()
+    rig = Chained(lower, slots=slots, deadlines_s={"memory": SETTLE_S})
+    keys = [b"%d" % number for number in range(6)]
+    filled(rig.device, keys)
+    assert rig.loop.submit(rig.chain.store(rig.device, keys, calling())).result(SETTLE_S).succeeded == tuple(
+        keys
+    )
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
+    assert set(lower.chunks) == set(keys)
+    rig.device.chunks.clear()
+    assert rig.load(keys).succeeded == tuple(keys)
+    rig.close()
+
+
+def test_a_tier_that_raises_in_a_lookup_leaves_no_pin() -> None:
+    class Raising(MemoryTier):
+        raises = False
+
+        def lookup(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
+            if self.raises:
+                raise ValueError("a mistake")
+            return super().lookup(keys)
+
+    lower = Raising()
+    rig = Chained(lower, slots=8, deadlines_s={"memory": SETTLE_S})
+    filled(rig.device, [b"a"])
+    rig.loop.submit(rig.chain.store(rig.device, [b"a"], calling())).result(SETTLE_S)
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
+    lower.raises = True
+    for _ in range(10):
+        with pytest.raises(ValueError, match="a mistake"):
+            rig.load([b"a", b"absent"])
+    lower.raises = False
+    rig.close()
+
+
+class Unsure(MemoryTier):
+    """A tier that finds out what it has when it is asked, and knows when it is asked again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[bytes] = set()
+
+    def lookup(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
+        hits = [key in self.chunks if key in self.known else None for key in keys]
+        self.known.update(keys)
+        return hits
+
+
+def test_a_load_waits_for_a_tier_that_finds_out_whether_it_has_a_chunk() -> None:
+    lower = Unsure()
+    rig = Chained(lower, deadlines_s={"memory": SETTLE_S})
+    filled(lower, [b"a", b"b"])
+    assert rig.load([b"a", b"absent", b"b"]) == Outcome((b"a", b"b"), {b"absent": Failure.MISSING})
+    rig.close()
+
+
+def test_chunks_are_prefetched_into_slots_and_found_by_tier() -> None:
+    lower = MemoryTier()
+    rig = Chained(lower, deadlines_s={"memory": SETTLE_S})
+    filled(lower, [b"a", b"b"])
+    assert rig.chain.contains([b"a", b"absent"]) == ["memory", None]
+    outcome = rig.loop.submit(rig.chain.prefetch([b"a", b"absent"])).result(SETTLE_S)
+    assert outcome == Outcome((b"a",), {b"absent": Failure.MISSING})
+    assert rig.chain.contains([b"a", b"b"]) == ["pinned", "memory"]
+    rig.close()
+
+
+def test_nothing_is_found_after_a_clear() -> None:
+    lower = MemoryTier()
+    rig = Chained(lower, deadlines_s={"memory": SETTLE_S})
+    filled(rig.device, [b"a"])
+    rig.loop.submit(rig.chain.store(rig.device, [b"a"], calling())).result(SETTLE_S)
+    rig.loop.submit(rig.chain.clear()).result(SETTLE_S)
+    assert rig.chain.lookup([b"a"]) == [False]
+    rig.loop.submit(rig.chain.mover.flush(None)).result(SETTLE_S)
+    assert not lower.chunks
+    rig.close()
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # noqa: ASYNC110 - other tasks bring it about
+        await asyncio.sleep(0)

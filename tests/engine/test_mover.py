@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
+from kvtier.engine import queues as queues_module
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
@@ -380,3 +381,214 @@ def test_one_of_two_drives_that_hangs_holds_up_no_store_of_the_other(two: TwoDri
 
 def owner(two: TwoDrives, key: bytes) -> str:
     return two.tier._drives[two.tier._ranking.of(key)[0]].name
+
+
+# Several tiers: one that is slow, fails or hangs delays no other, and what it lacks it gets later.
+
+
+class Moody(MemoryTier):
+    """A tier that hangs, fails or raises while it is in that mood."""
+
+    mood = ""
+
+    async def store(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        if self.mood == "raises":
+            raise OSError("a mood")
+        if self.mood == "fails":
+            return Outcome(failed=dict.fromkeys(keys, Failure.IO_ERROR))
+        if self.mood == "hangs":
+            self.gate.clear()
+        return await super().store(keys, buffers)
+
+
+class Three:
+    """A chain of few slots over three tiers of which one is moody."""
+
+    def __init__(self, moody: int = 0, slots: int = 8, unfilled: frozenset[str] = frozenset()) -> None:
+        self.loop, self.slots = LoopThread(), Slots(slots)
+        self.tiers = [Moody(name) for name in ("first", "second", "third")]
+        self.moody = self.tiers[moody]
+        self.others = [tier for tier in self.tiers if tier is not self.moody]
+        self.chain = BothFaces(self.slots, self.tiers, self.loop, load_deadlines_s={}, unfilled=unfilled)
+
+    def put(self, *keys: bytes) -> None:
+        slots = self.chain.reserve(self.chain.new_prompt(), keys).slots
+        for slot in slots:
+            self.slots.buffer(slot)[:] = pattern(slot.key, SLOT_BYTES)
+        self.chain.commit(slots)
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        self.loop.submit(_until(is_so)).result(PATIENCE_S)
+
+    def drain(self) -> None:
+        self.loop.submit(self.chain.mover.drain()).result(PATIENCE_S)
+
+    def load(self, *keys: bytes) -> None:
+        slots, failed = self.loop.submit(self.chain.fetch(self.chain.new_prompt(), keys)).result(PATIENCE_S)
+        assert not failed
+        self.chain.touch(self.chain.new_prompt(), keys)
+        self.chain.release(slots)
+
+    def mend(self) -> None:
+        self.moody.mood = ""
+        self.loop.submit(_call(self.moody.gate.set)).result(PATIENCE_S)
+
+    def close(self) -> None:
+        self.mend()
+        self.loop.submit(self.chain.mover.stop()).result(PATIENCE_S)
+        self.chain.check()
+        assert self.chain.stats().pinned_slots == 0
+        self.loop.close()
+
+
+@pytest.mark.parametrize("mood", ["hangs", "fails", "raises"])
+@pytest.mark.parametrize("moody", [0, 1, 2])
+def test_a_tier_in_any_mood_keeps_no_chunk_from_the_others_and_gets_all_when_it_is_well(
+    moody: int, mood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues_module, "PAUSE_S", SHORT_S / 10)
+    rig = Three(moody)
+    rig.moody.mood = mood
+    keys = [b"%d" % number for number in range(6)]
+    for key in keys:
+        rig.put(key)
+    rig.until(lambda: all(set(tier.chunks) == set(keys) for tier in rig.others))
+    assert not rig.moody.chunks
+    if mood != "hangs":
+        rig.loop.submit(rig.chain.mover.flush(None)).result(PATIENCE_S)  # it is durable in two tiers
+    rig.mend()
+    rig.until(lambda: set(rig.moody.chunks) == set(keys))  # without a new store
+    assert rig.moody.chunks == {key: pattern(key, SLOT_BYTES) for key in keys}
+    rig.close()
+
+
+def test_a_far_tier_that_hangs_holds_no_slot_that_another_wants_and_gets_its_chunks_from_the_near_one() -> (
+    None
+):
+    rig = Three(moody=2)
+    rig.moody.mood = "hangs"
+    keys = [b"%02d" % number for number in range(32)]  # four times the slots
+    for start in range(0, len(keys), 2):
+        rig.put(*keys[start : start + 2])
+        rig.until(lambda end=start + 2: set(rig.tiers[1].chunks) >= set(keys[:end]))  # type: ignore[misc]
+    assert rig.chain.stats().pinned_slots <= 2, "those on their way to it, and no more"
+    assert rig.chain.stats().pending_chunks["third"] == len(keys)
+    rig.mend()
+    rig.drain()
+    assert rig.moody.chunks == {key: pattern(key, SLOT_BYTES) for key in keys}
+    rig.close()
+
+
+def test_a_chunk_that_no_tier_above_has_any_more_is_left_out_and_counted() -> None:
+    rig = Three(moody=2)
+    rig.moody.mood = "hangs"
+    rig.put(b"holds", b"up")
+    rig.until(lambda: not rig.moody.gate.is_set())
+    rig.put(b"a")
+    rig.until(lambda: b"a" in rig.tiers[1].chunks)
+    for tier in rig.tiers[:2]:
+        del tier.chunks[b"a"]
+    for number in range(8):
+        rig.put(b"%d" % number)
+        rig.until(lambda key=b"%d" % number: key in rig.tiers[0].chunks)  # type: ignore[misc]
+    rig.mend()
+    rig.drain()
+    assert b"a" not in rig.moody.chunks
+    assert rig.chain.stats().tiers["third"].counters["dropped_chunks"] == 1
+    rig.close()
+
+
+@pytest.mark.parametrize("unfilled", [frozenset[str](), frozenset({"first"})])
+def test_a_hit_far_down_fills_the_nearer_tiers_but_those_that_want_no_fills(unfilled: frozenset[str]) -> None:
+    rig = Three(unfilled=unfilled)
+    rig.tiers[2].chunks[b"a"] = pattern(b"a", SLOT_BYTES)
+    for _ in range(2):
+        rig.load(b"a")
+        rig.drain()
+    assert set(rig.tiers[0].chunks) == {b"a"} - ({b"a"} if unfilled else set())
+    assert rig.tiers[1].chunks == rig.tiers[2].chunks
+    assert ("store", (b"a",)) not in rig.tiers[2].log
+    rig.put(b"b")
+    rig.drain()
+    assert b"b" in rig.tiers[0].chunks, "it gets what is stored"
+    rig.close()
+
+
+class Evicting(MemoryTier):
+    """A tier that reports what it evicts."""
+
+    def watch(self, report: Callable[[Sequence[bytes], RemoveReason], None]) -> None:
+        self.report = report
+
+    def evict(self, key: bytes) -> None:
+        del self.chunks[key]
+        self.report([key], RemoveReason.EVICTED)
+
+
+def test_a_chunk_that_was_evicted_below_goes_down_again_when_it_is_used_and_not_before() -> None:
+    lower = Evicting()
+    rig = Above(lower)
+    rig.store(b"a")
+    rig.flush()
+    lower.evict(b"a")
+    rig.store(b"b")
+    rig.flush()
+    assert set(lower.chunks) == {b"b"}
+    slots, _ = rig.loop.submit(rig.chain.fetch(rig.chain.new_prompt(), [b"a"])).result(5)
+    rig.chain.release(slots)
+    rig.chain.touch(rig.chain.new_prompt(), [b"a"])
+    rig.loop.submit(_until(lambda: b"a" in lower.chunks)).result(5)
+    rig.close()
+
+
+def test_a_chunk_that_was_evicted_below_goes_down_again_when_it_is_stored() -> None:
+    lower = Evicting()
+    rig = Above(lower)
+    rig.store(b"a")
+    rig.flush()
+    lower.evict(b"a")
+    rig.loop.submit(rig.chain.mover.drain()).result(5)
+    rig.store(b"a")
+    rig.flush()
+    assert set(lower.chunks) == {b"a"}
+    rig.close()
+
+
+def test_what_is_stored_while_a_tier_hears_of_new_weights_reaches_it_afterwards() -> None:
+    lower = MemoryTier()
+    rig = Above(lower)
+    may, invalidate = asyncio.Event(), lower.invalidate
+
+    async def held() -> None:
+        await may.wait()
+        await invalidate()
+
+    lower.invalidate = held  # type: ignore[method-assign]
+    rig.chain.invalidate()
+    rig.store(b"new")
+    rig.loop.submit(asyncio.sleep(0)).result(5)
+    assert not lower.log
+    rig.loop.submit(_call(may.set)).result(5)
+    rig.flush()
+    assert set(lower.chunks) == {b"new"}
+    rig.close()
+
+
+def test_a_tier_that_raises_is_logged_once_and_not_for_each_batch(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Above(FailingTier(raises=OSError("gone")))
+    for number in range(4):
+        rig.store(b"%d" % number)
+        with pytest.raises(TierError):
+            rig.flush()
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    rig.close()
+
+
+def test_a_failing_tier_keeps_no_slot_from_eviction() -> None:
+    rig = Above(FailingTier(Failure.IO_ERROR))
+    for number in range(8):  # twice the slots
+        rig.store(b"%d" % number)
+        with pytest.raises(TierError):
+            rig.flush()
+    assert rig.chain.stats().pinned_slots == 0
+    rig.close()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
-from kvtier.engine import mover as mover_module
+from kvtier.engine import transfers as transfers_module
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.placement import Found, Presence
 from kvtier.tiers.testing import MemoryTier, pattern
@@ -17,7 +17,7 @@ def rig() -> Iterator[Rig]:
 
 
 def test_what_a_step_queued_moves_when_the_step_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mover_module, "AFTER_STEP_S", 3600.0)
+    monkeypatch.setattr(transfers_module, "AFTER_STEP_S", 3600.0)
     rig.lower.chunks[b"x"] = pattern(b"x", SLOT_BYTES)
     rig.chain.commit_in_step(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
     assert rig.chain.pin(b"x").presence is Presence.MISS

@@ -35,7 +35,7 @@ from kvtier.tiers import ConfigError
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.budget import facts_for
 from kvtier.tiers.nvme.store.directory import StoreDirectory
-from kvtier.tiers.pinned.eviction import POLICIES, ArcPolicy
+from kvtier.tiers.pinned.eviction import POLICIES, ArcPolicy, GuardedPolicy
 from kvtier.tiers.pinned.memory import Room
 
 MIB = 1 << 20
@@ -230,7 +230,7 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "policy as number",
         with_(1, policy=4),
-        'tiers[1].policy: should be a valid string, not 4; for example "lru"',
+        'tiers[1].policy: should be a valid string, not 4; for example "reuse"',
     ),
     (
         "node below zero",
@@ -392,7 +392,7 @@ def test_the_example_document_is_read() -> None:
     config = parse_config(GOOD)
     assert config.tiers == (
         GpuConfig(type="gpu"),
-        PinnedConfig(type="pinned", capacity=64 * GIB),
+        PinnedConfig(type="pinned", capacity=64 * GIB, policy="lru"),
         NvmeConfig(type="nvme", path=Path("/mnt/nvme0/kvtier"), capacity=2048 * GIB),
     )
     nvme = config.tiers[2]
@@ -406,12 +406,17 @@ def test_every_policy_can_be_named() -> None:
         parse_config(changed(with_(1, policy=policy)))
 
 
-def test_a_policy_of_another_package_is_made_by_its_class() -> None:
+def test_a_policy_of_another_package_is_made_by_its_class_behind_a_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(ArcPolicy, "__init__", lambda self, capacity_chunks: made.append(capacity_chunks))
     module = "kvtier.tiers.pinned.eviction.arc"
     config = parse_config(changed(with_(1, policy="ArcPolicy", policy_module_path=module)))
     pinned = config.tiers[1]
     assert isinstance(pinned, PinnedConfig)
-    assert isinstance(pinned.make_policy(4), ArcPolicy)
+    assert isinstance(pinned.make_policy(4), GuardedPolicy)
+    assert made == [4]
 
 
 def test_what_spares_the_drive_is_read() -> None:

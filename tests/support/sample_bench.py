@@ -17,7 +17,7 @@ What a language and a marker mean:
     any, slow                   tested with the slow tests
     any, file NAME              written to a package's directory, and then, if the marker says so:
         then pytest FILE            the tests in FILE pass there
-        policy CLASS                the class is an eviction policy: it passes the tests of every policy
+        policy CLASS                the class is an eviction policy: a tier evicts by it
         command NAME                `kvtier NAME` is a command from here on
     any, not run: REASON        not run; the JSON of its --kv-transfer-config is checked all the same
 
@@ -53,15 +53,6 @@ from kvtier.factory.vllm import options
 from kvtier.tiers.pinned.arena import Arena
 from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.testing import aligned_buffers, pattern
-
-POLICY_TESTS = """
-import importlib, sys, pytest
-from kvtier.tiers.pinned import eviction
-module, class_name = sys.argv[1:]
-eviction.POLICIES = {"sample": getattr(importlib.import_module(module), class_name)}
-arguments = ["-q", "-p", "no:cacheprovider", "-k", "not scan"]  # which is of policies by name
-sys.exit(pytest.main([*arguments, "tests/tiers/pinned/eviction/test_base.py"]))
-"""
 
 PLACES = {
     "/etc/kvtier": "etc",
@@ -164,9 +155,6 @@ class SampleBench:
     def _use_policy(self, path: Path, class_name: str) -> None:
         policy = getattr(_imported(path, self._package), class_name)
         asyncio.run(_overfilled(PinnedTier(Arena.private(4, 4096, 1), policy)))
-        module = path.relative_to(self._package).with_suffix("").as_posix().replace("/", ".")
-        tests = [sys.executable, "-c", POLICY_TESTS, module, class_name]
-        _succeed(tests, PYTHONPATH=str(self._package), PYTEST_ADDOPTS="")
 
     # JSON.
 

@@ -89,11 +89,6 @@ class SlotTable:
         """Slots that somebody holds a pin on."""
         return self._pinned_count
 
-    @property
-    def idle_count(self) -> int:
-        """Slots that hold a chunk and that nobody holds a pin on: these may be evicted."""
-        return self.slots_count - self._pinned_count - len(self._free)
-
     def line(self, prompt: PromptId) -> Collection[ChunkKey]:
         """The readable chunks that the prompt was the last one to use."""
         return self._policy.line(prompt)
@@ -105,26 +100,39 @@ class SlotTable:
         slot = self._by_key.get(key)
         return slot is not None and slot.state is SlotState.READY
 
+    def room(self, prompt: PromptId, wanted: int) -> int:
+        """How many of `wanted` more chunks of the prompt would find a slot, and none of its line leave.
+
+        The line is walked only where that decides.
+        """
+        possible = self.slots_count - self._pinned_count
+        if wanted <= len(self._free):
+            return wanted
+        line = self._policy.line(prompt)
+        if wanted <= possible - len(line):
+            return wanted
+        return min(wanted, possible - sum(map(self._is_idle, line)))
+
     def reserve(
         self,
         prompt: PromptId,
         keys: Sequence[ChunkKey],
         positions: Sequence[int],
         *,
-        spares_line: bool = True,
+        spare: PromptId | None = None,
     ) -> tuple[list[Slot], list[ChunkKey]]:
         """Take a slot for each of `keys`, none of which is in the table; evict to make room.
 
         The prompt's line becomes the youngest.
 
         Args:
-            spares_line: whether none of the prompt's own line is evicted.
+            spare: the prompt of whose line none is evicted; without, it is the one that the slots are for.
 
         Returns:
             Slots for as many leading keys as there was room for, FILLING and pinned once for the filler;
             and the keys that were evicted for them.
         """
-        evicted = self._make_room(len(keys), prompt if spares_line else None)
+        evicted = self._make_room(len(keys), prompt if spare is None else spare)
         self._policy.arrive(prompt)
         slots = []
         for key, position in zip(keys[: len(self._free)], positions, strict=False):
@@ -195,8 +203,9 @@ class SlotTable:
         assert all(slot.pins for slot in self._by_key.values() if slot.state is SlotState.FILLING)
         self._policy.check()
 
-    def _make_room(self, count: int, spare: PromptId | None) -> list[ChunkKey]:
-        missing = min(count - len(self._free), self.idle_count)
+    def _make_room(self, count: int, spare: PromptId) -> list[ChunkKey]:
+        idle_count = self.slots_count - self._pinned_count - len(self._free)
+        missing = min(count - len(self._free), idle_count)
         if missing <= 0:  # no victims can be found
             return []
         victims = self._policy.evict(missing, self._is_idle, spare=spare)

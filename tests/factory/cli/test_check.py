@@ -19,7 +19,7 @@ def test_a_good_document_is_summed_up(run: Run, file: Path) -> None:
     expected = (
         f"{file}: 3 tiers\n"
         "  tiers[0]  gpu\n"
-        "  tiers[1]  pinned  64MiB, lru\n"
+        "  tiers[1]  pinned  64MiB, reuse\n"
         f"  tiers[2]  nvme    {file.parent}/store: 64MiB, reserve 1GiB\n"
     )
     status, output, _ = run("check", file, "--chunk-bytes", "1MiB")
@@ -115,7 +115,7 @@ def test_a_good_document_is_printed_as_this_machine_makes_it(run: Run, file: Pat
     status, output, errors = run("check", "--json", file)
     assert status == 0
     assert all(line.startswith("warning: tiers[2].") for line in errors.splitlines()), "beside the JSON"
-    assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 20, "policy": "lru"}
+    assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 20, "policy": "reuse"}
 
 
 def test_a_wrong_document_is_one_message_and_status_two(run: Run, file: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_figures_are_printed_as_a_table(run: Run, trace: Path, document: Doc
     status, output, errors = run("replay", trace, "--config", document(pinned("128MiB"), nvme("1TiB")))
     assert (status, errors) == (0, "")
     assert output.splitlines() == [
-        "3 requests, 6 chunks of 64MiB; pinned evicts by lru",
+        "3 requests, 6 chunks of 64MiB, stored 4 a step; pinned evicts by lru",
         "hit rate 33.3%; an unlimited cache would reach 33.3%",
         "",
         "tier    capacity  chunks  hit rate  promoted  evicted  written  dropped",
@@ -71,6 +71,7 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
         "unlimited_hit_rate_percent": 33.333,
         "chunk_bytes": 4096,
         "policy": "arc",
+        "step_chunks": 4,
         "requests_count": 3,
         "prompt_chunks": 6,
         "hits_chunks": 0,
@@ -88,6 +89,26 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
             }
         ],
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "step_chunks"),
+    [
+        ([], "stored 4 a step", 4),
+        (["--tokens-per-step", 0], "stored by whole prompts", None),
+        (["--tokens-per-step", 8192], "stored 16 a step", 16),
+        (["--tokens-per-step", 100], "stored 1 a step", 1),
+        (["--tokens-per-step", 100, "--tokens-per-chunk", 16], "stored 6 a step", 6),
+    ],
+)
+def test_prompts_come_in_over_as_many_steps_as_a_server_takes(
+    run: Run, trace: Path, document: Document, options: list[object], said: str, step_chunks: int | None
+) -> None:
+    config = document(pinned("128MiB"))
+    _, text, _ = run("replay", trace, "--config", config, *options)
+    assert said in text.splitlines()[0]
+    _, output, _ = run("replay", trace, "--config", config, "--json", *options)
+    assert json.loads(output)["step_chunks"] == step_chunks
 
 
 @pytest.mark.parametrize(
@@ -207,7 +228,7 @@ def test_a_bad_line_is_one_message(run: Run, trace: Path, document: Document) ->
 def test_ctrl_c_ends_it_cleanly(
     run: Run, trace: Path, document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(replay_module, "replay", interrupted)

@@ -124,6 +124,48 @@ def test_a_policy_hears_of_prompts_in_the_order_of_allocation_and_of_each_ones_c
     ]
 
 
+every_policy = pytest.mark.parametrize("policy", sorted(POLICIES))
+
+
+@every_policy
+def test_a_store_never_evicts_what_its_prompt_holds(policy: str) -> None:
+    slots = SlotTable(8, POLICIES[policy](8))
+    prefix, others = [b"p%d" % i for i in range(4)], [b"o%d" % i for i in range(4)]
+    for keys in (prefix, others):
+        slots.commit(reserve(slots, keys)[0])
+    prompt = next(PROMPTS)
+    slots.touch(prompt, prefix, range(4))
+    taken, evicted = slots.reserve(prompt, [b"n%d" % i for i in range(6)], range(4, 10))
+    assert [slot.key for slot in taken] == [b"n0", b"n1", b"n2", b"n3"], "as many as others gave up"
+    assert evicted == others[::-1]
+
+
+@every_policy
+def test_the_room_of_a_prompt_is_what_a_reserve_then_finds(policy: str) -> None:
+    for own, other, pinned, wanted in itertools.product(range(4), range(4), range(3), range(9)):
+        slots = SlotTable(6, POLICIES[policy](6))
+        prompt = next(PROMPTS)
+        mine, _ = slots.reserve(prompt, [b"m%d" % i for i in range(own)], range(own))
+        theirs, _ = reserve(slots, [b"t%d" % i for i in range(other)])
+        slots.commit([*mine, *theirs])
+        slots.pin([*mine[:1], *theirs[:pinned]])
+        room = slots.room(prompt, wanted)
+        slots.check()
+        assert len(slots) == own + other, "to ask evicts nothing"
+        taken, evicted = slots.reserve(prompt, [b"n%d" % i for i in range(wanted)], range(own, own + wanted))
+        assert room == len(taken)
+        assert not {slot.key for slot in mine}.intersection(evicted)
+
+
+def test_where_there_is_room_the_line_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = table(6)
+    prompt = next(PROMPTS)
+    slots.commit(slots.reserve(prompt, [b"a", b"b"], [0, 1])[0])
+    slots.commit(reserve(slots, [b"c", b"d", b"e", b"f"])[0])
+    monkeypatch.setattr(slots, "_is_idle", None)
+    assert slots.room(prompt, 4) == 4
+
+
 KEYS = [b"%d" % i for i in range(8)]
 
 

@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from ...base import ChunkKey
 from .base import Evictable, PromptId
+from .lines import Lines
+from .sweep import Sweep
 
 
 class LruPolicy:
-    """Least recently used first; within one batch the tail first."""
+    """The line that was used least recently first, and of that its tail."""
 
     def __init__(self, capacity_chunks: int) -> None:
         assert capacity_chunks > 0, "a policy needs room for one chunk"
-        self._order: OrderedDict[ChunkKey, None] = OrderedDict()  # next victim first
+        self._lines = Lines()
 
     def arrive(self, prompt: PromptId) -> None:
-        """Nothing: a line is a batch."""
+        self._lines.arrive(prompt)
 
     def insert(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
-        count_before = len(self._order)
-        for key in reversed(keys):
-            self._order[key] = None
-        assert len(self._order) == count_before + len(keys), "a chunk became resident twice"
+        count_before = len(self._lines)
+        self._lines.add(self._lines.line(prompt), list(zip(keys, positions, strict=True)))
+        assert len(self._lines) == count_before + len(keys), "a chunk became resident twice"
 
     def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
-        for key in reversed(keys):
-            if key in self._order:
-                self._order.move_to_end(key)
+        lines = self._lines
+        line = lines.arrive(prompt)
+        for key, position in zip(keys, positions, strict=True):
+            if key in lines:
+                lines.move(line, key, position)
 
     def remove(self, key: ChunkKey) -> None:
-        self._order.pop(key, None)
+        self._lines.remove(key)
 
     def evict(self, count: int, evictable: Evictable, *, spare: PromptId | None = None) -> list[ChunkKey]:
+        sweep = Sweep(self._lines, evictable, spare)
         victims: list[ChunkKey] = []
-        passed: list[ChunkKey] = []
-        while len(victims) < count and self._order:
-            key, _ = self._order.popitem(last=False)
-            (victims if evictable(key) else passed).append(key)
-        self._order.update(dict.fromkeys(passed))
+        while len(victims) < count and (line := sweep.oldest()):
+            victims += sweep.take(line, count - len(victims))
+        victims += sweep.take_behind_tails(count - len(victims))
+        sweep.end()
         return victims
 
     def line(self, prompt: PromptId) -> Collection[ChunkKey]:
-        return ()
+        return self._lines.chunks(prompt)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._lines)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._order
+        return key in self._lines
 
     def check(self) -> None:
-        assert len(list(self._order)) == len(self._order), "the order lost a key"
+        self._lines.check()
