@@ -5,6 +5,7 @@
 Runs from the checkout, with torch and numpy alone; nothing is installed. On a GPU:
 
 - round trips of all layouts and dtypes behind a busy compute stream;
+- an OffloadEngine used from several threads at once, while its slots are still being page-locked;
 - bandwidth by page size, each way and both at once, beside one large memcpy, copies page by page, and
   vLLM's `swap_blocks_batch` where vLLM is installed; everybody in turn, medians;
 - how much longer matrix products take meanwhile;
@@ -31,6 +32,7 @@ from typing import Any
 
 import checkout
 import device_rates
+import engine_trips
 import numpy as np
 import round_trips
 import torch
@@ -39,6 +41,8 @@ from round_trips import Verdict
 
 TRIPS = 6  # of each case
 QUICK_TRIPS = 2
+ENGINE_ROUNDS = 400  # of each of its threads
+QUICK_ENGINE_ROUNDS = 30
 RUNS = 7
 QUICK_RUNS = 2
 
@@ -55,11 +59,14 @@ def main() -> int:
     verdicts = trips(device, QUICK_TRIPS if options.quick else TRIPS)
     result["round_trips"] = summary_of(verdicts)
     show_trips(verdicts, device)
+    engine = engine_trips.judge(device, QUICK_ENGINE_ROUNDS if options.quick else ENGINE_ROUNDS)
+    result["engine"] = asdict(engine)
+    print(f"engine from {engine_trips.THREADS} threads: {engine.loaded} chunks back, {engine.wrong} wrong")
     if not options.round_trips_only:
         result |= measured(device, quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(verdict.good for verdict in verdicts) else 1
+    return 0 if all(verdict.good for verdict in (*verdicts, engine)) else 1
 
 
 def trips(device: torch.device, count: int) -> list[Verdict]:

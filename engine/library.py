@@ -164,7 +164,7 @@ class LibraryChain(Chain):
             failed |= {key: _WHY[why] for key, why in missed.items()}
         return Outcome.of(keys, failed)
 
-    async def clear(self, reason: RemoveReason) -> None:
+    async def clear(self, reason: RemoveReason = RemoveReason.REQUESTED) -> None:
         """Forget everything in every tier; nothing that was stored before is found any more.
 
         Args:

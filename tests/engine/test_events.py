@@ -64,3 +64,4 @@ def test_events_that_nobody_takes_are_bounded() -> None:
     taken = events.take()
     assert len(taken) == EVENTS_MAX
     assert taken[0].keys == (b"3",)
+    assert events.dropped_count == 3

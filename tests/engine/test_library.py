@@ -9,6 +9,7 @@ import pytest
 from chain_rig import SLOT_BYTES, CountingTier, Slots
 
 from kvtier.engine.library import LibraryChain
+from kvtier.engine.loaded import Loaded
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.losses import calling
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason
@@ -268,7 +269,7 @@ class Chained:
         self.loop, self.device = LoopThread(), MemoryTier("gpu")
         self.chain = LibraryChain(Slots(slots), lower, self.loop, load_deadlines_s=deadlines_s)
 
-    def load(self, keys: Sequence[bytes]) -> Outcome:
+    def load(self, keys: Sequence[bytes]) -> Loaded:
         return self.loop.submit(self.chain.load(self.device, keys)).result(SETTLE_S)
 
     def counted(self, name: str, tier: str) -> int:
@@ -309,7 +310,7 @@ def test_each_tier_has_a_deadline_of_its_own() -> None:
     filled(patient, [b"b"])
     rig.loop.submit(_call(hasty.gate.clear)).result(SETTLE_S)
     outcome = rig.load([b"a", b"b"])
-    assert outcome == Outcome((b"b",), {b"a": Failure.TIMEOUT})
+    assert outcome == Loaded((b"b",), {b"a": Failure.TIMEOUT}, sources={b"b": "patient"})
     assert (rig.counted("late_loads", "hasty"), rig.counted("late_loads", "patient")) == (1, 0)
     rig.close(hasty)
 
@@ -402,7 +403,9 @@ def test_a_load_waits_for_a_tier_that_finds_out_whether_it_has_a_chunk() -> None
     lower = Unsure()
     rig = Chained(lower, deadlines_s={"memory": SETTLE_S})
     filled(lower, [b"a", b"b"])
-    assert rig.load([b"a", b"absent", b"b"]) == Outcome((b"a", b"b"), {b"absent": Failure.MISSING})
+    loaded = rig.load([b"a", b"absent", b"b"])
+    sources = {b"a": "memory", b"b": "memory"}
+    assert loaded == Loaded((b"a", b"b"), {b"absent": Failure.MISSING}, sources=sources)
     rig.close()
 
 
