@@ -12,13 +12,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..format.codec import SegmentName
 from ..format.segment_file import SegmentFile
-from ..index.environment import Index
 from ..index.records import SegmentState
 from ..io.files import Files
 from .budget import Facts
+
+if TYPE_CHECKING:  # the command line looks at a store's facts, and LMDB takes long to import
+    from ..index.environment import Index
 
 CLAIM_BYTE = 1
 READERS_BYTE = 0
