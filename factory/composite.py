@@ -18,7 +18,7 @@ from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
 from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
-from .config import BUILTIN_CONFIGS, KvtierConfig, Recompute, load_config, resolve_config
+from .config import BUILTIN_CONFIGS, KvtierConfig, load_config, resolve_config
 from .entries import PinnedConfig
 from .registry import tier_factory
 
@@ -55,11 +55,6 @@ class CompositeSpec:
     def unfilled(self) -> frozenset[str]:
         """Names of the tiers below the pinned one that get nothing of what a tier further down supplies."""
         return frozenset(name for name, entry in self._entries() if not getattr(entry, "fill", True))
-
-    @property
-    def recompute(self) -> Recompute:
-        """Whether a server may compute again what is slower to load."""
-        return self._config.recompute
 
     @property
     def keeps_on_reset(self) -> bool:

@@ -37,7 +37,6 @@ DOCUMENT_BYTES_MAX = 1 << 20  # a document takes a few hundred bytes; a larger f
 
 
 OnReset: TypeAlias = Literal["invalidate", "keep"]
-Recompute: TypeAlias = Literal["auto", "never"]
 
 
 class KvtierConfig(BaseModel):
@@ -49,7 +48,6 @@ class KvtierConfig(BaseModel):
     tiers: tuple[SerializeAsAny[TierConfig], ...]
     weights_epoch: int = 0
     on_reset: OnReset = "invalidate"
-    recompute: Recompute = "auto"
 
 
 def _known_version(version: object) -> object:
@@ -67,7 +65,6 @@ class _Document(BaseModel):
     tiers: Annotated[list[Any], Field(examples=[[{"type": "gpu"}]])]
     weights_epoch: Annotated[int, Field(strict=True, ge=0, examples=[1])] = 0
     on_reset: Annotated[OnReset, Field(examples=["invalidate"])] = "invalidate"
-    recompute: Annotated[Recompute, Field(examples=["auto"])] = "auto"
     json_schema: Annotated[str | None, Field(alias="$schema")] = None
 
 
@@ -179,7 +176,6 @@ def parse_config(document: Any) -> KvtierConfig:
         tiers=tiers,
         weights_epoch=outline.weights_epoch,
         on_reset=outline.on_reset,
-        recompute=outline.recompute,
     )
 
 

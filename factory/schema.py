@@ -52,12 +52,6 @@ def config_schema() -> dict[str, Any]:
                 "invalidate: nothing stored before is served again. keep: chunks stay; use it only if "
                 "the weights stay the same.",
             },
-            "recompute": {
-                "enum": ["auto", "never"],
-                "default": "auto",
-                "description": "auto: what a server computes sooner than a tier would load it is a miss. "
-                "never: whatever a tier has is loaded.",
-            },
             "tiers": {
                 "type": "array",
                 "minItems": 2,

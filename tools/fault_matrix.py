@@ -31,6 +31,10 @@ file; a test compares its rows with the tests.
 
 *holds*: tried, and so. *open*: does not hold yet, for the reason that the test names. *not tried*: the
 machine of the last run could not. Every load is compared byte by byte: what fails its checksum is a miss.
+
+Two longer runs (`make crash`, 2026-11-26, ext4, two busy cores): 2,000 kills of one process at random
+moments, and three processes on one directory for ten minutes, killed 3,096 times in all and started again
+at once. No chunk that was flushed was lost, no byte was wrong, the cap held, `fsck --deep` found nothing.
 """
 COLUMNS = ("fault", "the caller sees", "what is lost", "how it heals", "")
 
