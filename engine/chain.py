@@ -151,10 +151,10 @@ class Chain:
             missed = [index for index, one in enumerate(found) if one.presence is Presence.MISS]
             places = self._lower.find_all([keys[index] for index in missed])
             with self._lock:
-                is_valid = self._placement.epoch == epoch  # not invalidated since the tiers below were asked
-                for index, place in zip(missed, places, strict=True):
-                    if is_valid:
-                        found[index] = self._promoted(prompt, keys[index], place, deadlines)
+                if self._placement.epoch == epoch:  # not invalidated since the tiers below were asked
+                    below = self._promoted(prompt, [keys[index] for index in missed], places, deadlines)
+                    for index, one in zip(missed, below, strict=True):
+                        found[index] = one
                 self._placement.count_refused(found)
                 # Also what others queued and have not started: the caller may wait for it.
                 wakeup = self.mover.request_queued()
@@ -269,13 +269,28 @@ class Chain:
         with self._lock:
             self._placement.check()
 
-    def _promoted(self, prompt: Prompt, key: ChunkKey, place: Place, deadlines: Deadlines | None) -> Found:
-        """Queue the promotion of a chunk that is not in a slot. Call it under the lock."""
-        if place is None or place is ASKING:
-            return Found(Presence.MISS if place is None else Presence.ASKING)
-        if deadlines is not None and self._clock() > deadlines.at_s(place.name):
-            return Found(Presence.LATE, None, place.name)
-        return self._placement.promote(prompt, key, place)
+    def _promoted(
+        self,
+        prompt: Prompt,
+        keys: Sequence[ChunkKey],
+        places: Sequence[Place],
+        deadlines: Deadlines | None,
+    ) -> list[Found]:
+        """Queue the promotions of chunks that are not in slots. Call it under the lock."""
+        now_s = self._clock()
+        found = [Found(Presence.MISS)] * len(keys)
+        below: dict[int, Tier] = {}
+        for index, place in enumerate(places):
+            if place is ASKING:
+                found[index] = Found(Presence.ASKING)
+            elif place is not None and deadlines is not None and now_s > deadlines.at_s(place.name):
+                found[index] = Found(Presence.LATE, None, place.name)
+            elif place is not None:
+                below[index] = place
+        promoted = self._placement.promote(prompt, [keys[index] for index in below], list(below.values()))
+        for index, one in zip(below, promoted, strict=True):
+            found[index] = one
+        return found
 
 
 def with_counts(

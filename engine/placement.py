@@ -195,19 +195,32 @@ class Placement:
         """Name the tier that fills a slot; the pinned one where a store does."""
         return self._promoting.get(slot, (self.name, 0.0))[0]
 
-    def promote(self, prompt: Prompt, key: ChunkKey, tier: Tier) -> Found:
-        """Take a slot for a chunk of a tier below and queue its promotion."""
-        # The tier was asked without the lock: the key may have got a slot meanwhile.
-        if self.table.get(key) is not None:
-            return self.pin(key)
-        slots, _ = self._take_slots(prompt, [key], NOBODY)
-        if not slots:
-            return Found(Presence.FULL)
-        (slot,) = slots
-        self.table.pin(slots)
-        self._promoting[slot] = tier.name, self._clock()
-        self._to_promote.append((tier, slot))
-        return Found(Presence.PENDING, slot, tier.name)
+    def promote(self, prompt: Prompt, keys: Sequence[ChunkKey], tiers: Sequence[Tier]) -> list[Found]:
+        """Take slots for chunks, each of a tier below, and queue their promotions.
+
+        Where not all find room, the leading ones get a slot.
+        """
+        # The tiers were asked without the lock: some keys may have got a slot meanwhile.
+        found = [self.pin(key) for key in keys]
+        new = dict.fromkeys(
+            key for key, one in zip(keys, found, strict=True) if one.presence is Presence.MISS
+        )
+        slots = self._take_slots(prompt, list(new), NOBODY)[0] if new else []
+        taken = {slot.key: slot for slot in slots}
+        now_s = self._clock()
+        for index, (key, tier) in enumerate(zip(keys, tiers, strict=True)):
+            if found[index].presence is not Presence.MISS:
+                continue
+            slot = taken.get(key)
+            if slot is None:
+                found[index] = Found(Presence.FULL)
+                continue
+            if slot not in self._promoting:
+                self._promoting[slot] = tier.name, now_s
+                self._to_promote.append((tier, slot))
+            self.table.pin([slot])
+            found[index] = Found(Presence.PENDING, slot, tier.name)
+        return found
 
     # Storing.
 
