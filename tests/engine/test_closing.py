@@ -167,7 +167,7 @@ from lifetime_rig import Spec, opened
 from kvtier.engine import lifetime, loop
 
 lifetime.STEP_S = lifetime.TIERS_S = loop.JOIN_S = 0.05
-lifetime_rig.WAIT_S = None
+lifetime_rig.WAIT_S = 1e6
 spec = Spec()
 engine = opened(spec)
 spec.disk.lets_go.clear()
