@@ -8,6 +8,7 @@ waits for a tier further down is a key, and holds nothing.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -57,9 +58,9 @@ class Cascades:
         self._unfilled = sum(1 << index for index, name in enumerate(tiers) if name in unfilled)
         # Mutable state; each method changes it in one go.
         self._queues = [TierQueue(Limits.of(slot_bytes, table.slots_count, batch_bytes)) for _ in tiers]
-        self._in_use = (1 << len(tiers)) - 1  # a bit for each tier that is still used
+        self._use((1 << len(tiers)) - 1)
         self._dirty: dict[ChunkKey, Slot] = {}  # pinned: the first tier is owed them
-        self._exposed: OrderedDict[ChunkKey, None] = OrderedDict()  # the same, not pinned
+        self._exposed: OrderedDict[ChunkKey, Slot] = OrderedDict()  # the same, not pinned
         self.losses = Losses()
 
     @property
@@ -92,19 +93,24 @@ class Cascades:
 
     def stored(self, slots: Iterable[Slot]) -> None:
         """Slots were filled by a store, or named by one: the tiers that lack their chunks are owed them."""
+        in_use = self._in_use
         for slot in slots:
-            missing = self._in_use & ~slot.below
-            if missing and missing == self._in_use:
+            missing = in_use & ~slot.below
+            if missing and missing == in_use:
                 self.losses.stored(slot.key, missing)
             for tier in _bits(missing):
                 self._owe(tier, slot)
+        self._protect()
 
     def used(self, slots: Iterable[Slot]) -> None:
         """Chunks were used from their slots: what some tier lacks it is owed."""
+        in_use = self._in_use
         for slot in slots:
-            for tier in _bits(self._in_use & ~slot.below & ~slot.unfilled):
+            missing = in_use & ~slot.below & ~slot.unfilled
+            for tier in _bits(missing):
                 if slot.key not in self._queues[tier]:
                     self._owe(tier, slot)
+        self._protect()
 
     def promoted(self, slots: Iterable[Slot], name: str) -> None:
         """A tier below has filled these slots. The nearer tiers are owed what they want of it."""
@@ -115,13 +121,17 @@ class Cascades:
             slot.unfilled = self._unfilled & nearer
             for tier in _bits(self._in_use & ~slot.below & ~slot.unfilled):
                 self._owe(tier, slot)
+        self._protect()
 
     def evicted(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks have left their slots. The first tier gets what it is owed from nowhere else."""
+        first = self._first
+        if first is None:
+            return
+        queue = self._queues[first]
         for key in keys:
             self._exposed.pop(key, None)
-            first = self._first
-            if first is not None and self._queues[first].drop(key):
+            if queue.drop(key):
                 self._tally.count("dropped_chunks", self._names[first])
                 self.losses.failed(key, first, Failure.DROPPED)
 
@@ -139,7 +149,7 @@ class Cascades:
         for key in keys:
             for queue in self._queues:
                 queue.forget(key)
-            self._release(key)
+            self._release([key])
             self.losses.kept(key)
 
     def forget_all(self) -> None:
@@ -151,7 +161,7 @@ class Cascades:
         """Nothing goes down from now on: what is not down is lost."""
         self.losses.give_up()
         self._clear()
-        self._in_use = 0
+        self._use(0)
 
     def stop_using(self, name: str) -> None:
         """This tier is owed nothing from now on."""
@@ -159,8 +169,8 @@ class Cascades:
         self._queues[tier].forget_all()
         self.losses.not_used(tier)
         if tier == self._first:
-            self._release(*self._dirty, *self._exposed)
-        self._in_use &= ~(1 << tier)
+            self._release([*self._dirty, *self._exposed])
+        self._use(self._in_use & ~(1 << tier))
 
     # What moves.
 
@@ -202,8 +212,10 @@ class Cascades:
         for key, reason in settled.failed.items():
             self.losses.failed(key, tier, reason)
         if tier == self._first:  # also what is tried again: a tier that fails keeps no slot from others
-            self._release(*(key for key in keys if not self._queues[tier].waits(key)))
-            self._expose() if self._queues[tier].is_failing else self._protect()
+            self._release(key for key in keys if not self._queues[tier].waits(key))
+            if self._queues[tier].is_failing:
+                self._expose()
+            self._protect()
         self._table.unpin(slots)
 
     def is_overdue(self, batch: Batch) -> None:
@@ -237,56 +249,55 @@ class Cascades:
         if first is not None:
             assert all(key in self._queues[first] for key in (*self._dirty, *self._exposed))
 
-    @property
-    def _first(self) -> int | None:
-        """The tier that takes its chunks from slots alone: the nearest that is used."""
-        return (self._in_use & -self._in_use).bit_length() - 1 if self._in_use else None
+    def _use(self, tiers: int) -> None:
+        """Owe something to these tiers only, of which each has a bit."""
+        self._in_use = tiers
+        self._first = (tiers & -tiers).bit_length() - 1 if tiers else None
 
     def _owe(self, tier: int, slot: Slot) -> None:
         if not self._queues[tier].owe(slot.key):
             self._tally.count("dropped_chunks", self._names[tier])
             self.losses.failed(slot.key, tier, Failure.DROPPED)
         elif tier == self._first and slot.key not in self._dirty:
-            self._exposed[slot.key] = None
-            if not self._queues[tier].is_failing:
-                self._protect()
+            self._exposed[slot.key] = slot
 
     def _protect(self) -> None:
-        """Keep slots for the first tier, oldest first, as many as may be."""
-        while self._exposed and len(self._dirty) < self.dirty_max:
-            key, _ = self._exposed.popitem(last=False)
-            slot = self._table.get(key)
-            assert slot is not None, "whoever takes a slot from its chunk says so"
-            self._table.pin([slot])
-            self._dirty[key] = slot
+        """Keep slots for the first tier, oldest first, as many as may be; none where it fails."""
+        if self._first is None or self._queues[self._first].is_failing:
+            return
+        count = min(len(self._exposed), self.dirty_max - len(self._dirty))
+        oldest = [self._exposed.popitem(last=False) for _ in range(count)]
+        self._table.pin(slot for _, slot in oldest)
+        self._dirty.update(oldest)
 
     def _expose(self) -> None:
         """Keep no slot for the first tier but those on their way."""
-        waiting = list(self._dirty)
-        self._release(*waiting)
+        waiting = dict(self._dirty)
+        self._release(waiting)
         first = self._first
         assert first is not None, "what is dirty is so for a tier"
-        self._exposed.update((key, None) for key in waiting if self._queues[first].waits(key))
+        queue = self._queues[first]
+        self._exposed.update((key, slot) for key, slot in waiting.items() if queue.waits(key))
 
-    def _release(self, *keys: ChunkKey) -> None:
+    def _release(self, keys: Iterable[ChunkKey]) -> None:
+        slots = []
         for key in keys:
             self._exposed.pop(key, None)
             slot = self._dirty.pop(key, None)
             if slot is not None:
-                self._table.unpin([slot])
+                slots.append(slot)
+        self._table.unpin(slots)
 
     def _clear(self) -> None:
         for queue in self._queues:
             queue.forget_all()
-        self._release(*self._dirty, *self._exposed)
+        self._release([*self._dirty, *self._exposed])
 
 
 def _is_ready(slot: Slot) -> bool:
     return slot.state is SlotState.READY
 
 
-def _bits(mask: int) -> Iterable[int]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
+@functools.cache
+def _bits(mask: int) -> tuple[int, ...]:
+    return tuple(index for index in range(mask.bit_length()) if mask >> index & 1)

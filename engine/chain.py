@@ -149,12 +149,13 @@ class Chain:
             epoch = self._placement.epoch
         try:
             missed = [index for index, one in enumerate(found) if one.presence is Presence.MISS]
-            places = self._lower.find_all([keys[index] for index in missed])
+            there = [keys[index] for index in missed]
+            places = dict(zip(there, self._lower.find_all(there), strict=True))
             with self._lock:
                 if self._placement.epoch == epoch:  # not invalidated since the tiers below were asked
-                    below = self._promoted(prompt, [keys[index] for index in missed], places, deadlines)
-                    for index, one in zip(missed, below, strict=True):
-                        found[index] = one
+                    promoted = self._promoted(prompt, places, deadlines)
+                    for index in missed:
+                        found[index] = promoted[keys[index]]
                 self._placement.count_refused(found)
                 # Also what others queued and have not started: the caller may wait for it.
                 wakeup = self.mover.request_queued()
@@ -270,27 +271,19 @@ class Chain:
             self._placement.check()
 
     def _promoted(
-        self,
-        prompt: Prompt,
-        keys: Sequence[ChunkKey],
-        places: Sequence[Place],
-        deadlines: Deadlines | None,
-    ) -> list[Found]:
+        self, prompt: Prompt, places: Mapping[ChunkKey, Place], deadlines: Deadlines | None
+    ) -> dict[ChunkKey, Found]:
         """Queue the promotions of chunks that are not in slots. Call it under the lock."""
-        now_s = self._clock()
-        found = [Found(Presence.MISS)] * len(keys)
-        below: dict[int, Tier] = {}
-        for index, place in enumerate(places):
-            if place is ASKING:
-                found[index] = Found(Presence.ASKING)
-            elif place is not None and deadlines is not None and now_s > deadlines.at_s(place.name):
-                found[index] = Found(Presence.LATE, None, place.name)
-            elif place is not None:
-                below[index] = place
-        promoted = self._placement.promote(prompt, [keys[index] for index in below], list(below.values()))
-        for index, one in zip(below, promoted, strict=True):
-            found[index] = one
-        return found
+        found: dict[ChunkKey, Found] = {}
+        below: dict[ChunkKey, Tier] = {}
+        for key, place in places.items():
+            if place is None or place is ASKING:
+                found[key] = Found(Presence.MISS if place is None else Presence.ASKING)
+            elif deadlines is not None and self._clock() > deadlines.at_s(place.name):
+                found[key] = Found(Presence.LATE, None, place.name)
+            else:
+                below[key] = place
+        return found | self._placement.promote(prompt, below) if below else found
 
 
 def with_counts(

@@ -51,6 +51,9 @@ class Found(NamedTuple):
     source: str = ""
 
 
+_FULL = Found(Presence.FULL)
+
+
 class Reservation(NamedTuple):
     """What a store got.
 
@@ -161,8 +164,8 @@ class Placement:
     def touch(self, prompt: Prompt, keys: Sequence[ChunkKey]) -> None:
         """The prompt used the chunks; tiers below that lack some of them are owed these."""
         self.table.touch(prompt.id, keys, prompt.place(keys))
-        slots = (self.table.get(key) for key in keys)
-        self.cascades.used(slot for slot in slots if slot is not None and slot.state is SlotState.READY)
+        slots = [slot for slot in map(self.table.get, keys) if slot is not None]
+        self.cascades.used([slot for slot in slots if slot.state is SlotState.READY])
 
     # Finding.
 
@@ -195,31 +198,23 @@ class Placement:
         """Name the tier that fills a slot; the pinned one where a store does."""
         return self._promoting.get(slot, (self.name, 0.0))[0]
 
-    def promote(self, prompt: Prompt, keys: Sequence[ChunkKey], tiers: Sequence[Tier]) -> list[Found]:
-        """Take slots for chunks, each of a tier below, and queue their promotions.
+    def promote(self, prompt: Prompt, below: Mapping[ChunkKey, Tier]) -> dict[ChunkKey, Found]:
+        """Take slots for chunks of tiers below and queue their promotions.
 
         Where not all find room, the leading ones get a slot.
         """
         # The tiers were asked without the lock: some keys may have got a slot meanwhile.
-        found = [self.pin(key) for key in keys]
-        new = dict.fromkeys(
-            key for key, one in zip(keys, found, strict=True) if one.presence is Presence.MISS
-        )
-        slots = self._take_slots(prompt, list(new), NOBODY)[0] if new else []
-        taken = {slot.key: slot for slot in slots}
+        found = {key: self.pin(key) for key in below if self.table.get(key) is not None}
+        slots = self._take_slots(prompt, [key for key in below if key not in found], NOBODY)[0]
+        self.table.pin(slots)
         now_s = self._clock()
-        for index, (key, tier) in enumerate(zip(keys, tiers, strict=True)):
-            if found[index].presence is not Presence.MISS:
-                continue
-            slot = taken.get(key)
-            if slot is None:
-                found[index] = Found(Presence.FULL)
-                continue
-            if slot not in self._promoting:
-                self._promoting[slot] = tier.name, now_s
-                self._to_promote.append((tier, slot))
-            self.table.pin([slot])
-            found[index] = Found(Presence.PENDING, slot, tier.name)
+        for slot in slots:
+            tier = below[slot.key]
+            self._promoting[slot] = tier.name, now_s
+            self._to_promote.append((tier, slot))
+            found[slot.key] = Found(Presence.PENDING, slot, tier.name)
+        for key in below:
+            found.setdefault(key, _FULL)
         return found
 
     # Storing.
@@ -384,7 +379,8 @@ class Placement:
         self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId
     ) -> tuple[list[Slot], list[ChunkKey]]:
         slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys), spare=spare)
-        self.tally.count("evicted_chunks", self.name, len(evicted))
-        self.tally.removed(self.name, evicted, RemoveReason.EVICTED)
-        self.cascades.evicted(evicted)
+        if evicted:
+            self.tally.count("evicted_chunks", self.name, len(evicted))
+            self.tally.removed(self.name, evicted, RemoveReason.EVICTED)
+            self.cascades.evicted(evicted)
         return slots, evicted

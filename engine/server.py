@@ -41,7 +41,7 @@ class ServerChain(Chain):
         with self._lock:
             if self._placement.epoch != epoch:
                 place = None  # invalidated since the tiers below were asked
-            (found,) = self._promoted(prompt, [key], [place], None)
+            found = self._promoted(prompt, {key: place}, None)[key]
             if found.presence is not Presence.ASKING:
                 self._placement.count_refused([found])
                 return found

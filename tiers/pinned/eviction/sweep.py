@@ -52,8 +52,10 @@ class Sweep:
 
     def take_behind_tails(self, count: int) -> list[ChunkKey]:
         """Take what is idle before a tail in use, the nearest to a tail first: there is nothing else left."""
+        if count <= 0 or not self._passed:
+            return []
         idle = (key for line in self._passed for key in self._idle_of(line))
-        victims = list(islice(idle, max(0, count)))
+        victims = list(islice(idle, count))
         for key in victims:
             self._lines.remove(key)
         return victims
