@@ -83,6 +83,8 @@ class ReusePolicy:
             elif line is not None:
                 del again_line_of[key], line.chunks[key]
                 used[key] = position
+            elif key in used:
+                used[key] = position
         self._again.add(again, used.items())
         self._accessed(used)
         once.stamp = again.stamp = self._accesses
