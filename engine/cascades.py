@@ -91,36 +91,32 @@ class Cascades:
 
     # What a tier is owed.
 
-    def stored(self, slots: Iterable[Slot]) -> None:
+    def stored(self, slots: Sequence[Slot]) -> None:
         """Slots were filled by a store, or named by one: the tiers that lack their chunks are owed them."""
         in_use = self._in_use
         for slot in slots:
-            missing = in_use & ~slot.below
-            if missing and missing == in_use:
-                self.losses.stored(slot.key, missing)
-            for tier in _bits(missing):
-                self._owe(tier, slot)
+            if in_use and not in_use & slot.below:
+                self.losses.stored(slot.key, in_use)
+        for tier in _bits(in_use):
+            self._owe(tier, [slot for slot in slots if not slot.below >> tier & 1])
         self._protect()
 
-    def used(self, slots: Iterable[Slot]) -> None:
+    def used(self, slots: Sequence[Slot]) -> None:
         """Chunks were used from their slots: what some tier lacks it is owed."""
-        in_use = self._in_use
-        for slot in slots:
-            missing = in_use & ~slot.below & ~slot.unfilled
-            for tier in _bits(missing):
-                if slot.key not in self._queues[tier]:
-                    self._owe(tier, slot)
+        for tier in _bits(self._in_use):
+            lacking = [slot for slot in slots if not (slot.below | slot.unfilled) >> tier & 1]
+            self._owe(tier, [slot for slot in lacking if slot.key not in self._queues[tier]])
         self._protect()
 
-    def promoted(self, slots: Iterable[Slot], name: str) -> None:
+    def promoted(self, slots: Sequence[Slot], name: str) -> None:
         """A tier below has filled these slots. The nearer tiers are owed what they want of it."""
         source = self._names.index(name)
         nearer = (1 << source) - 1
         for slot in slots:
             slot.below |= self._in_use & ~nearer
             slot.unfilled = self._unfilled & nearer
-            for tier in _bits(self._in_use & ~slot.below & ~slot.unfilled):
-                self._owe(tier, slot)
+        for tier in _bits(self._in_use):
+            self._owe(tier, [slot for slot in slots if not (slot.below | slot.unfilled) >> tier & 1])
         self._protect()
 
     def evicted(self, keys: Iterable[ChunkKey]) -> None:
@@ -254,12 +250,14 @@ class Cascades:
         self._in_use = tiers
         self._first = (tiers & -tiers).bit_length() - 1 if tiers else None
 
-    def _owe(self, tier: int, slot: Slot) -> None:
-        if not self._queues[tier].owe(slot.key):
-            self._tally.count("dropped_chunks", self._names[tier])
-            self.losses.failed(slot.key, tier, Failure.DROPPED)
-        elif tier == self._first and slot.key not in self._dirty:
-            self._exposed[slot.key] = slot
+    def _owe(self, tier: int, slots: Sequence[Slot]) -> None:
+        owe, is_first = self._queues[tier].owe, tier == self._first
+        for slot in slots:
+            if not owe(slot.key):
+                self._tally.count("dropped_chunks", self._names[tier])
+                self.losses.failed(slot.key, tier, Failure.DROPPED)
+            elif is_first and slot.key not in self._dirty:
+                self._exposed[slot.key] = slot
 
     def _protect(self) -> None:
         """Keep slots for the first tier, oldest first, as many as may be; none where it fails."""
