@@ -63,6 +63,15 @@ class ServerChain(Chain):
             wakeup = self.mover.request_queued()
         self.mover.send(wakeup)
 
+    def end(self, prompt: Prompt) -> None:
+        """The prompt ends: what it used becomes its line again, where other prompts took chunks of it.
+
+        It is no further use: tiers below are owed nothing for it.
+        """
+        keys = list(prompt.positions)
+        with self._lock:
+            self._placement.table.touch(prompt.id, keys, prompt.place(keys))
+
     def forget(self, slots: Sequence[Slot]) -> None:
         """Hide the slots from every lookup; the caller keeps its pins until nothing touches them."""
         with self._lock:

@@ -44,7 +44,7 @@ REPLACED: Mapping[str, str] = {
     "kv_bytes_per_rank": _MEMORY,
     "cpu_bytes_to_use": _MEMORY,
     "eviction_policy": 'set "policy" of the pinned tier instead',
-    "cache_policy_module_path": 'set "policy" of the pinned tier to one of kvtier\'s own instead',
+    "cache_policy_module_path": 'set "policy" and "policy_module_path" of the pinned tier instead',
     "store_threshold": _THRESHOLD,
     "max_tracker_size": _THRESHOLD,
     "secondary_tiers": 'add each as an entry of "tiers" in the document instead',

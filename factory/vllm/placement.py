@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from ...engine.placement import Found, Presence
-from ...engine.prompts import Prompt
+from ...engine.prompts import GroupOf, Prompt, one_group
 from ...engine.server import ServerChain
 from ...tiers.base import ChunkKey
 from ...tiers.pinned.slots import Slot
+
+Told: TypeAlias = Sequence[int | None] | None
+"""Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
 
 _NOT_FOR_THIS_REQUEST = Found(Presence.MISS)
 
@@ -60,15 +63,27 @@ class ServerPlacement:
 
     Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing` and
     `_orphaned`.
+
+    A request has one prompt from its first mention to its end, over all its steps: what comes in chunk by
+    chunk lies in slots in the order of the prompt.
     """
 
-    def __init__(self, chain: ServerChain, marks: TransferMarks, *, keeps_on_reset: bool = False) -> None:
+    def __init__(
+        self,
+        chain: ServerChain,
+        marks: TransferMarks,
+        *,
+        keeps_on_reset: bool = False,
+        group_of: GroupOf = one_group,
+    ) -> None:
         self._chain = chain
         self._marks = marks
         self._keeps_on_reset = keeps_on_reset
+        self._group_of = group_of
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
-        self._prompts: dict[str, Prompt] = {}  # of the requests that look up
+        self._prompts: dict[str, Prompt] = {}
+        self._running: set[str] = set()  # requests that have loaded or stored
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._orphaned: list[Slot] = []
@@ -81,12 +96,20 @@ class ServerPlacement:
         """Slots whose transfers the server has forgotten but the workers may not have finished."""
         return len(self._orphaned)
 
-    def lookup(self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER) -> Presence:
-        """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called."""
+    def lookup(
+        self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER, *, told: int | None = None
+    ) -> Presence:
+        """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called.
+
+        Args:
+            told: its position, where the server tells it.
+        """
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
-            found = self._find(self._prompt(request), key, tiers)
+            prompt = self._prompt(request)
+            prompt.place([key], None if told is None else [told])
+            found = self._find(prompt, key, tiers)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -118,7 +141,7 @@ class ServerPlacement:
             load: what `complete_load` will call it, where that is not the request's name.
         """
         holds, prompt = self._holds.pop(request, {}), self._prompt(request)
-        del self._prompts[request]
+        self._running.add(request)
         missing = [key for key in keys if key not in holds]
         if missing:
             holds.update(zip(missing, self._chain.acquire(prompt, missing), strict=True))
@@ -145,9 +168,19 @@ class ServerPlacement:
         if not loading:
             self._loading.pop(load, None)
 
-    def prepare_store(self, keys: Sequence[ChunkKey]) -> StorePlan | None:
-        """Reserve slots for the chunks that have none; None where not all fit now: offer them again."""
-        prompt = self._chain.new_prompt()
+    def touch(self, request: str, keys: Sequence[ChunkKey], told: Told = None) -> None:
+        """Note that a request uses chunks; that it says so again is no further use."""
+        self._running.add(request)
+        self._chain.touch(self._placed(request, keys, told), keys)
+
+    def prepare_store(self, request: str, keys: Sequence[ChunkKey], told: Told = None) -> StorePlan | None:
+        """Reserve slots for the chunks that have none; None where not all fit now: offer them again.
+
+        A request that stores has started and looks up no more: what it held is released.
+        """
+        self.let_go(request)
+        self._running.add(request)
+        prompt = self._placed(request, keys, told)
         reserved = self._chain.reserve(prompt, keys)
         if reserved.refused:
             return None
@@ -164,10 +197,14 @@ class ServerPlacement:
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
 
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
-        """Commit what the workers have written, in the order of the prompt; `keys` come in any order."""
+        """Commit what the workers have written, in the order of the prompt; `keys` come in any order.
+
+        Behind a chunk that failed, nothing more of its prompt is stored: it could not be reached.
+        """
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
         failed = self._marks.stores_failed([slot.index for slot in slots])
         bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
+        self._cut(bad)
         self._chain.abandon(bad)
         self._chain.commit_in_step([slot for slot in slots if slot not in bad])
 
@@ -177,10 +214,23 @@ class ServerPlacement:
         if ended:
             self.complete_store(ended, success=True)
 
-    def finish(self, request: str) -> None:
-        """Release what the request holds; its transfers may still be in flight."""
-        self._prompts.pop(request, None)
+    def let_go(self, request: str) -> None:
+        """Release what lookups of the request hold."""
         self._let_go(self._holds.pop(request, {}).values())
+
+    def finish(self, request: str) -> None:
+        """End a request: all that it used was used now; its transfers may still be in flight."""
+        if request in self._running:
+            self._chain.end(self._prompts[request])
+        self.forget(request)
+
+    def forget(self, request: str) -> None:
+        """Forget a request that may have ended long ago; count what never found room."""
+        self.let_go(request)
+        self._running.discard(request)
+        prompt = self._prompts.pop(request, None)
+        if prompt is not None:
+            self._chain.count("dropped_chunks", "pinned", prompt.refused_chunks)
 
     def reset(self) -> list[ChunkKey]:
         """Invalidate everything stored so far, as the weights may have changed; or keep it, if so configured.
@@ -190,7 +240,9 @@ class ServerPlacement:
         stay pinned until the workers' own counters say that they are done.
         """
         for request in list(self._holds):
-            self.finish(request)
+            self.let_go(request)
+        self._prompts.clear()  # those that run store anew, from their heads on
+        self._running.clear()
         storing = [slot for _, slot in self._storing.values()]
         self._orphaned += storing
         for loading in self._loading.values():
@@ -213,8 +265,26 @@ class ServerPlacement:
     def _prompt(self, request: str) -> Prompt:
         prompt = self._prompts.get(request)
         if prompt is None:
-            prompt = self._prompts[request] = self._chain.new_prompt()
+            prompt = self._prompts[request] = self._chain.new_prompt(self._group_of)
         return prompt
+
+    def _placed(self, request: str, keys: Sequence[ChunkKey], told: Told) -> Prompt:
+        prompt = self._prompt(request)
+        positions = None if told is None else [position for position in told if position is not None]
+        if positions is not None and len(positions) < len(keys):
+            # It could have told. So this may be no prompt, and its chunks may make room for each other.
+            prompt.is_spared, positions = False, None
+        prompt.place(keys, positions)
+        return prompt
+
+    def _cut(self, failed: Sequence[Slot]) -> None:
+        if not failed:
+            return
+        prompts = {prompt.id: prompt for prompt in self._prompts.values()}
+        for slot in failed:
+            prompt = prompts.get(slot.prompt)
+            if prompt is not None and (prompt.ends_at is None or slot.position < prompt.ends_at):
+                prompt.ends_at = slot.position
 
     def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers) -> Found:
         if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...engine.events import EventLog
+from ...engine.prompts import GroupOf, one_group
 from ...tiers.device.gpu import GpuTier
 from ...tiers.nvme.store.namespaces import one_process
 from ...tiers.pinned.arena import Arena
@@ -42,11 +43,17 @@ class Plugin:
             parts=1 if facts.is_replicated else ranks,
         )
 
-    def scheduler(self) -> SchedulerSide:
-        """Start the chain in the scheduler process."""
+    def scheduler(self, group_of: GroupOf = one_group) -> SchedulerSide:
+        """Start the chain in the scheduler process.
+
+        Args:
+            group_of: names the group of layers that a chunk belongs to, by its key.
+        """
         warn_of_unread(self._facts.extra)
         events = EventLog() if self._facts.has_events else None
-        return SchedulerSide(self._composite, self._geometry, self._identity, events=events)
+        return SchedulerSide(
+            self._composite, self._geometry, self._identity, events=events, group_of=group_of
+        )
 
     def worker(self, gpu: GpuTier) -> CopyWorker:
         """Join the server's arena in a worker process."""

@@ -10,12 +10,14 @@ from functools import partial
 from ...engine.events import EventLog
 from ...engine.lifetime import Lifetime
 from ...engine.loop import LoopThread
+from ...engine.prompts import GroupOf, one_group
 from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
 from .placement import ServerPlacement
+from .refusals import RefusalFilter, refusal_logger
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class SchedulerSide:
         identity: Callable[[Arena], Mapping[str, str]],
         *,
         events: EventLog | None = None,
+        group_of: GroupOf = one_group,
     ) -> None:
         self.events = events
         self._lifetime = Lifetime(composite, partial(_chain_of, composite, events))
@@ -81,8 +84,11 @@ class SchedulerSide:
             warn_of_random_hashes()
         self.chain = self._lifetime.ready().chain
         self.placement = ServerPlacement(
-            self.chain, composite.pinned.arena, keeps_on_reset=composite.keeps_on_reset
+            self.chain, composite.pinned.arena, keeps_on_reset=composite.keeps_on_reset, group_of=group_of
         )
+        self._refusals, self._refusal_logger = RefusalFilter(), refusal_logger()
+        if self._refusal_logger is not None:
+            self._refusal_logger.addFilter(self._refusals)
         logger.info("kvtier: %s", composite.summary())
 
     def close(self) -> None:
@@ -90,6 +96,8 @@ class SchedulerSide:
 
         A drive that hangs is left behind; what it may still touch stays mapped.
         """
+        if self._refusal_logger is not None:
+            self._refusal_logger.removeFilter(self._refusals)
         self._lifetime.end(DRAIN_S)
 
 

@@ -85,6 +85,10 @@ class StandinServer(ABC):
         """Store chunks of device blocks, those that the plugin wants."""
 
     @abstractmethod
+    def is_refused(self, request: str, keys: Keys) -> bool:
+        """Offer chunks to a plugin that has no room; say whether they are to be offered again."""
+
+    @abstractmethod
     def finish(self, request: str) -> None: ...
 
     @abstractmethod
@@ -226,6 +230,9 @@ class Keyed(StandinServer):
             self.manager.complete_store(set(output.keys_to_store), context)
         return Stored(output.keys_to_store, output.store_spec.slots.tolist(), output.evicted_keys)
 
+    def is_refused(self, request: str, keys: Keys) -> bool:
+        return self.manager.prepare_store(list(keys), self.context(request)) is None
+
     def finish(self, request: str) -> None:
         self.manager.on_request_finished(self._contexts.pop(request))
 
@@ -320,6 +327,9 @@ class ServerB(VllmConfigs, Routed):
         return Stored(
             output.block_hashes_to_store, output.store_spec.slots.tolist(), output.block_hashes_evicted
         )
+
+    def is_refused(self, request: str, keys: Keys) -> bool:
+        return self.manager.prepare_store(iter(keys)) is None
 
     def finish(self, request: str) -> None:
         """Nobody is told."""

@@ -3,7 +3,8 @@
 This adapter finds out what the interface does not say:
 
 - Which request chunks belong to. Its last block hash stands for a whole prompt, so it names the request, and
-  what the request holds is leased. A load follows its lookup within the same step of the scheduler.
+  what the request holds is leased. A load follows its lookup within the same step of the scheduler. A store
+  belongs to the prompt that has its chunks; what was generated is a prompt of its own.
 - When a store has ended. vLLM reports it at the end of the request only, and after a preemption too early.
   The workers' marks in the arena are timely and right; each step reads them.
 - When weights change. There is no reset; raise `weights_epoch`.
@@ -38,6 +39,7 @@ from ..server import SchedulerSide
 from ..worker import CopyWorker
 from .handler import Handler
 from .leases import Leases
+from .owners import Owners
 from .raw import raw_gpu_tier
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ class Manager(OffloadingManager):
         self._side = side
         self._placement = side.placement
         self._block_tokens = block_tokens
-        self._leases = Leases(self._placement.finish)
+        self._leases = Leases(self._placement.let_go)
+        self._owners = Owners(self._placement.forget)
         # Mutable state:
         self._asked = ""  # the prompt of the latest lookup
         self._load_numbers = itertools.count()
@@ -82,7 +85,7 @@ class Manager(OffloadingManager):
         keys = list(block_hashes)
         if not keys:
             return 0
-        self._asked = keys[-1].hex()
+        self._asked = self._owners.asked(keys)
         self._leases.renew(self._asked)
         hits, waits = 0, False
         for key in keys:
@@ -109,7 +112,10 @@ class Manager(OffloadingManager):
             del self._loads[keys]
 
     def prepare_store(self, block_hashes: Iterable[BlockHash]) -> PrepareStoreOutput | None:
-        plan = self._placement.prepare_store(list(block_hashes))
+        keys = list(block_hashes)
+        if not keys:
+            return PrepareStoreOutput([], SlotsSpec([]), [])
+        plan = self._placement.prepare_store(self._owners.storing(keys), keys)
         if plan is None:
             return None
         return PrepareStoreOutput(plan.keys, SlotsSpec(plan.slots), plan.evicted)
@@ -118,7 +124,9 @@ class Manager(OffloadingManager):
         """Nothing: see `take_events`."""
 
     def touch(self, block_hashes: Iterable[BlockHash]) -> None:
-        self._side.chain.touch(self._side.chain.new_prompt(), list(block_hashes))
+        keys = list(block_hashes)
+        if keys:
+            self._placement.touch(self._owners.asked(keys), keys)
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         # The one call that vLLM makes in every step, after the workers' part.

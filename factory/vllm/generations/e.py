@@ -1,12 +1,12 @@
 """The plugin for vLLM 0.21 to 0.24, whose workers route transfers to handlers.
 
-0.21 and 0.22 do not report the end of a request, so what it holds is leased. In 0.21 a request has no name
-either; its context names it, which lives as long as the request.
+0.21 and 0.22 do not report the end of a request, so what it holds and its prompt are leased. In 0.21 it
+has no name either; its context names it, which lives as long as the request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager
@@ -18,13 +18,12 @@ from ..worker import CopyWorker
 from .canonical import spans
 from .handler import Handler
 from .leases import Leases
-from .manager import KeyedManager, SlotsSpec
+from .manager import KeyedManager, SlotsSpec, group_of
 from .spec_of_config import SpecOfConfig
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import (
         CanonicalKVCaches,
-        LoadStoreSpec,
         OffloadKey,
         ReqContext,
     )
@@ -46,23 +45,12 @@ class Manager(KeyedManager):
         super().__init__(side)
         tells_ends = hasattr(OffloadingManager, "on_request_finished")
         self._leases = None if tells_ends else Leases(self._end)
-        self._waiting: dict[str, ReqContext] = {}  # keeps the name that a leased request has its own
+        self._leased: dict[str, ReqContext] = {}  # keeps the name that a leased request has its own
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> bool | None:
-        request = self._request(req_context)
-        if self._leases is not None:
-            self._waiting[request] = req_context
-            self._leases.renew(request)
-        presence = self._placement.lookup(request, key)
+        presence = self._placement.lookup(self._request(req_context), key)
         self._side.chain.start_queued()  # not every release says when a step has asked all
         return _RESULT[presence]
-
-    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
-        if self._leases is not None:
-            request = self._request(req_context)
-            self._leases.release(request)
-            self._waiting.pop(request, None)
-        return super().prepare_load(keys, req_context)
 
     def on_schedule_end(self) -> None:
         self._placement.sweep()
@@ -73,11 +61,15 @@ class Manager(KeyedManager):
         return super().take_events()
 
     def _end(self, request: str) -> None:
-        del self._waiting[request]
-        self._placement.finish(request)
+        del self._leased[request]
+        self._placement.forget(request)
 
     def _request(self, req_context: ReqContext) -> str:
-        return str(getattr(req_context, "req_id", id(req_context)))
+        request = str(getattr(req_context, "req_id", id(req_context)))
+        if self._leases is not None:
+            self._leased[request] = req_context
+            self._leases.renew(request)
+        return request
 
 
 class GroupHandler(Handler):
@@ -94,7 +86,7 @@ class CompositeOffloadingSpec(SpecOfConfig):
     """One offloading spec for the whole chain of a tier config."""
 
     def get_manager(self) -> Manager:
-        return Manager(self._plugin.scheduler())
+        return Manager(self._plugin.scheduler(group_of))
 
     def get_handlers(self, kv_caches: CanonicalKVCaches) -> Iterator[tuple[type[Any], type[Any], Handler]]:
         handler = GroupHandler(self._copies(kv_caches))

@@ -9,7 +9,7 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadingWorker, TransferResu
 from ....engine.placement import Presence
 from ..worker import CopyWorker
 from .canonical import spans
-from .manager import KeyedManager, SlotsSpec, tiers_of
+from .manager import KeyedManager, SlotsSpec, group_of, position_of, tiers_of
 from .spec_of_config import SpecOfConfig
 
 if TYPE_CHECKING:
@@ -36,11 +36,14 @@ class Manager(KeyedManager):
     """Runs in the scheduler."""
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        return _RESULT[self._placement.lookup(self._request(req_context), key, tiers_of(req_context))]
+        presence = self._placement.lookup(
+            self._request(req_context), key, tiers_of(req_context), told=position_of(key, req_context)
+        )
+        return _RESULT[presence]
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         for request in context.new_req_ids:  # they run: what they held and did not load is of no use to them
-            self._placement.finish(request)
+            self._placement.let_go(request)
         self._placement.scheduled()
 
 
@@ -76,7 +79,7 @@ class CompositeOffloadingSpec(SpecOfConfig):
     """One offloading spec for the whole chain of a tier config."""
 
     def get_manager(self) -> Manager:
-        return Manager(self._plugin.scheduler())
+        return Manager(self._plugin.scheduler(group_of))
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
         return Worker(self._copies(kv_caches))

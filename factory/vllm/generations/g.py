@@ -14,7 +14,7 @@ from ..served import served_here
 from . import f as generation_f
 from .canonical import gpu_tier
 from .f import Worker
-from .manager import SlotsSpec
+from .manager import SlotsSpec, group_of
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata, OffloadKey, ReqContext
@@ -59,7 +59,7 @@ class CompositeOffloadingSpec(OffloadingSpec):
         return metrics.definitions()
 
     def get_manager(self) -> Manager:
-        return Manager(self._plugin.scheduler())
+        return Manager(self._plugin.scheduler(group_of))
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> Worker:
         return Worker(self._plugin.worker(gpu_tier(kv_caches, self.blocks_per_chunk)))

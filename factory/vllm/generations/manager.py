@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.v1.kv_offload import base
 
+from ....tiers.base import ChunkKey
 from .. import metrics
 from ..events import offloading_events
-from ..placement import EVERY_TIER, ServerPlacement, Tiers
+from ..placement import EVERY_TIER, ServerPlacement, Tiers, Told
 from ..server import SchedulerSide
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
         ReqContext,
         RequestOffloadingContext,
     )
+
+_TELLS_POSITIONS = hasattr(base.ReqContext, "get_offload_key_position")  # from 0.31 on
+_GROUP_BYTES = 4  # the end of each key
 
 
 class SlotsSpec(base.LoadStoreSpec):
@@ -57,10 +61,10 @@ class KeyedManager(base.OffloadingManager):
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput | None:
-        self._placement.finish(
-            self._request(req_context)
-        )  # a request that stores has started, and loads no more
-        plan = self._placement.prepare_store(list(keys))
+        wanted = list(keys)
+        plan = self._placement.prepare_store(
+            self._request(req_context), wanted, positions_of(wanted, req_context)
+        )
         if plan is None:
             return None
         return base.PrepareStoreOutput(
@@ -75,7 +79,8 @@ class KeyedManager(base.OffloadingManager):
         self._placement.complete_store(keys, success)
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._side.chain.touch(self._side.chain.new_prompt(), list(keys))
+        used = list(keys)
+        self._placement.touch(self._request(req_context), used, positions_of(used, req_context))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return base.RequestOffloadingContext()
@@ -101,6 +106,21 @@ class KeyedManager(base.OffloadingManager):
 
     def _request(self, req_context: ReqContext) -> str:
         return str(req_context.req_id)
+
+
+def group_of(key: ChunkKey) -> bytes:
+    """Name the group of layers of a chunk."""
+    return key[-_GROUP_BYTES:]
+
+
+def position_of(key: OffloadKey, req_context: ReqContext) -> int | None:
+    """The position of a chunk in its prompt, where vLLM tells it."""
+    return req_context.get_offload_key_position(key) if _TELLS_POSITIONS else None
+
+
+def positions_of(keys: Sequence[OffloadKey], req_context: ReqContext) -> Told:
+    """The positions of chunks in their prompt; None from releases that tell none."""
+    return [position_of(key, req_context) for key in keys] if _TELLS_POSITIONS else None
 
 
 def tiers_of(req_context: ReqContext) -> Tiers:

@@ -1,61 +1,14 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from chain_rig import SLOT_BYTES, Rig, rigged
+from chain_rig import SLOT_BYTES, rigged
+from placement_rig import Server
 
 from kvtier.engine.placement import Presence
-from kvtier.factory.vllm.placement import ServerPlacement, StorePlan, Tiers
+from kvtier.factory.vllm.placement import ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
-
-
-class Marks:
-    """Workers that have ended what the test says they have."""
-
-    def __init__(self) -> None:
-        self.failed: set[int] = set()
-        self.ended = True
-
-    def stores_failed(self, indexes: Sequence[int]) -> list[bool]:
-        return [index in self.failed for index in indexes]
-
-    def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
-        return self.ended
-
-
-class Server:
-    """A scheduler over a chain of `slots_count` slots."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.marks = Marks()
-        self.placement = ServerPlacement(rig.chain, self.marks)
-
-    def store(self, keys: list[bytes]) -> None:
-        plan = self.prepared(keys)
-        for key, slot in zip(plan.keys, plan.slots, strict=True):
-            self.rig.pinned.memory[slot][:] = pattern(key, SLOT_BYTES)
-        self.placement.complete_store(set(plan.keys), success=True)
-
-    def prepared(self, keys: list[bytes]) -> StorePlan:
-        plan = self.placement.prepare_store(keys)
-        assert plan is not None, "there is room"
-        return plan
-
-    def only_below(self, keys: list[bytes]) -> None:
-        for key in keys:
-            self.rig.lower.chunks[key] = pattern(key, SLOT_BYTES)
-
-    def settle(self, keys: list[bytes]) -> None:
-        """End the step, and wait until what was asked for has arrived or failed."""
-        self.placement.scheduled()
-        slots, _ = self.rig.fetch(keys).result(5)
-        self.rig.chain.release(slots)
-
-    def pins(self) -> int:
-        self.rig.drain()
-        return self.rig.chain.stats().pinned_slots
 
 
 @pytest.fixture
@@ -67,7 +20,7 @@ def server() -> Iterator[Server]:
 def test_a_hit_is_held_until_it_is_loaded(server: Server) -> None:
     server.store([b"a"])
     assert server.placement.lookup("r1", b"a") is Presence.READY
-    assert server.placement.prepare_store([b"b", b"c", b"d", b"e"]) is None, "it wants every slot"
+    assert server.placement.prepare_store("w", [b"b", b"c", b"d", b"e"]) is None, "it wants every slot"
     server.store([b"b", b"c", b"d"])
     server.rig.drain()
     (slot,) = server.placement.prepare_load("r1", [b"a"])
@@ -166,7 +119,7 @@ def test_a_failed_store_is_never_readable(server: Server, told: bool) -> None:
 
 
 def test_stores_settle_when_the_workers_have_ended_them(server: Server) -> None:
-    server.placement.prepare_store([b"a"])
+    server.placement.prepare_store("w", [b"a"])
     server.marks.ended = False
     server.placement.complete_ended_stores()
     assert server.placement.lookup("r1", b"a") is Presence.PENDING
@@ -204,14 +157,14 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
     server.rig.drain()
     server.placement.lookup("r1", b"a")
     server.placement.prepare_load("r1", [b"a"])
-    server.placement.prepare_store([b"c"])
+    server.placement.prepare_store("w", [b"c"])
     server.placement.lookup("r2", b"b")
     server.marks.ended = False
     server.placement.reset()
     assert [server.placement.lookup("r3", key) for key in (b"a", b"b", b"c")] == [Presence.MISS] * 3
     assert server.placement.orphaned_count == 2
     server.placement.sweep()
-    assert server.placement.prepare_store([b"%d" % i for i in range(4)]) is None, "two slots are in use"
+    assert server.placement.prepare_store("w", [b"%d" % i for i in range(4)]) is None, "two slots are in use"
     plan = server.prepared([b"%d" % i for i in range(2)])
     assert len(plan.slots) == 2
     server.placement.complete_store(plan.keys, success=True)
@@ -224,7 +177,7 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
 def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cut_off(server: Server) -> None:
     server.placement = ServerPlacement(server.rig.chain, server.marks, keeps_on_reset=True)
     server.store([b"a"])
-    server.placement.prepare_store([b"c"])
+    server.placement.prepare_store("w", [b"c"])
     server.placement.reset()
     assert server.placement.lookup("r1", b"a") is Presence.READY
     assert server.placement.lookup("r1", b"c") is Presence.MISS

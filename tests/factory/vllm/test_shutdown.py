@@ -82,7 +82,7 @@ def composite_of(side: SchedulerSide) -> CompositeSpec:
 
 
 def store(side: SchedulerSide) -> None:
-    side.placement.prepare_store(KEYS)
+    side.placement.prepare_store("r", KEYS)
     side.placement.complete_store(KEYS, success=True)
 
 

@@ -118,6 +118,40 @@ def test_one_trace_has_the_same_effect_in_every_generation(start: Start, generat
     assert server.pinned_slots() == 0
 
 
+def _of_prompt(name: bytes, count: int) -> list[bytes]:
+    """Keys as vLLM makes them: they end with the group of layers."""
+    return [b"%s%d" % (name, number) + bytes(4) for number in range(count)]
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_a_prompt_that_is_stored_chunk_by_chunk_loses_its_tail_first(start: Start, generation: str) -> None:
+    server = start(generation)
+    first, second = _of_prompt(b"a", 3), _of_prompt(b"b", 3)
+    evicted = []
+    for request, keys in (("r1", first), ("r2", second)):
+        assert server.lookup(request, keys) == 0
+        for key in keys:
+            evicted += server.store(request, [key], [1]).evicted
+            server.drain()
+        server.finish(request)
+    assert evicted == [first[2], first[1]]
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_a_store_without_room_is_offered_again_and_then_taken_whole(start: Start, generation: str) -> None:
+    server = start(generation)
+    first, second = _of_prompt(b"a", 3), _of_prompt(b"b", 2)
+    assert server.lookup("r3", second) == 0
+    server.store("r1", first, [1, 2, 3])
+    server.finish("r1")
+    server.drain()
+    assert server.lookup("r2", first) == 3
+    assert [server.is_refused("r3", second) for _ in range(3)] == [True] * 3
+    server.load("r2", first, [4, 5, 6])
+    assert server.store("r3", second, [7, 8]).keys == second
+    assert server.manager._side.chain.stats().tiers["pinned"].counters["dropped_chunks"] == 0
+
+
 @pytest.mark.parametrize("generation", ALL)
 def test_a_request_that_goes_away_leaves_no_pin(
     start: Start, generation: str, monkeypatch: pytest.MonkeyPatch
