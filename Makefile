@@ -55,7 +55,7 @@ check: install  ## run lint and all tests
 demo: install  ## run a real vLLM with and without kvtier, side by side
 	$(BIN)/python examples/demo.py $(ARGS)
 
-crash: install  ## kill NVMe processes KILLS times one by one, and three at once for STORM_S seconds
+crash: install  ## kill NVMe processes: KILLS times, then for STORM_S seconds
 	KVTIER_KILLS=$(KILLS) KVTIER_STORM_S=$(STORM_S) $(BIN)/python -m pytest \
 		tests/tiers/nvme/test_crash.py tests/tiers/nvme/test_storm.py $(ARGS)
 
