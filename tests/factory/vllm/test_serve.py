@@ -23,7 +23,7 @@ pytestmark = [
 MIB = 1 << 20
 
 PINNED = 26 * MIB  # two of the prompts
-NVME = 64 * MIB  # some more of them, far from all
+NVME = 72 * MIB  # some more of them, far from all
 TOKENS = 1_500
 PROMPTS = 6
 

@@ -248,6 +248,10 @@ async def test_a_close_that_fails_half_way_leaves_the_store(
     await stored(tier, keys_of(0, 4))
     await tier._upkeep.once()
     part, name = step.split(".")
+    if part == "_ahead":  # no other way to give back what is ready, and the test leaves nothing behind
+        tier._upkeep._keeper.stop()
+        await at_rest(tier)
+        await tier._ahead.close()
     calls = list[int]()
 
     def refuse(*arguments: object) -> object:
