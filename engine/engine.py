@@ -17,9 +17,8 @@ from .chain import ChainStats
 from .events import ChainEvent, EventLog
 from .job import Job
 from .library import LibraryChain
-from .lifetime import ChainSpec, Kind, Lifetime
+from .lifetime import ChainSpec, Kind, Lifetime, chain_of
 from .loaded import Loaded
-from .loop import LoopThread
 from .losses import calling
 from .namespace import checked_namespace, with_tensors
 from .unclosed import CLOSE_S, close_if_forgotten
@@ -55,7 +54,7 @@ class OffloadEngine:
         self._namespace = checked_namespace(namespace)
         self._spec = spec
         self._events = EventLog() if events else None
-        self._lifetime = Lifetime(spec, partial(_chain_of, spec, self._events))
+        self._lifetime = Lifetime(spec, partial(chain_of, LibraryChain, spec, self._events))
         close_if_forgotten(self, self._lifetime)
 
     @classmethod
@@ -280,17 +279,6 @@ class OffloadEngine:
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
         return gpu.blocks(keys, block_ids, distinct=distinct)
-
-
-def _chain_of(spec: ChainSpec, events: EventLog | None, loop: LoopThread) -> LibraryChain:
-    return LibraryChain(
-        spec.pinned,
-        spec.lower,
-        loop,
-        load_deadlines_s=spec.load_deadlines_s,
-        unfilled=spec.unfilled,
-        events=events,
-    )
 
 
 def _listed_keys(keys: Iterable[ChunkKey]) -> list[ChunkKey]:

@@ -65,9 +65,7 @@ class LibraryChain(Chain):
 
     dirty_fraction = 7 / 8  # stores wait for a place among those; what is left is for loads
 
-    _storing_chunks = (
-        0  # in slots of stores under way, which will be owed to the tiers below; on the loop only
-    )
+    _storing_chunks = 0  # in slots of stores under way, soon owed to the tiers below; on the loop only
 
     def lookup(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Say for each key whether a tier has it, or is about to; moves nothing."""

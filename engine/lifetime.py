@@ -29,6 +29,7 @@ from ..tiers.errors import ClosedError
 from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
+from .events import EventLog
 from .flushing import FlushJob
 from .job import Job
 from .loop import LoopThread
@@ -82,6 +83,18 @@ class ChainSpec(Protocol):
     async def close(self) -> None:
         """Close the tiers, bottom up; idempotent."""
         ...
+
+
+def chain_of(kind: type[C], spec: ChainSpec, events: EventLog | None, loop: LoopThread) -> C:
+    """A chain of this kind over the tiers of a spec that was started."""
+    return kind(
+        spec.pinned,
+        spec.lower,
+        loop,
+        load_deadlines_s=spec.load_deadlines_s,
+        unfilled=spec.unfilled,
+        events=events,
+    )
 
 
 class Start(NamedTuple):

@@ -21,9 +21,8 @@ class ServerChain(Chain):
 
     def lookup_below(self, key: ChunkKey) -> bool:
         """Say whether some tier below the pinned one has the chunk."""
-        return (
-            self._lower.find(key) is not None
-        )  # also where a tier does not know yet: it will be asked again
+        # Also where a tier does not know yet: it will be asked again.
+        return self._lower.find(key) is not None
 
     def pin(self, key: ChunkKey) -> Found:
         """Pin the chunk's slot; a miss where it has none, which is not counted."""

@@ -80,10 +80,8 @@ class Transfers:
         self._pinned, self._lower = pinned, lower
         # Under the lock:
         self._requested = Run.NONE
-        # Any thread appends, and the loop thread takes:
-        self._removed: deque[tuple[str, Sequence[ChunkKey]]] = (
-            deque()
-        )  # what tiers say that they have removed
+        # What tiers say that they have removed; any thread appends, and the loop thread takes:
+        self._removed: deque[tuple[str, Sequence[ChunkKey]]] = deque()
         # On the loop thread only:
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: asyncio.TimerHandle | None = None  # the run after a step

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...engine.events import EventLog
-from ...engine.lifetime import Lifetime
-from ...engine.loop import LoopThread
+from ...engine.lifetime import Lifetime, chain_of
 from ...engine.prompts import GroupOf, one_group
 from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
@@ -67,7 +66,7 @@ class SchedulerSide:
         group_of: GroupOf = one_group,
     ) -> None:
         self.events = events
-        self._lifetime = Lifetime(composite, partial(_chain_of, composite, events))
+        self._lifetime = Lifetime(composite, partial(chain_of, ServerChain, composite, events))
         open_tiers = partial(
             composite.start,
             part_bytes=geometry.part_bytes,
@@ -99,14 +98,3 @@ class SchedulerSide:
         if self._refusal_logger is not None:
             self._refusal_logger.removeFilter(self._refusals)
         self._lifetime.end(DRAIN_S)
-
-
-def _chain_of(composite: CompositeSpec, events: EventLog | None, loop: LoopThread) -> ServerChain:
-    return ServerChain(
-        composite.pinned,
-        composite.lower,
-        loop,
-        load_deadlines_s=composite.load_deadlines_s,
-        unfilled=composite.unfilled,
-        events=events,
-    )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +20,6 @@ from kvtier.engine.lifetime import Kind
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason
 from kvtier.tiers.errors import ClosedError, KvtierError
 from kvtier.tiers.settled import settled
-
-
-@pytest.fixture
-def spec() -> Iterator[Spec]:
-    spec = Spec()
-    yield spec
-    spec.disk.lets_go.set()
-
-
-@pytest.fixture
-def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifetime, "STEP_S", SHORT_S)
-    monkeypatch.setattr(lifetime, "TIERS_S", SHORT_S)
-    monkeypatch.setattr(loop, "JOIN_S", SHORT_S)
 
 
 @pytest.mark.parametrize("timeout", [None, 0, -1, 30.0])

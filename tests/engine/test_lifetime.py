@@ -13,25 +13,11 @@ from typing import Any
 import pytest
 from lifetime_rig import BLOCK_BYTES, SHORT_S, WAIT_S, Call, Spec, opened, tensors
 
-from kvtier.engine import OffloadEngine, lifetime, loop
+from kvtier.engine import OffloadEngine
 from kvtier.engine.chain import Chain
 from kvtier.engine.lifetime import Lifetime
 from kvtier.tiers.device.gpu import GpuTier
 from kvtier.tiers.errors import ClosedError, TierUnavailable
-
-
-@pytest.fixture
-def spec() -> Iterator[Spec]:
-    spec = Spec()
-    yield spec
-    spec.disk.lets_go.set()
-
-
-@pytest.fixture
-def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifetime, "STEP_S", SHORT_S)
-    monkeypatch.setattr(lifetime, "TIERS_S", SHORT_S)
-    monkeypatch.setattr(loop, "JOIN_S", SHORT_S)
 
 
 def test_of_two_who_register_at_once_the_second_is_refused(spec: Spec) -> None:

@@ -135,43 +135,38 @@ async def test_the_cap_holds_where_small_files_take_much(
     assert worst_bytes <= CAPACITY_BYTES
 
 
-@contextmanager
-def _large_clusters(folder: Path) -> Iterator[Path]:
+@pytest.fixture
+def large_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An ext4 that gives a file of one byte a whole MiB."""
-    image, point = folder / "image", folder / "drive"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(600 * MIB)
-    run("mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", str(MIB), image)
-    run("mount", "-o", "loop", image, point)
-    try:
-        yield point
-    finally:
-        run("umount", "--lazy", point)
+    monkeypatch.setitem(MAKE, "ext4", ["mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", str(MIB)])
+    with drive("ext4", tmp_path, 600 * MIB) as made:
+        yield made.point
 
 
 @pytest.mark.root
 @pytest.mark.slow
-async def test_the_cap_holds_where_every_small_file_takes_much(tmp_path: Path) -> None:
-    with _large_clusters(tmp_path) as point:
-        for number in range(8):
-            identity = Identity({"model": f"m{number}"})
-            tier = await opened(point / "store", capacity_bytes=64 * MIB, identity=identity)
-            for start in range(0, 800, 40):
-                await stored(tier, keys_of(start, 40))
-            await tier._upkeep.once()
-            assert allocated_bytes(point / "store") <= 64 * MIB
-            await tier.close()
-            assert allocated_bytes(point / "store") <= 64 * MIB
+async def test_the_cap_holds_where_every_small_file_takes_much(large_clusters: Path) -> None:
+    store = large_clusters / "store"
+    for number in range(8):
+        identity = Identity({"model": f"m{number}"})
+        tier = await opened(store, capacity_bytes=64 * MIB, identity=identity)
+        for start in range(0, 800, 40):
+            await stored(tier, keys_of(start, 40))
+        await tier._upkeep.once()
+        assert allocated_bytes(store) <= 64 * MIB
+        await tier.close()
+        assert allocated_bytes(store) <= 64 * MIB
 
 
 @pytest.mark.root
-async def test_a_cap_that_small_files_alone_would_fill_is_refused_with_one_that_works(tmp_path: Path) -> None:
-    with _large_clusters(tmp_path) as point:
-        with pytest.raises(TierUnavailable, match="the least that works is") as refused:
-            await opened(point / "store", capacity_bytes=CAPACITY_BYTES)
-        assert not (point / "store").exists()
-        least_bytes = int(str(refused.value).rpartition(" ")[2])
-        tier = await opened(point / "store", capacity_bytes=least_bytes)
-        await stored(tier, keys_of(0, 8))
-        await tier.close()
+async def test_a_cap_that_small_files_alone_would_fill_is_refused_with_one_that_works(
+    large_clusters: Path,
+) -> None:
+    store = large_clusters / "store"
+    with pytest.raises(TierUnavailable, match="the least that works is") as refused:
+        await opened(store, capacity_bytes=CAPACITY_BYTES)
+    assert not store.exists()
+    least_bytes = int(str(refused.value).rpartition(" ")[2])
+    tier = await opened(store, capacity_bytes=least_bytes)
+    await stored(tier, keys_of(0, 8))
+    await tier.close()
