@@ -18,15 +18,15 @@ from typing import Any
 
 from ..tiers.base import ChunkKey, RemoveReason, Tier, TierStats
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
-from .deadlines import Deadlines
 from .events import EventLog
 from .loop import LoopThread
-from .lower import ASKING, LowerTiers, Place
-from .mover import Mover
-from .placement import Found, Placement, Presence, Reservation
-from .prompts import GroupOf, Prompt, one_group
-from .queues import BATCH_BYTES
-from .transfers import Run
+from .movement.deadlines import Deadlines
+from .movement.lower import ASKING, LowerTiers, Place
+from .movement.mover import Mover
+from .movement.placement import Found, Placement, Presence, Reservation
+from .movement.prompts import GroupOf, Prompt, one_group
+from .movement.queues import BATCH_BYTES
+from .movement.transfers import Run
 
 COUNTED = (
     "hits",

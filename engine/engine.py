@@ -19,7 +19,7 @@ from .job import Job
 from .library import LibraryChain
 from .lifetime import ChainSpec, Kind, Lifetime, chain_of
 from .loaded import Loaded
-from .losses import calling
+from .movement.losses import calling
 from .namespace import checked_namespace, with_tensors
 from .unclosed import CLOSE_S, close_if_forgotten
 

@@ -11,13 +11,13 @@ from ..tiers.errors import TierError
 from ..tiers.pinned.eviction import PromptId
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
-from .deadlines import Deadlines
 from .loaded import Loaded
-from .losses import Caller
-from .lower import ASKING
-from .placement import NOBODY, Found, Presence, Reservation
-from .prompts import Prompt
-from .transfers import Run
+from .movement.deadlines import Deadlines
+from .movement.losses import Caller
+from .movement.lower import ASKING
+from .movement.placement import NOBODY, Found, Presence, Reservation
+from .movement.prompts import Prompt
+from .movement.transfers import Run
 
 HEADS_PER_ARENA = 2  # of a job larger than the arena, one half stays, and the rest passes through the other
 BATCHES_PER_ARENA = 8  # a load has two batches in hand, and other jobs run beside it

@@ -30,10 +30,10 @@ from ..tiers.pinned.tier import PinnedTier
 from .bounded import ended
 from .chain import Chain
 from .events import EventLog
-from .flushing import FlushJob
 from .job import Job
 from .loop import LoopThread
-from .losses import Caller
+from .movement.flushing import FlushJob
+from .movement.losses import Caller
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from ..tiers.base import ChunkKey
 from ..tiers.pinned.slots import Slot
 from .chain import Chain
-from .placement import Found, Presence
-from .prompts import Prompt
-from .transfers import Run
+from .movement.placement import Found, Presence
+from .movement.prompts import Prompt
+from .movement.transfers import Run
 
 
 class ServerChain(Chain):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.bounded import ended
-from ..engine.deadlines import NO_DEADLINE_S
+from ..engine.movement.deadlines import NO_DEADLINE_S
 from ..tiers import Tier
 from ..tiers.base import GuardsItself
 from ..tiers.breaker import Breaker

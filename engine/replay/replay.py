@@ -24,8 +24,8 @@ from ...tiers.pinned.slots import Slot, SlotTier
 from ..chain import ChainStats
 from ..library import LibraryChain
 from ..loop import LoopThread
-from ..placement import Presence
-from ..prompts import Prompt
+from ..movement.placement import Presence
+from ..movement.prompts import Prompt
 from .trace import Requests
 
 TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress

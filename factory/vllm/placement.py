@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from ...engine.placement import Found, Presence
-from ...engine.prompts import GroupOf, Prompt, one_group
+from ...engine.movement.placement import Found, Presence
+from ...engine.movement.prompts import GroupOf, Prompt, one_group
 from ...engine.server import ServerChain
 from ...tiers.base import ChunkKey
 from ...tiers.pinned.slots import Slot

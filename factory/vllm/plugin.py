@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...engine.events import EventLog
-from ...engine.prompts import GroupOf, one_group
+from ...engine.movement.prompts import GroupOf, one_group
 from ...tiers.device.gpu import GpuTier
 from ...tiers.nvme.store.namespaces import one_process
 from ...tiers.pinned.arena import Arena

@@ -9,7 +9,7 @@ from functools import partial
 
 from ...engine.events import EventLog
 from ...engine.lifetime import Lifetime, chain_of
-from ...engine.prompts import GroupOf, one_group
+from ...engine.movement.prompts import GroupOf, one_group
 from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace

@@ -14,7 +14,7 @@ from chain_rig import BothFaces
 from engine_rig import Device, config
 
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.losses import calling
+from kvtier.engine.movement.losses import calling
 from kvtier.factory.composite import CompositeSpec
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.device.gpu import GpuTier

@@ -9,7 +9,7 @@ import pytest
 from chain_rig import SLOT_BYTES, Rig, rigged
 
 from kvtier.engine.chain import with_counts
-from kvtier.engine.placement import Presence
+from kvtier.engine.movement.placement import Presence
 from kvtier.tiers.base import Failure, TierStats
 from kvtier.tiers.testing import pattern
 

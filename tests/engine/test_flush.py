@@ -11,7 +11,7 @@ from chain_rig import Rig, rigged
 from lifetime_rig import WAIT_S, Disk, Spec, opened
 
 from kvtier.engine.engine import OffloadEngine
-from kvtier.engine.losses import calling
+from kvtier.engine.movement.losses import calling
 from kvtier.tiers.base import Buffer, Failure, Outcome
 from kvtier.tiers.errors import KvtierError, NotDurable, TierError
 

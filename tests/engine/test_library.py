@@ -11,7 +11,7 @@ from chain_rig import SLOT_BYTES, CountingTier, Slots
 from kvtier.engine.library import LibraryChain
 from kvtier.engine.loaded import Loaded
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.losses import calling
+from kvtier.engine.movement.losses import calling
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason
 from kvtier.tiers.testing import MemoryTier, pattern
 

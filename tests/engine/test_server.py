@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
-from kvtier.engine import transfers as transfers_module
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.placement import Found, Presence
+from kvtier.engine.movement import transfers as transfers_module
+from kvtier.engine.movement.placement import Found, Presence
 from kvtier.tiers.testing import MemoryTier, pattern
 
 

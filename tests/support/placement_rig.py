@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from chain_rig import SLOT_BYTES, Rig
 
-from kvtier.engine.prompts import GroupOf, one_group
+from kvtier.engine.movement.prompts import GroupOf, one_group
 from kvtier.factory.vllm.placement import ServerPlacement, StorePlan, Told
 from kvtier.tiers.testing import pattern
 

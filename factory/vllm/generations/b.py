@@ -29,7 +29,7 @@ from vllm.v1.kv_offload.abstract import (
 from vllm.v1.kv_offload.mediums import GPULoadStoreSpec
 from vllm.v1.kv_offload.spec import OffloadingSpec
 
-from ....engine.placement import Presence
+from ....engine.movement.placement import Presence
 from ....tiers.device.copyplan import Spans
 from ....tiers.device.gpu import GpuTier
 from ....tiers.errors import ConfigError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingManager
 
-from ....engine.placement import Presence
+from ....engine.movement.placement import Presence
 from ....tiers.device.copyplan import Spans
 from ..server import SchedulerSide
 from ..worker import CopyWorker

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import LookupResult, OffloadingWorker, TransferResult
 
-from ....engine.placement import Presence
+from ....engine.movement.placement import Presence
 from ..worker import CopyWorker
 from .canonical import spans
 from .manager import KeyedManager, SlotsSpec, group_of, position_of, tiers_of

@@ -6,7 +6,7 @@ import pytest
 from chain_rig import SLOT_BYTES, rigged
 from placement_rig import Server
 
-from kvtier.engine.placement import Presence
+from kvtier.engine.movement.placement import Presence
 from kvtier.factory.vllm.placement import ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
 

@@ -9,7 +9,7 @@ import pytest
 from chain_rig import rigged
 from placement_rig import Server
 
-from kvtier.engine.placement import Presence
+from kvtier.engine.movement.placement import Presence
 
 
 @pytest.fixture

@@ -7,7 +7,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvtier.engine.queues import BATCH_BYTES, CALLS_IN_FLIGHT_MAX, PAUSE_MAX_S, PAUSE_S, Limits, TierQueue
+from kvtier.engine.movement.queues import (
+    BATCH_BYTES,
+    CALLS_IN_FLIGHT_MAX,
+    PAUSE_MAX_S,
+    PAUSE_S,
+    Limits,
+    TierQueue,
+)
 from kvtier.tiers.base import Failure, Outcome
 
 KEYS = [b"%d" % number for number in range(12)]

@@ -11,12 +11,12 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
-from ..tiers.pinned.eviction import PromptId
-from ..tiers.pinned.slots import Slot, SlotState, SlotTable, SlotTier
+from ...tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier, TierStats
+from ...tiers.pinned.eviction import PromptId
+from ...tiers.pinned.slots import Slot, SlotState, SlotTable, SlotTier
+from ..events import EventLog
 from .cascades import Cascades
 from .deadlines import Deadlines, longest_s
-from .events import EventLog
 from .prompts import GroupOf, Prompt
 from .tally import Tally
 

@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..tiers.errors import NotDurable
-from .job import Job
+from ...tiers.errors import NotDurable
+from ..job import Job
 
 
 class FlushJob(Job[None]):

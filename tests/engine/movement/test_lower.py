@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from chain_rig import CountingTier
 
-from kvtier.engine.lower import ASKING, LowerTiers
+from kvtier.engine.movement.lower import ASKING, LowerTiers
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.testing import MemoryTier
 

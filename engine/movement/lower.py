@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from ..tiers.base import ChunkKey, CountsUses, Tier, ability
+from ...tiers.base import ChunkKey, CountsUses, Tier, ability
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..tiers.base import ChunkKey, Failure, Outcome
-from ..tiers.pinned.slots import Slot, SlotState, SlotTable
+from ...tiers.base import ChunkKey, Failure, Outcome
+from ...tiers.pinned.slots import Slot, SlotState, SlotTable
 from .losses import Losses
 from .queues import Limits, TierQueue
 from .tally import Tally

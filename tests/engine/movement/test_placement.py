@@ -9,9 +9,9 @@ from chain_rig import SLOT_BYTES, BothFaces, Slots
 
 from kvtier.engine.library import LibraryChain
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.losses import calling
-from kvtier.engine.placement import Reservation
-from kvtier.engine.prompts import Prompt
+from kvtier.engine.movement.losses import calling
+from kvtier.engine.movement.placement import Reservation
+from kvtier.engine.movement.prompts import Prompt
 from kvtier.tiers.pinned.eviction import POLICIES
 from kvtier.tiers.pinned.slots import SlotTable
 from kvtier.tiers.testing import MemoryTier, pattern

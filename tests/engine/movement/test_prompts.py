@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtier.engine.prompts import Prompt
+from kvtier.engine.movement.prompts import Prompt
 
 
 def test_chunks_are_counted_as_they_are_first_named() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from ..tiers.base import ChunkKey, Clears, Invalidates, RemoveReason, Tier, ability
-from ..tiers.errors import NotDurable, TierError
+from ...tiers.base import ChunkKey, Clears, Invalidates, RemoveReason, Tier, ability
+from ...tiers.errors import NotDurable, TierError
 from .losses import Caller
 from .transfers import Transfers
 

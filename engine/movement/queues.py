@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..tiers.base import ChunkKey, Failure, Outcome
+from ...tiers.base import ChunkKey, Failure, Outcome
 
 BATCH_BYTES = 64 << 20  # one call: fills a drive's queue, and small enough to show progress
 CALLS_IN_FLIGHT_MAX = 4  # by tier: they keep a drive busy, and small batches wait and become one large one

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ..tiers.base import (
+from ...tiers.base import (
     Buffer,
     ChunkKey,
     Divides,
@@ -39,9 +39,9 @@ from ..tiers.base import (
     Tier,
     ability,
 )
-from ..tiers.pinned.slots import Slot, SlotTier
+from ...tiers.pinned.slots import Slot, SlotTier
+from ..loop import LoopThread
 from .cascades import Batch
-from .loop import LoopThread
 from .lower import LowerTiers
 from .placement import Placement
 from .relay import Relay

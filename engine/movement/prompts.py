@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from ..tiers.base import ChunkKey
-from ..tiers.pinned.eviction import PromptId
+from ...tiers.base import ChunkKey
+from ...tiers.pinned.eviction import PromptId
 
 GroupOf: TypeAlias = Callable[[ChunkKey], bytes]
 """Names the group of layers that a chunk belongs to; the groups of a prompt are counted side by side."""

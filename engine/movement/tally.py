@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from ..tiers.base import ChunkKey, RemoveReason
-from .events import EventLog
+from ...tiers.base import ChunkKey, RemoveReason
+from ..events import EventLog
 
 
 class Tally:

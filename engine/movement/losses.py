@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from ..tiers.base import ChunkKey, Failure
+from ...tiers.base import ChunkKey, Failure
 
 LOSSES_MAX = 65536  # by name; of older ones only their number is kept
 CALLERS_MAX = 1024  # who stored or flushed lately; one that is forgotten may be told twice

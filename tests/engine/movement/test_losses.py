@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from kvtier.engine import losses as losses_module
-from kvtier.engine.losses import Caller, Loss, Losses, calling
+from kvtier.engine.movement import losses as losses_module
+from kvtier.engine.movement.losses import Caller, Loss, Losses, calling
 from kvtier.tiers.base import Failure
 
 

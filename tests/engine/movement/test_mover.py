@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
-from kvtier.engine import queues as queues_module
 from kvtier.engine.loop import LoopThread
-from kvtier.engine.placement import Presence
+from kvtier.engine.movement import queues as queues_module
+from kvtier.engine.movement.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
 from kvtier.tiers.errors import NotDurable, TierError

@@ -6,7 +6,7 @@ import asyncio
 import mmap
 from collections.abc import Sequence
 
-from ..tiers.base import Buffer, ChunkKey, Tier
+from ...tiers.base import Buffer, ChunkKey, Tier
 
 STAGING_BYTES = 64 << 20  # for each tier that is behind; made when it first needs them
 

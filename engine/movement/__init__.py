@@ -1,0 +1,1 @@
+"""Placement and movement: what is where, what each tier is owed, and what carries it there."""
