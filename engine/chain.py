@@ -27,6 +27,7 @@ from .movement.placement import Found, Placement, Presence, Reservation
 from .movement.prompts import GroupOf, Prompt, one_group
 from .movement.queues import BATCH_BYTES
 from .movement.transfers import Run
+from .movement.worth import Advisor, Computing
 
 COUNTED = (
     "hits",
@@ -40,6 +41,7 @@ COUNTED = (
     "stored_bytes",
     "stored_us",
     "dropped_chunks",
+    "declined_chunks",
     "requested_chunks",
     "invalidated_chunks",
 )
@@ -83,6 +85,7 @@ class Chain:
         load_deadlines_s: how long a load from each tier below may take before its chunks count as late.
         unfilled: tiers below that get nothing of what a tier further down supplies.
         batch_bytes: what one call of a tier below moves at most, though a chunk at least.
+        computing: what it takes to compute chunks instead of loading them; None where all are loaded.
 
     Attributes:
         mover: moves chunks between the slots and the tiers below; its coroutines run on the loop thread.
@@ -99,6 +102,7 @@ class Chain:
         load_deadlines_s: Mapping[str, float],
         unfilled: frozenset[str] = frozenset(),
         batch_bytes: int = BATCH_BYTES,
+        computing: Computing | None = None,
         events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,6 +124,7 @@ class Chain:
             events=events,
             clock=clock,
         )
+        self._advisor = Advisor(self._lower.rates, chunk_bytes=pinned.slot_bytes, computing=computing)
         self._room_waiters = 0  # tasks that wait for a slot, and are woken when a pin is returned
         self.mover = Mover(self._placement, self._lock, pinned, self._lower, loop)
         if events is not None:
@@ -259,11 +264,11 @@ class Chain:
         with self._lock:
             counters = dict(self._placement.tally.counters)
             pending, pinned = self._placement.cascades.pending, self._placement.table.pinned_count
-            pinned_stats = self._placement.stats()
+            pinned_stats, rates = self._placement.stats(), self._advisor.rates_per_s(self._pinned.name)
         if self._events is not None:
             counters["events_dropped", self._pinned.name] = self._events.dropped_count
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
-        return ChainStats(with_counts(tiers, counters), pending, pinned)
+        return ChainStats(with_counts(tiers, counters, rates), pending, pinned)
 
     def check(self) -> None:
         """Assert the chain's integrity; for tests."""
@@ -283,15 +288,29 @@ class Chain:
                 found[key] = Found(Presence.LATE, None, place.name)
             else:
                 below[key] = place
-        return found | self._placement.promote(prompt, below) if below else found
+        return found | self._queued(prompt, below) if below else found
+
+    def _queued(self, prompt: Prompt, below: Mapping[ChunkKey, Tier]) -> dict[ChunkKey, Found]:
+        found = self._placement.promote(prompt, below)
+        for key, tier in below.items():
+            if found[key].source == tier.name:
+                self._lower.rates[tier.name].queued_bytes += self._pinned.slot_bytes
+        return found
 
 
 def with_counts(
-    tiers: Mapping[str, TierStats], counts: Mapping[tuple[str, str], int]
+    tiers: Mapping[str, TierStats],
+    counts: Mapping[tuple[str, str], int],
+    rates: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, TierStats]:
-    """The tiers' numbers with the chain's counts, which are by counter and tier, among their counters."""
+    """The tiers' numbers with the chain's counts, which are by counter and tier, among their counters.
+
+    Args:
+        rates: what is measured of each tier, by its name, to go among its gauges.
+    """
     zeros = dict.fromkeys(COUNTED, 0)
     own = {name: {**stats.counters, **zeros} for name, stats in tiers.items()}
     for (counter, name), count in counts.items():
         own[name][counter] = count
-    return {name: replace(stats, counters=own[name]) for name, stats in tiers.items()}
+    gauges = {name: {**stats.gauges, **(rates or {}).get(name, {})} for name, stats in tiers.items()}
+    return {name: replace(stats, counters=own[name], gauges=gauges[name]) for name, stats in tiers.items()}

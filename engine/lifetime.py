@@ -34,6 +34,7 @@ from .job import Job
 from .loop import LoopThread
 from .movement.flushing import FlushJob
 from .movement.losses import Caller
+from .movement.worth import Computing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class ChainSpec(Protocol):
         """Names of the tiers below that get nothing of what a tier further down supplies."""
         ...
 
+    @property
+    def may_recompute(self) -> bool:
+        """Whether chunks are left below where computing them is expected to be sooner."""
+        ...
+
     async def start(self, *, part_bytes: int, parts: int, identity: Mapping[str, str]) -> None:
         """Start every tier below the device, top down; on a failure the started ones are closed again."""
         ...
@@ -85,7 +91,13 @@ class ChainSpec(Protocol):
         ...
 
 
-def chain_of(kind: type[C], spec: ChainSpec, events: EventLog | None, loop: LoopThread) -> C:
+def chain_of(
+    kind: type[C],
+    spec: ChainSpec,
+    events: EventLog | None,
+    loop: LoopThread,
+    computing: Computing | None = None,
+) -> C:
     """A chain of this kind over the tiers of a spec that was started."""
     return kind(
         spec.pinned,
@@ -93,6 +105,7 @@ def chain_of(kind: type[C], spec: ChainSpec, events: EventLog | None, loop: Loop
         loop,
         load_deadlines_s=spec.load_deadlines_s,
         unfilled=spec.unfilled,
+        computing=computing if spec.may_recompute else None,
         events=events,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..tiers.base import ChunkKey
 from ..tiers.pinned.slots import Slot
 from .chain import Chain
+from .movement.lower import ASKING
 from .movement.placement import Found, Presence
 from .movement.prompts import Prompt
 from .movement.transfers import Run
@@ -32,14 +33,26 @@ class ServerChain(Chain):
                 self._placement.count_refused([found])
         return found
 
-    def promote(self, prompt: Prompt, key: ChunkKey) -> Found:
-        """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion."""
+    def promote(self, prompt: Prompt, key: ChunkKey, run_chunks: int | None = None) -> Found:
+        """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion.
+
+        Where it is expected to be sooner to compute what the prompt has below, it is a miss.
+
+        Args:
+            run_chunks: of the prompt from this chunk on, where the server knows.
+        """
         epoch = self._placement.epoch
         place = self._lower.find(key)
         now_s = self._clock()
         with self._lock:
             if self._placement.epoch != epoch:
                 place = None  # invalidated since the tiers below were asked
+            if (
+                place is not None
+                and place is not ASKING
+                and self._declines(prompt, key, place.name, run_chunks)
+            ):
+                return Found(Presence.MISS)
             found = self._promoted(prompt, {key: place}, None)[key]
             if found.presence is not Presence.ASKING:
                 self._placement.count_refused([found])
@@ -75,3 +88,12 @@ class ServerChain(Chain):
         """Hide the slots from every lookup; the caller keeps its pins until nothing touches them."""
         with self._lock:
             self._placement.table.drop(slots)
+
+    def _declines(self, prompt: Prompt, key: ChunkKey, tier: str, run_chunks: int | None) -> bool:
+        """Say whether a chunk that a tier has is computed instead; counts it once. Call it under the lock."""
+        if self._advisor.lets(prompt, tier, run_chunks):
+            return False
+        if key not in prompt.declined:
+            prompt.declined.add(key)
+            self._placement.tally.count("declined_chunks", tier)
+        return True

@@ -62,6 +62,11 @@ class CompositeSpec:
         return self._config.on_reset == "keep"
 
     @property
+    def may_recompute(self) -> bool:
+        """Whether chunks are left below where computing them is expected to be sooner."""
+        return self._config.recompute == "auto"
+
+    @property
     def pinned(self) -> PinnedTier:
         """The tier that all transfers pass through; available once `start` has returned."""
         pinned = self._tiers[0]

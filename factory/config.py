@@ -37,6 +37,7 @@ DOCUMENT_BYTES_MAX = 1 << 20  # a document takes a few hundred bytes; a larger f
 
 
 OnReset: TypeAlias = Literal["invalidate", "keep"]
+Recompute: TypeAlias = Literal["auto", "never"]
 
 
 class KvtierConfig(BaseModel):
@@ -48,6 +49,7 @@ class KvtierConfig(BaseModel):
     tiers: tuple[SerializeAsAny[TierConfig], ...]
     weights_epoch: int = 0
     on_reset: OnReset = "invalidate"
+    recompute: Recompute = "auto"
 
 
 def _known_version(version: object) -> object:
@@ -65,6 +67,7 @@ class _Document(BaseModel):
     tiers: Annotated[list[Any], Field(examples=[[{"type": "gpu"}]])]
     weights_epoch: Annotated[int, Field(strict=True, ge=0, examples=[1])] = 0
     on_reset: Annotated[OnReset, Field(examples=["invalidate"])] = "invalidate"
+    recompute: Annotated[Recompute, Field(examples=["auto"])] = "auto"
     json_schema: Annotated[str | None, Field(alias="$schema")] = None
 
 
@@ -176,6 +179,7 @@ def parse_config(document: Any) -> KvtierConfig:
         tiers=tiers,
         weights_epoch=outline.weights_epoch,
         on_reset=outline.on_reset,
+        recompute=outline.recompute,
     )
 
 

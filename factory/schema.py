@@ -52,6 +52,12 @@ def config_schema() -> dict[str, Any]:
                 "invalidate: nothing stored before is served again. keep: chunks stay; use it only if "
                 "the weights stay the same.",
             },
+            "recompute": {
+                "enum": ["auto", "never"],
+                "default": "auto",
+                "description": "What happens to chunks below the pinned tier that take longer to load than "
+                "to compute. auto: they are computed, once both rates are known. never: they are loaded.",
+            },
             "tiers": {
                 "type": "array",
                 "minItems": 2,

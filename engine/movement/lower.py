@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from ...tiers.base import ChunkKey, CountsUses, Tier, ability
+from .rates import TierRate
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class LowerTiers:
     Attributes:
         all: every tier, nearest first.
         tiers: those that are used: all but the ones that could not be told that the weights changed.
+        rates: how fast loads from each are, by name. The chain's lock guards them.
         invalidations: how many are in progress. While there is one, every lookup misses, so no chunk of the
             old weights is served. Changed under the chain's lock.
     """
@@ -36,6 +38,7 @@ class LowerTiers:
     def __init__(self, tiers: Sequence[Tier]) -> None:
         self.all = tuple(tiers)
         self.tiers = self.all
+        self.rates = {tier.name: TierRate() for tier in tiers}
         self.invalidations = 0
         counting = [(tier, ability(tier, CountsUses)) for tier in tiers]  # type: ignore[type-abstract]
         self._counting = tuple((tier, counts) for tier, counts in counting if counts is not None)

@@ -31,6 +31,9 @@ class Prompt:
         refused_chunks: chunks that found no slot when they were last offered; they are offered again.
         asks_since_s: when a tier below first had to find out whether it has one of its chunks.
         is_spared: whether its chunks are surely one prompt's: then none makes room for another of them.
+        loads: how many chunks more are loaded from tiers below; None until that is decided, once for all that
+            the prompt has only there.
+        declined: chunks below that are computed instead.
     """
 
     def __init__(self, id: PromptId, group_of: GroupOf = one_group) -> None:
@@ -40,6 +43,8 @@ class Prompt:
         self.refused_chunks = 0
         self.asks_since_s: float | None = None
         self.is_spared = True
+        self.loads: float | None = None
+        self.declined: set[ChunkKey] = set()
         self._group_of = group_of
         self._counted: dict[bytes, int] = {}  # chunks named so far, by group
 

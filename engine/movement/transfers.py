@@ -193,17 +193,23 @@ class Transfers:
 
     async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
         outcome, began_s = Outcome(), time.monotonic()
+        rate = self._lower.rates[tier.name]
+        with self._lock:
+            rate.began(began_s)
         try:
             outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
         except Exception as error:
             self._log(tier, error)
         finally:
+            with self._lock:
+                rate.ended(time.monotonic(), len(outcome.succeeded) * self._placement.slot_bytes)
             self._end_promotion(tier, slots, outcome)
             self._count("loaded_us", tier.name, _us_since(began_s))
             self._pump()
 
     def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
+            self._lower.rates[tier.name].queued_bytes -= len(slots) * self._placement.slot_bytes
             self._placement.promoted(tier, slots, outcome)
 
     async def _cascade(self, index: int, slots: Sequence[Slot]) -> None:

@@ -15,6 +15,7 @@ from ...tiers.errors import ConfigError
 from .served import served_fields
 
 EXTRA = "kv_connector_extra_config"
+GROUP_BYTES = 4  # the end of each key says which group of layers it is of
 
 _LAYOUT = "VLLM_KV_CACHE_LAYOUT"  # what vLLM itself reads; 0.29 and newer tell the outcome
 

@@ -41,6 +41,10 @@ COUNTERS = {
         "kvtier:dropped_chunks",
         "Chunks never stored in the tier: it had no room or could not keep up.",
     ),
+    "declined_chunks": (
+        "kvtier:declined_chunks",
+        "Chunks that the tier has and that were computed, as that was expected to be sooner.",
+    ),
     "late_loads": ("kvtier:late_loads", "Chunks not loaded by the deadline; the request recomputed them."),
     "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum. They count as misses."),
     "carried_bytes": (
@@ -73,6 +77,11 @@ REASONS = {f"{reason}_chunks": str(reason) for reason in RemoveReason}  # counte
 USED = ("kvtier:used_bytes", "Bytes in use in the tier.")
 CAPACITY = ("kvtier:capacity_bytes", "Capacity of the tier in bytes.")
 GAUGES = {
+    "load_bytes_per_s": ("kvtier:load_bytes_per_second", "How fast loads from the tier are, once known."),
+    "prefill_tokens_per_s": (
+        "kvtier:prefill_tokens_per_second",
+        "How fast prompts are computed, once known.",
+    ),
     "useful_bytes": (
         "kvtier:useful_bytes",
         "Bytes in the tier that were read back, or used in another tier, at least once.",

@@ -16,7 +16,7 @@ from ...engine.movement.prompts import GroupOf, one_group
 from ...tiers.device.gpu import GpuTier
 from ...tiers.nvme.store.namespaces import one_process
 from ...tiers.pinned.arena import Arena
-from .facts import ServerFacts
+from .facts import GROUP_BYTES, ServerFacts
 from .identity import identity_fields
 from .options import composite_spec, warn_of_unread
 from .server import Geometry, SchedulerSide, attach_arena
@@ -52,7 +52,12 @@ class Plugin:
         warn_of_unread(self._facts.extra)
         events = EventLog() if self._facts.has_events else None
         return SchedulerSide(
-            self._composite, self._geometry, self._identity, events=events, group_of=group_of
+            self._composite,
+            self._geometry,
+            self._identity,
+            chunk_tokens=chunk_tokens(self._facts, group_of),
+            events=events,
+            group_of=group_of,
         )
 
     def worker(self, gpu: GpuTier) -> CopyWorker:
@@ -78,3 +83,11 @@ class Plugin:
             )
         served = json.loads(arena.note) if arena.note else one_process()
         return identity_fields(replace(self._facts, served=served))
+
+
+def chunk_tokens(facts: ServerFacts, group_of: GroupOf) -> Mapping[bytes, int]:
+    """Tokens that a chunk stands for, by what `group_of` calls its group of layers."""
+    return {
+        group_of(group.index.to_bytes(GROUP_BYTES, "big")): group.tokens_per_block * facts.blocks_per_chunk
+        for group in facts.groups
+    }

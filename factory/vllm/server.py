@@ -10,13 +10,16 @@ from functools import partial
 from ...engine.events import EventLog
 from ...engine.lifetime import Lifetime, chain_of
 from ...engine.movement.prompts import GroupOf, one_group
+from ...engine.movement.rates import MeasuredPrefill
+from ...engine.movement.worth import Computing
 from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
-from .placement import ServerPlacement
 from .refusals import RefusalFilter, refusal_logger
+from .scheduling.placement import ServerPlacement
+from .scheduling.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ def attach_arena(composite: CompositeSpec, geometry: Geometry) -> Arena:
 class SchedulerSide:
     """The chain in the scheduler process, from start to shutdown.
 
+    Args:
+        chunk_tokens: tokens that a chunk stands for, by group of layers.
+        group_of: names the group of layers that a chunk belongs to, by its key.
+
     Raises:
         TierUnavailable, IdentityMismatch, ConfigError: a tier cannot start; nothing is left running.
     """
@@ -62,11 +69,17 @@ class SchedulerSide:
         geometry: Geometry,
         identity: Callable[[Arena], Mapping[str, str]],
         *,
+        chunk_tokens: Mapping[bytes, int],
         events: EventLog | None = None,
         group_of: GroupOf = one_group,
     ) -> None:
         self.events = events
-        self._lifetime = Lifetime(composite, partial(chain_of, ServerChain, composite, events))
+        prefill = MeasuredPrefill()
+        # Of several groups the largest chunks, which speaks for loading: some groups load a window only.
+        computing = Computing(max(chunk_tokens.values()), prefill)
+        self._lifetime = Lifetime(
+            composite, partial(chain_of, ServerChain, composite, events, computing=computing)
+        )
         open_tiers = partial(
             composite.start,
             part_bytes=geometry.part_bytes,
@@ -83,7 +96,11 @@ class SchedulerSide:
             warn_of_random_hashes()
         self.chain = self._lifetime.ready().chain
         self.placement = ServerPlacement(
-            self.chain, composite.pinned.arena, keeps_on_reset=composite.keeps_on_reset, group_of=group_of
+            self.chain,
+            composite.pinned.arena,
+            Progress(prefill, chunk_tokens, group_of),
+            keeps_on_reset=composite.keeps_on_reset,
+            group_of=group_of,
         )
         self._refusals, self._refusal_logger = RefusalFilter(), refusal_logger()
         if self._refusal_logger is not None:

@@ -1,5 +1,6 @@
 """The chain as a scheduler uses it: steps, and invalidations from any thread."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -8,6 +9,8 @@ from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.movement import transfers as transfers_module
 from kvtier.engine.movement.placement import Found, Presence
+from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
+from kvtier.engine.movement.worth import Computing
 from kvtier.tiers.testing import MemoryTier, pattern
 
 
@@ -88,3 +91,80 @@ def test_what_was_found_below_before_an_invalidation_is_not_promoted_after_it(
     assert ask(chain).presence is Presence.MISS
     loop.submit(chain.mover.stop()).result(5)
     loop.close()
+
+
+class FastServer:
+    """A server that computes a chunk a second, over a tier that loads as many as the test says."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.chain = rig, rig.chain
+        self.chain._advisor.computing = Computing(16, GivenPrefill(16.0))
+        self.rate = self.chain._lower.rates["memory"]
+
+    def loads_take(self, chunk_s: float) -> None:
+        """Let the tier have been measured just now."""
+        chunks = 2 * KNOWN_FROM_BYTES // SLOT_BYTES
+        self.rate.began(time.monotonic() - chunk_s * chunks)
+        self.rate.ended(time.monotonic(), chunks * SLOT_BYTES)
+
+    def declined(self) -> int:
+        return self.chain.stats().tiers["memory"].counters["declined_chunks"]
+
+
+@pytest.fixture
+def fast(rig: Rig) -> FastServer:
+    for key in (b"x", b"y", b"z"):
+        rig.lower.chunks[key] = pattern(key, SLOT_BYTES)
+    return FastServer(rig)
+
+
+def test_what_is_computed_sooner_than_it_is_loaded_stays_below(fast: FastServer) -> None:
+    fast.loads_take(2.0)
+    prompt = fast.chain.new_prompt()
+    answers = [fast.chain.promote(prompt, key).presence for key in (b"x", b"y", b"x", b"absent")]
+    assert answers == [Presence.MISS] * 4
+    assert fast.declined() == 2, "each once"
+    stats = fast.chain.stats().tiers
+    assert stats["pinned"].counters["misses"] == 1, "what no tier has"
+    assert stats["memory"].gauges["load_bytes_per_s"] == pytest.approx(SLOT_BYTES / 2, abs=1)
+    fast.rig.drain()
+    assert fast.rig.lower.log == []
+
+
+def test_what_is_in_a_slot_is_a_hit_after_a_no(fast: FastServer) -> None:
+    fast.loads_take(2.0)
+    prompt = fast.chain.new_prompt()
+    assert fast.chain.promote(prompt, b"x").presence is Presence.MISS
+    fast.rig.put([b"y"])
+    found = fast.chain.pin(b"y")
+    assert found.presence is Presence.READY
+    assert found.slot is not None
+    fast.chain.release([found.slot])
+
+
+def test_a_yes_holds_for_the_run_whatever_comes_to_the_queue(fast: FastServer) -> None:
+    fast.loads_take(0.4)
+    prompt = fast.chain.new_prompt()
+    first = fast.chain.promote(prompt, b"x", 3)
+    other = fast.chain.promote(fast.chain.new_prompt(), b"y", 1)
+    assert fast.rate.queued_bytes == 2 * SLOT_BYTES
+    declined = fast.chain.promote(fast.chain.new_prompt(), b"z", 1)
+    assert declined.presence is Presence.MISS, "two wait before it"
+    last = fast.chain.promote(prompt, b"z", 1)
+    assert [one.presence for one in (first, other, last)] == [Presence.PENDING] * 3
+    fast.chain.start_queued()
+    slots, failed = fast.rig.fetch([b"x", b"y", b"z"]).result(5)
+    assert not failed
+    fast.chain.release([*slots, *(one.slot for one in (first, other, last) if one.slot is not None)])
+    assert fast.rate.queued_bytes == 0
+
+
+def test_promotions_that_fail_are_queued_no_more(fast: FastServer) -> None:
+    fast.rig.lower.broken.add(b"x")
+    found = fast.chain.promote(fast.chain.new_prompt(), b"x")
+    fast.chain.start_queued()
+    slots, failed = fast.rig.fetch([b"x", b"y"]).result(5)
+    assert set(failed) == {b"x"}
+    assert fast.rate.queued_bytes == 0
+    assert found.slot is not None
+    fast.chain.release([found.slot, *slots])

@@ -55,7 +55,7 @@ def server(spec: CompositeSpec) -> Iterator[tuple[Arena, Arena]]:
     """A scheduler's arena and its worker's, of one server."""
     worker = attach_arena(spec, geometry())
     try:
-        scheduler = SchedulerSide(spec, geometry(), lambda arena: {})
+        scheduler = SchedulerSide(spec, geometry(), lambda arena: {}, chunk_tokens={b"": 16})
         try:
             yield spec.pinned.arena, worker
         finally:

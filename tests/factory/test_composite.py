@@ -110,6 +110,13 @@ async def test_a_tier_below_may_be_left_out_of_fills(tmp_path: Path) -> None:
     await spec.close()
 
 
+@pytest.mark.parametrize(("recompute", "may"), [({}, True), ({"recompute": "never"}, False)])
+def test_what_is_sooner_computed_is_left_below_unless_the_document_says_never(
+    tmp_path: Path, recompute: dict[str, str], may: bool
+) -> None:
+    assert CompositeSpec.from_config({**two_drives(tmp_path), **recompute}).may_recompute is may
+
+
 def _is_given_up(tier: Tier) -> bool:
     """Whether its breaker has opened; a trial may be due by now."""
     return tier.stats().gauges["breaker_state"] != BreakerState.CLOSED

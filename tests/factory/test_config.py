@@ -93,7 +93,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown top key",
         at_top(comment="mine"),
-        'comment: unknown key; known are "$schema", "on_reset", "tiers", "version" and "weights_epoch"',
+        'comment: unknown key; known are "$schema", "on_reset", "recompute", "tiers", "version" and '
+        '"weights_epoch"',
     ),
     (
         "negative weights epoch",
@@ -104,6 +105,11 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "unknown reset behaviour",
         at_top(on_reset="forget"),
         """on_reset: should be 'invalidate' or 'keep', not "forget"; for example "invalidate\"""",
+    ),
+    (
+        "unknown way to decide",
+        at_top(recompute="always"),
+        """recompute: should be 'auto' or 'never', not "always"; for example "auto\"""",
     ),
     (
         "tiers as an object",

@@ -63,6 +63,7 @@ class Spec:
     """
 
     unfilled: frozenset[str] = frozenset()
+    may_recompute = False
 
     def __init__(self) -> None:
         self.load_deadlines_s: Mapping[str, float] = {"disk": WAIT_S}

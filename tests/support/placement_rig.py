@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
 from chain_rig import SLOT_BYTES, Rig
 
 from kvtier.engine.movement.prompts import GroupOf, one_group
-from kvtier.factory.vllm.placement import ServerPlacement, StorePlan, Told
+from kvtier.engine.movement.rates import MeasuredPrefill
+from kvtier.factory.vllm.scheduling.placement import ServerPlacement, StorePlan, Told
+from kvtier.factory.vllm.scheduling.progress import Progress
 from kvtier.tiers.testing import pattern
+
+CHUNK_TOKENS = 16
 
 
 class Marks:
@@ -33,7 +38,9 @@ class Server:
         self.rig = rig
         self.marks = Marks()
         self._stores = itertools.count()
-        self.placement = ServerPlacement(rig.chain, self.marks, group_of=group_of)
+        self.prefill = MeasuredPrefill()
+        self.progress = Progress(self.prefill, defaultdict(lambda: CHUNK_TOKENS), group_of, rig.clock)
+        self.placement = ServerPlacement(rig.chain, self.marks, self.progress, group_of=group_of)
 
     def store(self, keys: list[bytes], request: str = "", told: Told = None) -> StorePlan:
         """Store chunks; without its name, of a request that stores nothing else."""

@@ -94,6 +94,10 @@ class StandinServer(ABC):
     @abstractmethod
     def close_worker(self) -> None: ...
 
+    def end_step(self) -> None:
+        """What the scheduler calls when the results of a step are there."""
+        assert list(self.manager.take_events()) == []
+
     def drain(self) -> None:
         """Let everything stored reach the last tier."""
         side = self.manager._side
@@ -323,7 +327,7 @@ class ServerB(VllmConfigs, Routed):
         if chosen:
             self.transfer(standins.PlainDeviceSpec(chosen), output.store_spec)
             self.manager.complete_store(set(output.block_hashes_to_store))
-        self.step()
+        self.end_step()
         return Stored(
             output.block_hashes_to_store, output.store_spec.slots.tolist(), output.block_hashes_evicted
         )
@@ -333,10 +337,6 @@ class ServerB(VllmConfigs, Routed):
 
     def finish(self, request: str) -> None:
         """Nobody is told."""
-
-    def step(self) -> None:
-        """What the scheduler calls in each of its steps."""
-        assert list(self.manager.take_events()) == []
 
 
 class ServerC(ServerB):

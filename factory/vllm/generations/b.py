@@ -88,8 +88,9 @@ class Manager(OffloadingManager):
         self._asked = self._owners.asked(keys)
         self._leases.renew(self._asked)
         hits, waits = 0, False
+        ends = {key: number * self._block_tokens for number, key in enumerate(keys, start=1)}
         for key in keys:
-            presence = self._placement.lookup(self._asked, key)
+            presence = self._placement.lookup(self._asked, key, ends=ends)
             waits = waits or presence in _WAITS
             if not (presence is Presence.READY or presence in _WAITS) or (waits and not _CAN_WAIT):
                 break
@@ -131,6 +132,7 @@ class Manager(OffloadingManager):
     def take_events(self) -> Iterable[OffloadingEvent]:
         # The one call that vLLM makes in every step, after the workers' part.
         self._placement.complete_ended_stores()
+        self._placement.step_ended()
         for event in self._side.events.take() if self._side.events is not None else ():
             yield OffloadingEvent(
                 block_hashes=list(event.keys),

@@ -9,7 +9,7 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadingWorker, TransferResu
 from ....engine.movement.placement import Presence
 from ..worker import CopyWorker
 from .canonical import spans
-from .manager import KeyedManager, SlotsSpec, group_of, position_of, tiers_of
+from .manager import KeyedManager, SlotsSpec, ends_of, group_of, position_of, tiers_of
 from .spec_of_config import SpecOfConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ class Manager(KeyedManager):
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         presence = self._placement.lookup(
-            self._request(req_context), key, tiers_of(req_context), told=position_of(key, req_context)
+            self._request(req_context),
+            key,
+            tiers_of(req_context),
+            told=position_of(key, req_context),
+            ends=ends_of(req_context),
         )
         return _RESULT[presence]
 

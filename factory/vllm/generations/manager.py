@@ -11,7 +11,9 @@ from vllm.v1.kv_offload import base
 from ....tiers.base import ChunkKey
 from .. import metrics
 from ..events import offloading_events
-from ..placement import EVERY_TIER, ServerPlacement, Tiers, Told
+from ..facts import GROUP_BYTES
+from ..scheduling.placement import EVERY_TIER, ServerPlacement, Tiers, Told
+from ..scheduling.progress import Ends
 from ..server import SchedulerSide
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     )
 
 _TELLS_POSITIONS = hasattr(base.ReqContext, "get_offload_key_position")  # from 0.31 on
-_GROUP_BYTES = 4  # the end of each key
 
 
 class SlotsSpec(base.LoadStoreSpec):
@@ -96,6 +97,7 @@ class KeyedManager(base.OffloadingManager):
         self._placement.reset()
 
     def take_events(self) -> Iterable[Any]:
+        self._placement.step_ended()  # every release takes them when the results of a step are there
         return offloading_events(self._side.events.take()) if self._side.events is not None else ()
 
     def get_stats(self) -> OffloadingConnectorStats | None:
@@ -110,12 +112,21 @@ class KeyedManager(base.OffloadingManager):
 
 def group_of(key: ChunkKey) -> bytes:
     """Name the group of layers of a chunk."""
-    return key[-_GROUP_BYTES:]
+    return key[-GROUP_BYTES:]
 
 
 def position_of(key: OffloadKey, req_context: ReqContext) -> int | None:
     """The position of a chunk in its prompt, where vLLM tells it."""
     return req_context.get_offload_key_position(key) if _TELLS_POSITIONS else None
+
+
+def ends_of(req_context: ReqContext) -> Ends:
+    """After how many tokens each chunk of the prompt ends, where vLLM keeps that.
+
+    It has no method for all of them. A release that keeps them otherwise is as one that does not.
+    """
+    ends = getattr(req_context, "_offload_key_positions", None)
+    return ends if isinstance(ends, dict) else None
 
 
 def positions_of(keys: Sequence[OffloadKey], req_context: ReqContext) -> Told:

@@ -126,7 +126,10 @@ class TallyingManager(NamingManager):
         self._tally = tally
 
     def reset_cache(self) -> None:
-        stores, loads = len(self._placement._storing), sum(map(len, self._placement._loading.values()))
+        stores, loads = (
+            len(self._placement._inflight._storing),
+            sum(map(len, self._placement._loading.values())),
+        )
         self._note({"event": "reset", "stores": stores, "loads": loads})
         super().reset_cache()
 

@@ -72,7 +72,7 @@ def scheduler() -> SchedulerSide:
     tiers = [{"type": "gpu"}, {"type": "pinned", "capacity": "64KiB"}, {"type": "disk"}]
     spec = CompositeSpec.from_config({"version": 1, "tiers": tiers})
     geometry = Geometry(server=f"test-{uuid.uuid4()}", part_bytes=4096, ranks=1, parts=1)
-    return SchedulerSide(spec, geometry, lambda _: {})
+    return SchedulerSide(spec, geometry, lambda _: {}, chunk_tokens={b"": 16})
 
 
 def composite_of(side: SchedulerSide) -> CompositeSpec:

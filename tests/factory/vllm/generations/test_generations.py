@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from standin_servers import StandinServer, Stored
 from vllm_server import SPEC_MODULE, SPEC_NAME, tier_document
 
 import kvtier.factory
+from kvtier.engine.movement import rates
 from kvtier.tiers.errors import ConfigError
 
 SLOT_BYTES = servers.BLOCK_BYTES
@@ -58,9 +60,10 @@ def start(install: Install, tmp_path: Path) -> Iterator[Start]:
     started: list[StandinServer] = []
     (tmp_path / "model").mkdir()
 
-    def begin(generation: str, **extra: Any) -> StandinServer:
+    def begin(generation: str, top: Mapping[str, Any] | None = None, **extra: Any) -> StandinServer:
         modules, server = GENERATIONS[generation]
         document = tier_document(pinned=4 * SLOT_BYTES, nvme=tmp_path / "nvme", nvme_capacity="64MiB")
+        document |= top or {}
         spec = getattr(install(modules()), SPEC_NAME)
         started.append(server(spec, {"kvtier": document, **extra}, tmp_path / "model"))
         return started[-1]
@@ -121,6 +124,56 @@ def test_one_trace_has_the_same_effect_in_every_generation(start: Start, generat
 def _of_prompt(name: bytes, count: int) -> list[bytes]:
     """Keys as vLLM makes them: they end with the group of layers."""
     return [b"%s%d" % (name, number) + bytes(4) for number in range(count)]
+
+
+def _computed(server: StandinServer, numbers: range) -> None:
+    """Compute prompts of four chunks in one step each, and decode in the step that follows."""
+    for number in numbers:
+        request, keys = f"computed {number}", _of_prompt(b"c%d " % number, 4)
+        assert server.lookup(request, keys) == 0
+        server.store(request, keys, [1, 2, 3, 4])
+        server.end_step()
+        server.end_step()
+        server.finish(request)
+        server.drain()
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_what_a_server_computes_sooner_than_a_drive_loads_it_is_computed(
+    start: Start, generation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "STEP_TOKENS_MIN", 4 * servers.BLOCK_TOKENS)
+    server = start(generation)
+    chain = server.manager._side.chain
+    _computed(server, range(rates.RUNS_MIN - 1))
+    assert "prefill_tokens_per_s" not in chain.stats().tiers["pinned"].gauges
+    _computed(server, range(rates.RUNS_MIN - 1, rates.RUNS_MIN))
+    assert chain.stats().tiers["pinned"].gauges["prefill_tokens_per_s"] > 0
+
+    rate = chain._lower.rates["nvme"]
+    rate.began(0.0)
+    rate.ended(time.monotonic() + 3600.0, rates.KNOWN_FROM_BYTES)  # an hour for it, and it ended just now
+    below, above = _of_prompt(b"c0 ", 4), _of_prompt(b"c%d " % (rates.RUNS_MIN - 1), 4)
+    assert server.lookup("r1", below) == 0
+    assert server.lookup("r1", below) == 0
+    assert chain.stats().tiers["nvme"].counters["declined_chunks"] == 1
+    assert server.lookup("r2", above) == 4, "what is in slots is loaded"
+    server.finish("r1"), server.finish("r2")
+    assert chain.stats().tiers["nvme"].counters["loaded_chunks"] == 0
+
+
+@pytest.mark.parametrize("generation", ["b", "g"])
+def test_a_document_may_want_everything_loaded(
+    start: Start, generation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "STEP_TOKENS_MIN", 4 * servers.BLOCK_TOKENS)
+    server = start(generation, {"recompute": "never"})
+    _computed(server, range(rates.RUNS_MIN))
+    rate = server.manager._side.chain._lower.rates["nvme"]
+    rate.began(0.0)
+    rate.ended(time.monotonic() + 3600.0, rates.KNOWN_FROM_BYTES)
+    assert _ready(server, "r1", _of_prompt(b"c0 ", 4)) == 4
+    server.finish("r1")
 
 
 @pytest.mark.parametrize("generation", ALL)
@@ -217,10 +270,10 @@ def test_a_store_that_vllm_completes_before_it_is_written_is_not_readable(start:
     server.write(1, 1.0)
     output = server.manager.prepare_store([b"a"])
     server.manager.complete_store({b"a"})  # as after a preemption
-    server.step()
+    server.end_step()
     assert server.lookup("r1", [b"a"]) is None
     server.transfer(standins.PlainDeviceSpec([1]), output.store_spec)
-    server.step()
+    server.end_step()
     assert server.lookup("r1", [b"a"]) == 1
     server.load("r1", [b"a"], [2])
     assert server.holds(2, 1.0)
@@ -233,7 +286,7 @@ def test_a_load_may_begin_amid_a_chunk(start: Start) -> None:
         server.write(block, float(block))
     output = server.manager.prepare_store([b"a", b"b"])
     server.transfer(standins.PlainDeviceSpec([1, 2, 3, 4]), output.store_spec)
-    server.step()
+    server.end_step()
     assert server.lookup("r1", [b"a", b"b"]) == 2
     server.load("r1", [b"a", b"b"], [9, 10, 11])  # the first block is on the device already
     assert [server.holds(9 + i, 2.0 + i) for i in range(3)] == [True] * 3

@@ -11,20 +11,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
-from ...engine.movement.placement import Found, Presence
-from ...engine.movement.prompts import GroupOf, Prompt, one_group
-from ...engine.server import ServerChain
-from ...tiers.base import ChunkKey
-from ...tiers.pinned.slots import Slot
+from ....engine.movement.placement import Found, Presence
+from ....engine.movement.prompts import GroupOf, Prompt, one_group
+from ....engine.server import ServerChain
+from ....tiers.base import ChunkKey
+from ....tiers.pinned.slots import Slot
+from .inflight import InFlight, TransferMarks
+from .progress import Ends, Progress
 
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
 
 _NOT_FOR_THIS_REQUEST = Found(Presence.MISS)
+_NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +47,11 @@ class Tiers(NamedTuple):
 EVERY_TIER = Tiers(pinned=True, below=True)
 
 
-class TransferMarks(Protocol):
-    """What the workers leave in the arena for the scheduler to read."""
-
-    def stores_failed(self, indexes: Sequence[int]) -> Sequence[bool]:
-        """Say for each slot whether the last store into it failed on some rank."""
-        ...
-
-    def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
-        """Say whether every rank has ended this many stores and loads of a slot, counted modulo 2**32."""
-        ...
-
-
 class ServerPlacement:
     """What each request holds, loads and stores. One thread: the scheduler's.
 
-    Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading`, `_storing` and
-    `_orphaned`.
+    Invariant: every pin taken from the chain is in exactly one of `_holds`, `_loading` and `_inflight`, which
+    has those of stores and of orphaned slots.
 
     A request has one prompt from its first mention to its end, over all its steps: what comes in chunk by
     chunk lies in slots in the order of the prompt.
@@ -72,12 +61,13 @@ class ServerPlacement:
         self,
         chain: ServerChain,
         marks: TransferMarks,
+        progress: Progress,
         *,
         keeps_on_reset: bool = False,
         group_of: GroupOf = one_group,
     ) -> None:
         self._chain = chain
-        self._marks = marks
+        self._progress = progress
         self._keeps_on_reset = keeps_on_reset
         self._group_of = group_of
         # Mutable state:
@@ -85,31 +75,39 @@ class ServerPlacement:
         self._prompts: dict[str, Prompt] = {}
         self._running: set[str] = set()  # requests that have loaded or stored
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
-        self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
-        self._orphaned: list[Slot] = []
-        self._stores_submitted = 0
-        self._stores_issued = np.zeros(chain.slots_count, np.uint32)
-        self._loads_issued = np.zeros(chain.slots_count, np.uint32)
+        self._inflight = InFlight(marks, chain.slots_count)
 
     @property
     def orphaned_count(self) -> int:
         """Slots whose transfers the server has forgotten but the workers may not have finished."""
-        return len(self._orphaned)
+        return self._inflight.orphaned_count
 
     def lookup(
-        self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER, *, told: int | None = None
+        self,
+        request: str,
+        key: ChunkKey,
+        tiers: Tiers = EVERY_TIER,
+        *,
+        told: int | None = None,
+        ends: Ends = None,
     ) -> Presence:
         """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called.
 
         Args:
             told: its position, where the server tells it.
         """
+        presence = self._looked_up(request, key, tiers, told, ends)
+        if presence in _NOWHERE:
+            self._progress.missed(request, key)
+        return presence
+
+    def _looked_up(self, request: str, key: ChunkKey, tiers: Tiers, told: int | None, ends: Ends) -> Presence:
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
             prompt = self._prompt(request)
             prompt.place([key], None if told is None else [told])
-            found = self._find(prompt, key, tiers)
+            found = self._find(prompt, key, tiers, ends)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -126,9 +124,14 @@ class ServerPlacement:
         return presence
 
     def scheduled(self) -> None:
-        """End a step: start the promotions it asked for, and free what no worker touches any more."""
+        """A step is planned: start the promotions it asked for, and free what no worker touches any more."""
+        self._progress.step_begins()
         self._chain.start_queued()
         self.sweep()
+
+    def step_ended(self) -> None:
+        """The results of a step are there."""
+        self._progress.step_ends()
 
     def source(self, load: str, key: ChunkKey) -> str:
         """Name the tier that supplied a chunk of a load under way; empty where it is not one."""
@@ -158,9 +161,7 @@ class ServerPlacement:
         self._loading.setdefault(load or request, {}).update(taken)
         self._chain.touch(prompt, list(keys))
         self._chain.count_loaded(len(taken))
-        indexes = [slot.index for slot in _slots(taken.values())]
-        np.add.at(self._loads_issued, indexes, 1)
-        return indexes
+        return self._inflight.load(_slots(taken.values()))
 
     def complete_load(self, load: str, keys: Collection[ChunkKey]) -> None:
         loading = self._loading.get(load, {})
@@ -179,6 +180,7 @@ class ServerPlacement:
         A request that stores has started and looks up no more: what it held is released.
         """
         self.let_go(request)
+        self._progress.offered(request, keys)
         self._running.add(request)
         prompt = self._placed(request, keys, told)
         reserved = self._chain.reserve(prompt, keys)
@@ -186,14 +188,10 @@ class ServerPlacement:
             return None
         self._chain.touch(prompt, keys)
         self._chain.count("dropped_chunks", "pinned", len(reserved.left))
-        for slot in reserved.slots:
-            self._stores_submitted += 1
-            self._storing[slot.key] = (self._stores_submitted, slot)
         # What has a slot already was used by this request, be it from the device's own cache.
         new = {slot.key for slot in reserved.slots}.union(reserved.left, reserved.busy)
         self._chain.used(dict.fromkeys((key for key in keys if key not in new), "pinned"))
-        indexes = [slot.index for slot in reserved.slots]
-        self._stores_issued[indexes] += 1
+        indexes = self._inflight.store(reserved.slots)
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
 
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
@@ -201,16 +199,14 @@ class ServerPlacement:
 
         Behind a chunk that failed, nothing more of its prompt is stored: it could not be reached.
         """
-        slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
-        failed = self._marks.stores_failed([slot.index for slot in slots])
-        bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
+        stored, bad = self._inflight.stored(keys, success)
         self._cut(bad)
         self._chain.abandon(bad)
-        self._chain.commit_in_step([slot for slot in slots if slot not in bad])
+        self._chain.commit_in_step(stored)
 
     def complete_ended_stores(self) -> None:
         """Complete the stores that the workers have finished, where the server reports that late or early."""
-        ended = [key for key, (_, slot) in self._storing.items() if self._is_quiet(slot.index)]
+        ended = self._inflight.ended_stores()
         if ended:
             self.complete_store(ended, success=True)
 
@@ -227,6 +223,7 @@ class ServerPlacement:
     def forget(self, request: str) -> None:
         """Forget a request that may have ended long ago; count what never found room."""
         self.let_go(request)
+        self._progress.forget(request)
         self._running.discard(request)
         prompt = self._prompts.pop(request, None)
         if prompt is not None:
@@ -235,19 +232,15 @@ class ServerPlacement:
     def reset(self) -> list[ChunkKey]:
         """Invalidate everything stored so far, as the weights may have changed; or keep it, if so configured.
 
-        Returns the keys that left their slots. The server forgets the transfers in flight and never
-        completes them, while workers may still read and write their slots. Those slots are orphaned: they
-        stay pinned until the workers' own counters say that they are done.
+        Returns the keys that left their slots. The server forgets the transfers in flight.
         """
         for request in list(self._holds):
             self.let_go(request)
         self._prompts.clear()  # those that run store anew, from their heads on
+        self._progress.forget_all()
         self._running.clear()
-        storing = [slot for _, slot in self._storing.values()]
-        self._orphaned += storing
-        for loading in self._loading.values():
-            self._orphaned += _slots(loading.values())
-        self._storing.clear()
+        loading = [slot for found in self._loading.values() for slot in _slots(found.values())]
+        storing = self._inflight.orphan(loading)
         self._loading.clear()
         if not self._keeps_on_reset:
             return self._chain.invalidate()
@@ -256,11 +249,8 @@ class ServerPlacement:
 
     def sweep(self) -> None:
         """Free the orphaned slots that no worker touches any more."""
-        if not self._orphaned:
-            return
-        quiet = [slot for slot in self._orphaned if self._is_quiet(slot.index)]
-        self._orphaned = [slot for slot in self._orphaned if slot not in quiet]
-        self._chain.release(quiet)
+        if self._inflight.orphaned_count:
+            self._chain.release(self._inflight.quiet())
 
     def _prompt(self, request: str) -> Prompt:
         prompt = self._prompts.get(request)
@@ -286,20 +276,17 @@ class ServerPlacement:
             if prompt is not None and (prompt.ends_at is None or slot.position < prompt.ends_at):
                 prompt.ends_at = slot.position
 
-    def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers) -> Found:
+    def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers, ends: Ends) -> Found:
         if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
             return _NOT_FOR_THIS_REQUEST
         found = self._chain.pin(key)
         if found.presence is not Presence.MISS:
             return found
         if tiers.below:
-            return self._chain.promote(prompt, key)
+            run_chunks = self._progress.run_chunks(key, ends) if prompt.loads is None else None
+            return self._chain.promote(prompt, key, run_chunks)
         self._chain.count("misses", "pinned", 1)
         return found
-
-    def _is_quiet(self, index: int) -> bool:
-        issued = int(self._stores_issued[index]), int(self._loads_issued[index])
-        return self._marks.transfers_done(index, stores=issued[0], loads=issued[1])
 
     def _let_go(self, holds: Iterable[Found]) -> None:
         self._chain.release(_slots(holds))

@@ -7,7 +7,7 @@ from chain_rig import SLOT_BYTES, rigged
 from placement_rig import Server
 
 from kvtier.engine.movement.placement import Presence
-from kvtier.factory.vllm.placement import ServerPlacement, Tiers
+from kvtier.factory.vllm.scheduling.placement import ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
 
 
@@ -175,7 +175,7 @@ def test_a_reset_serves_nothing_old_and_waits_for_the_workers_before_it_reuses_s
 
 
 def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cut_off(server: Server) -> None:
-    server.placement = ServerPlacement(server.rig.chain, server.marks, keeps_on_reset=True)
+    server.placement = ServerPlacement(server.rig.chain, server.marks, server.progress, keeps_on_reset=True)
     server.store([b"a"])
     server.placement.prepare_store("w", [b"c"])
     server.placement.reset()

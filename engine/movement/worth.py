@@ -1,0 +1,142 @@
+"""Load or recompute: whether chunks are expected sooner from the tier that has them than from computing them.
+
+A run is what a prompt has only below its slots, from the first such chunk on. It is loaded or computed as a
+whole: a server computes everything behind the first chunk that it does not load. Nothing is decided on a rate
+that is not known: then the run is loaded, which is also what makes the rate known.
+
+A tier that is read no more is measured no more. So where nothing came from it for `PROBE_EVERY_S`, the head
+of the next run, `PROBE_BYTES` of it, is loaded all the same. It counts for twice what was measured before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from .prompts import Prompt
+from .rates import Prefill, TierRate
+
+PROBE_EVERY_S = 30.0  # a minute or two after a drive has recovered it is used again
+PROBE_BYTES = 64 << 20  # a drive of 500 MB/s takes 0.13 s for it
+
+EVERYTHING = math.inf
+
+
+class Computing(NamedTuple):
+    """What it takes to compute chunks.
+
+    Attributes:
+        chunk_tokens: tokens of a prompt that a chunk stands for.
+        prefill: how fast they are computed.
+    """
+
+    chunk_tokens: int
+    prefill: Prefill
+
+
+class Worth(NamedTuple):
+    """What a run of chunks takes, either way."""
+
+    load_s: float
+    compute_s: float
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is expected sooner from the tier."""
+        return self.load_s < self.compute_s
+
+
+def worth(
+    chunks: int,
+    *,
+    chunk_bytes: int,
+    chunk_tokens: int,
+    bytes_per_s: float,
+    tokens_per_s: float,
+    queued_bytes: int = 0,
+) -> Worth:
+    """Estimate a run of chunks from a tier that has other bytes to load before."""
+    return Worth((queued_bytes + chunks * chunk_bytes) / bytes_per_s, chunks * chunk_tokens / tokens_per_s)
+
+
+class Advisor:
+    """Says how much of a run to load. The chain's lock guards it.
+
+    Attributes:
+        rates: of each tier below, by name.
+        computing: None where everything is loaded.
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[str, TierRate],
+        *,
+        chunk_bytes: int,
+        computing: Computing | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rates = rates
+        self.computing = computing
+        self._chunk_bytes = chunk_bytes
+        self._clock = clock
+        self._probed_s: dict[str, float] = {}
+
+    def lets(self, prompt: Prompt, tier: str, chunks: int | None) -> bool:
+        """Say whether a prompt loads one chunk more from below; its first such chunk decides for all.
+
+        Args:
+            tier: which has the chunk.
+            chunks: of the prompt from this one on, where that is known.
+        """
+        if prompt.loads is None:
+            prompt.loads = self.advised(tier, chunks)
+        if prompt.loads < 1:
+            return False
+        prompt.loads -= 1
+        return True
+
+    def advised(self, tier: str, chunks: int | None) -> float:
+        """How many leading chunks of a run to load; `EVERYTHING` for all.
+
+        Args:
+            chunks: of the run; where nobody knows, what is queued before it is left out.
+        """
+        rate = self.rates[tier]
+        if self.computing is None or rate.bytes_per_s is None or self.computing.prefill.tokens_per_s is None:
+            return EVERYTHING
+        estimate = worth(
+            chunks or 1,
+            chunk_bytes=self._chunk_bytes,
+            chunk_tokens=self.computing.chunk_tokens,
+            bytes_per_s=rate.bytes_per_s,
+            tokens_per_s=self.computing.prefill.tokens_per_s,
+            queued_bytes=rate.queued_bytes if chunks else 0,
+        )
+        if estimate.is_loaded:
+            return EVERYTHING
+        return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier) else 0
+
+    def rates_per_s(self, pinned: str) -> dict[str, dict[str, int]]:
+        """The rates that are known, by tier: of loads, and of computing, which is told beside the slots."""
+        known = {
+            name: {"load_bytes_per_s": int(rate.bytes_per_s)}
+            for name, rate in self.rates.items()
+            if rate.bytes_per_s is not None
+        }
+        tokens_per_s = None if self.computing is None else self.computing.prefill.tokens_per_s
+        return (
+            known if tokens_per_s is None else {**known, pinned: {"prefill_tokens_per_s": int(tokens_per_s)}}
+        )
+
+    def _may_probe(self, tier: str) -> bool:
+        rate, now_s = self.rates[tier], self._clock()
+        if (
+            rate.queued_bytes
+            or now_s - max(rate.measured_s, self._probed_s.get(tier, -math.inf)) < PROBE_EVERY_S
+        ):
+            return False
+        self._probed_s[tier] = now_s
+        rate.doubt()
+        return True
