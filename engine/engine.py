@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ..tiers.base import KEY_BYTES_MAX, ChunkKey, Failure, Outcome, RemoveReason
 from ..tiers.device.gpu import DeviceBlocks, GpuTier
@@ -19,9 +17,11 @@ from .job import Job
 from .library import LibraryChain
 from .lifetime import ChainSpec, Kind, Lifetime, chain_of
 from .loaded import Loaded
+from .loop import LoopThread
 from .movement.losses import calling
+from .movement.worth import Computing, given_computing
 from .namespace import checked_namespace, with_tensors
-from .unclosed import CLOSE_S, close_if_forgotten
+from .unclosed import CLOSE_S, ClosedByWith, close_if_forgotten
 
 
 def spec_from_config(config: str | Path | Mapping[str, Any]) -> ChainSpec:
@@ -37,7 +37,7 @@ def spec_from_config(config: str | Path | Mapping[str, Any]) -> ChainSpec:
     return parse(config)
 
 
-class OffloadEngine:
+class OffloadEngine(ClosedByWith):
     """Keeps chunks of a server's KV cache in the tiers of a config.
 
     Call it from any thread. `lookup`, `store` and `load` return at once and never wait for a drive; only
@@ -54,7 +54,8 @@ class OffloadEngine:
         self._namespace = checked_namespace(namespace)
         self._spec = spec
         self._events = EventLog() if events else None
-        self._lifetime = Lifetime(spec, partial(chain_of, LibraryChain, spec, self._events))
+        self._chain_maker = _ChainMaker(spec, self._events)
+        self._lifetime = Lifetime(spec, self._chain_maker)
         close_if_forgotten(self, self._lifetime)
 
     @classmethod
@@ -79,32 +80,54 @@ class OffloadEngine:
         """
         return cls(spec_from_config(config), namespace, events=events)
 
-    def register_kv_caches(self, tensors: Tensors, *, blocks_per_chunk: int = 1) -> None:
+    def register_kv_caches(
+        self,
+        tensors: Tensors,
+        *,
+        blocks_per_chunk: int = 1,
+        tokens_per_chunk: int | None = None,
+        prefill_tokens_per_s: float | None = None,
+    ) -> None:
         """Name the server's KV tensors and start the tiers.
 
         Args:
             tensors: each (num_blocks, ...), in a list or a mapping by layer, all on one device and with
                 equally many blocks; block i of the cache is row i of every tensor.
             blocks_per_chunk: how many blocks one key stands for.
+            tokens_per_chunk: how many tokens of a prompt that is; only with the next one.
+            prefill_tokens_per_s: how fast the server computes prompts. With both, `lookup` counts no chunk
+                that a tier is expected to load later than the server could compute it.
 
         Raises:
-            ConfigError: the config does not fit these tensors (a capacity below one chunk, say).
+            ConfigError: the config does not fit these tensors (a capacity below one chunk, say), or one of
+                the last two is wrong or missing.
             TierUnavailable: a tier cannot start; none is left running.
             ValueError: the tensors cannot be used, or others were registered before.
             ClosedError: the engine is closed, perhaps while this call waits.
         """
         self._lifetime.loop.check_may_wait()
-        self._lifetime.start(*self._start(tensors, blocks_per_chunk))
+        computing = given_computing(tokens_per_chunk, prefill_tokens_per_s)
+        self._lifetime.start(*self._start(tensors, blocks_per_chunk, computing))
 
-    def registering(self, tensors: Tensors, *, blocks_per_chunk: int = 1) -> Job[None]:
-        """`register_kv_caches` as a job, for those who await. Wrong tensors are refused at once."""
-        return self._lifetime.begin(*self._start(tensors, blocks_per_chunk))
+    def registering(
+        self,
+        tensors: Tensors,
+        *,
+        blocks_per_chunk: int = 1,
+        tokens_per_chunk: int | None = None,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Job[None]:
+        """`register_kv_caches` as a job, for those who await. Wrong arguments are refused at once."""
+        computing = given_computing(tokens_per_chunk, prefill_tokens_per_s)
+        return self._lifetime.begin(*self._start(tensors, blocks_per_chunk, computing))
 
     def lookup(self, keys: Iterable[ChunkKey]) -> int:
-        """Count the leading keys that some tier has now."""
-        chain = self._lifetime.ready().chain
-        found = chain.lookup(_listed_keys(keys))
-        return found.index(False) if False in found else len(found)
+        """Count the leading keys that some tier has now.
+
+        Where `register_kv_caches` was told how fast the server computes, what is expected to be computed
+        sooner than it is loaded does not count, nor does anything behind it. `load` loads what it is told.
+        """
+        return self._lifetime.ready().chain.worth_loading(_listed_keys(keys))
 
     def contains(self, keys: Iterable[ChunkKey]) -> list[str | None]:
         """Name for each key the nearest tier that has it now, None where none has."""
@@ -243,24 +266,8 @@ class OffloadEngine:
         """Assert the integrity of the placement; for tests."""
         self._lifetime.ready().chain.check()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def _start(
-        self, tensors: Tensors, blocks_per_chunk: int
+        self, tensors: Tensors, blocks_per_chunk: int, computing: Computing | None
     ) -> tuple[Callable[[], Coroutine[Any, Any, None]], GpuTier]:
         self._lifetime.check_open()
         listed = listed_tensors(tensors)
@@ -271,6 +278,7 @@ class OffloadEngine:
         async def open_tiers() -> None:
             await self._spec.start(part_bytes=gpu.part_bytes, parts=1, identity=identity)
             gpu.prepare(self._spec.pinned.arena)
+            self._chain_maker.computing = computing
 
         return open_tiers, gpu
 
@@ -279,6 +287,21 @@ class OffloadEngine:
         gpu = self._lifetime.ready().gpu
         assert gpu is not None, "the library's device is in this process"
         return gpu.blocks(keys, block_ids, distinct=distinct)
+
+
+class _ChainMaker:
+    """Makes the chain of an engine, and knows nothing of the engine, which may be forgotten.
+
+    Attributes:
+        computing: set before, by the start that is under way.
+    """
+
+    def __init__(self, spec: ChainSpec, events: EventLog | None) -> None:
+        self._spec, self._events = spec, events
+        self.computing: Computing | None = None
+
+    def __call__(self, loop: LoopThread) -> LibraryChain:
+        return chain_of(LibraryChain, self._spec, self._events, loop, self.computing)
 
 
 def _listed_keys(keys: Iterable[ChunkKey]) -> list[ChunkKey]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier
 from ..tiers.errors import TierError
 from ..tiers.pinned.eviction import PromptId
 from ..tiers.pinned.slots import Slot, SlotState
 from .chain import Chain
-from .loaded import Loaded
+from .loaded import Acquired, Loaded
 from .movement.deadlines import Deadlines
 from .movement.losses import Caller
 from .movement.lower import ASKING
-from .movement.placement import NOBODY, Found, Presence, Reservation
+from .movement.placement import NOBODY, Presence, Reservation
 from .movement.prompts import Prompt
 from .movement.transfers import Run
 
@@ -36,24 +36,6 @@ _WHY = {
 _LATER = frozenset({Presence.FULL, Presence.ASKING})  # worth asking again within the deadline
 
 
-class Acquired(NamedTuple):
-    """A batch of a load: what was found for each key, with the slots pinned."""
-
-    keys: Sequence[ChunkKey]
-    found: list[Found]
-
-    @property
-    def slots(self) -> list[Slot]:
-        return [one.slot for one in self.found if one.slot is not None]
-
-    @property
-    def sources(self) -> dict[ChunkKey, str]:
-        """The tier that has, or will have supplied, each chunk that has a slot."""
-        return {
-            key: one.source for key, one in zip(self.keys, self.found, strict=True) if one.slot is not None
-        }
-
-
 class LibraryChain(Chain):
     """A chain whose users wait. `lookup` and `contains` may be called from any thread; the coroutines on the
     loop thread.
@@ -70,6 +52,20 @@ class LibraryChain(Chain):
     def lookup(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Say for each key whether a tier has it, or is about to; moves nothing."""
         return [name is not None for name in self.contains(keys)]
+
+    def worth_loading(self, keys: Sequence[ChunkKey]) -> int:
+        """Count the leading keys that a tier has, up to where computing them is expected to be sooner."""
+        found = self.contains(keys)
+        count = found.index(None) if None in found else len(found)
+        prompt = self.new_prompt()
+        with self._lock:
+            for index, tier in enumerate(found[:count]):
+                assert tier is not None, "it is before the first that no tier has"
+                is_below = tier != self._pinned.name
+                if is_below and not self._advisor.lets(prompt, tier, count - index):
+                    self._decline(found[index:count])
+                    return index
+        return count
 
     def contains(self, keys: Sequence[ChunkKey]) -> list[str | None]:
         """Name for each key the nearest tier that has it, or is about to; moves nothing."""
@@ -354,6 +350,12 @@ class LibraryChain(Chain):
         except TimeoutError:
             return False
         return True
+
+    def _decline(self, tiers: Sequence[str | None]) -> None:
+        """Count what is computed though it lies in tiers below. Call it under the lock."""
+        for tier, chunks in Counter(tiers).items():
+            if tier is not None and tier != self._pinned.name:
+                self._placement.tally.count("declined_chunks", tier, chunks)
 
     def _remove_slots(self, keys: Sequence[ChunkKey]) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Closes an engine that nobody closed, when it is collected or the interpreter ends."""
+"""Closes an engine: at the end of a `with` block, when it is collected, or when the interpreter ends."""
 
 from __future__ import annotations
 
@@ -6,13 +6,41 @@ import logging
 import threading
 import warnings
 import weakref
-from typing import Any
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, Self
 
 from .lifetime import Lifetime
 
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 30.0  # what a close gives the chunks that still wait for the last tier
+
+
+class ClosedByWith(ABC):
+    """Closes at the end of a `with` or `async with` block."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
 
 def close_if_forgotten(owner: object, lifetime: Lifetime[Any]) -> None:

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from ...tiers.errors import ConfigError
 from .prompts import Prompt
-from .rates import Prefill, TierRate
+from .rates import GivenPrefill, Prefill, TierRate
 
 PROBE_EVERY_S = 30.0  # a minute or two after a drive has recovered it is used again
 PROBE_BYTES = 64 << 20  # a drive of 500 MB/s takes 0.13 s for it
@@ -34,6 +35,28 @@ class Computing(NamedTuple):
 
     chunk_tokens: int
     prefill: Prefill
+
+
+def given_computing(tokens_per_chunk: object, prefill_tokens_per_s: object) -> Computing | None:
+    """What a user says of computing: both or nothing.
+
+    Raises:
+        ConfigError: one of them is missing, or is no number above zero; the message names it.
+    """
+    given = {"tokens_per_chunk": tokens_per_chunk, "prefill_tokens_per_s": prefill_tokens_per_s}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None
+    for name in missing:
+        raise ConfigError(name, f"missing: {' and '.join(given)} go together")
+    for name, value in given.items():
+        kind = int if name == "tokens_per_chunk" else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError(name, f"should be {what} above zero, not {value!r:.80}")
+    assert isinstance(tokens_per_chunk, int)
+    assert isinstance(prefill_tokens_per_s, int | float)
+    return Computing(tokens_per_chunk, GivenPrefill(prefill_tokens_per_s))
 
 
 class Worth(NamedTuple):

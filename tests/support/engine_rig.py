@@ -55,9 +55,17 @@ class Device:
 class EngineRig:
     """One life of an engine on a directory."""
 
-    def __init__(self, document: Mapping[str, Any], namespace: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        namespace: Mapping[str, str] | None = None,
+        *,
+        register: bool = True,
+    ) -> None:
         self.device = Device()
         self.engine = OffloadEngine.open(document, namespace or {"model": "tiny"})
+        if not register:
+            return
         try:
             self.engine.register_kv_caches(self.device.tensors)
         except BaseException:

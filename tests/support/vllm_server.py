@@ -103,13 +103,20 @@ class Settings:
 
 
 def tier_document(
-    *, pinned: int | str, nvme: Path | None = None, nvme_capacity: int | str = "1GiB"
+    *,
+    pinned: int | str,
+    nvme: Path | None = None,
+    nvme_capacity: int | str = "1GiB",
+    recompute: str = "never",
 ) -> dict[str, Any]:
-    """A tier config for tests: the device, a pinned tier and, with a path, an NVMe tier."""
+    """A tier config for tests: the device, a pinned tier and, with a path, an NVMe tier.
+
+    By default everything is loaded that a tier has, however fast the machine computes just then.
+    """
     tiers: list[dict[str, Any]] = [{"type": "gpu"}, {"type": "pinned", "capacity": pinned}]
     if nvme is not None:
         tiers.append({"type": "nvme", "path": str(nvme), "capacity": nvme_capacity, "reserve": "1GiB"})
-    return {"version": 1, "tiers": tiers}
+    return {"version": 1, "tiers": tiers, "recompute": recompute}
 
 
 class Samples:

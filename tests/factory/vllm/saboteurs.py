@@ -4,17 +4,19 @@
 the file named in the connector's `records`; `RanksRecordingSpec` to one for each rank, with a dot and the
 rank behind that name. `SaboteurSpec` does to each load what the file named in `sabotage` says at that
 moment: "none", "swap" or "zero". `ForgetfulSpec`, for caches with any groups, loads zeros once the file named
-in `forgets` is there.
+in `forgets` is there. `SlowDriveSpec` has a drive as slow as a file says.
 
 Both build on the shipped spec and stand where vLLM calls it, so everything below runs as it is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier.factory.vllm.generations.g import CompositeOffloadingSpec, Manager, SlotsSpec, Worker
 from kvtier.factory.vllm.server import SchedulerSide
+from kvtier.tiers.base import Buffer, ChunkKey, Outcome
 from kvtier.tiers.device.copies import Lane
 from kvtier.tiers.device.copyplan import CopyPlan
 from kvtier.tiers.device.gpu import CpuCopies
@@ -277,3 +280,23 @@ def _ignore(_slots: LoadStoreSpec, _blocks: Blocks) -> None: ...
 def _named(slots: LoadStoreSpec, keys: Collection[OffloadKey]) -> NamedSlots:
     assert isinstance(slots, SlotsSpec)
     return NamedSlots(slots, keys)
+
+
+class SlowDriveSpec(CompositeOffloadingSpec):
+    """Loads from below no faster than the file named in `drive_bytes_per_s` says, once it is there."""
+
+    def get_manager(self) -> Manager:
+        manager = super().get_manager()
+        (drive,) = manager._side.chain._lower.all
+        load, rate = drive.load, Path(self.extra_config["drive_bytes_per_s"])
+
+        async def slow(keys: Sequence[ChunkKey], buffers: Sequence[Buffer]) -> Outcome:
+            await asyncio.sleep(sum(buffer.nbytes for buffer in buffers) / _told(rate))
+            return await load(keys, buffers)
+
+        drive.load = slow  # type: ignore[method-assign]
+        return manager
+
+
+def _told(rate: Path) -> float:
+    return float(rate.read_text()) if rate.exists() else math.inf

@@ -143,7 +143,7 @@ def test_what_a_server_computes_sooner_than_a_drive_loads_it_is_computed(
     start: Start, generation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rates, "STEP_TOKENS_MIN", 4 * servers.BLOCK_TOKENS)
-    server = start(generation)
+    server = start(generation, {"recompute": "auto"})
     chain = server.manager._side.chain
     _computed(server, range(rates.RUNS_MIN - 1))
     assert "prefill_tokens_per_s" not in chain.stats().tiers["pinned"].gauges
