@@ -102,19 +102,27 @@ def parse_chunk_bytes(text: str) -> int:
     Raises:
         ConfigError: it is not such a size.
     """
-    try:
-        size = parse_size(int(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise ConfigError("--chunk-bytes", str(error)) from error
-    if isinstance(size, Percent):
-        raise ConfigError(
-            "--chunk-bytes", f'should be a size like "64MiB", not a percentage like {shown(text)}'
-        )
+    size = parse_option("--chunk-bytes", text)
     if size < PART_ALIGNMENT_BYTES:
         raise ConfigError(
             "--chunk-bytes", f"{size} bytes is too small; a chunk takes at least {PART_ALIGNMENT_BYTES}"
         )
     return -(-size // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
+
+
+def parse_option(name: str, text: str) -> int:
+    """Read a size from the command line: whole bytes, or a number with a unit.
+
+    Raises:
+        ConfigError: it is not such a size; the message names the option.
+    """
+    try:
+        size = parse_size(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise ConfigError(name, str(error)) from error
+    if isinstance(size, Percent):
+        raise ConfigError(name, f'should be a size like "64MiB", not a percentage like {shown(text)}')
+    return size
 
 
 def size_bytes(size: int | Percent, whole_bytes: int) -> int:

@@ -86,6 +86,7 @@ FLOORS = [
         "engine/executor.py",
         "engine/loop.py",
         "engine/movement/prompts.py",
+        "engine/movement/worth.py",
         "engine/movement/placement.py",
         "engine/movement/transfers.py",
         "engine/movement/mover.py",

@@ -7,7 +7,8 @@ work, the best that placement can do at these sizes.
 
 One request, in the order in which a server acts:
 
-    find      one chunk after the other, up to the first that cannot be had; those below are promoted
+    find      one chunk after the other, up to the first that cannot be had, or that is sooner computed than
+              loaded, where the speeds of both are given; those below are promoted
     use       what was found
     store     the others, in steps of as many as a server computes at once: every chunk without a slot gets
               one, made free by eviction, and goes down from there; a step without room ends it, so that no
@@ -26,6 +27,7 @@ from ..library import LibraryChain
 from ..loop import LoopThread
 from ..movement.placement import Presence
 from ..movement.prompts import Prompt
+from .first_tokens import FirstTokenFigures, FirstTokens, Speeds
 from .trace import Requests
 
 TURN_REQUESTS = 64  # one trip to the loop thread: rare enough not to be felt, often enough for progress
@@ -63,13 +65,19 @@ class TierFigures:
 
 @dataclass(frozen=True, slots=True)
 class ReplayFigures:
-    """What all tiers together did for a trace; `tiers` are in the order of the chain."""
+    """What all tiers together did for a trace.
+
+    Attributes:
+        tiers: in the order of the chain.
+        first_tokens: None where no speeds were given.
+    """
 
     requests_count: int
     prompt_chunks: int
     hits_chunks: int
     hit_rate_percent: float
     tiers: tuple[TierFigures, ...]
+    first_tokens: FirstTokenFigures | None
 
 
 def unlimited_hit_percent(requests: Requests) -> float:
@@ -90,6 +98,7 @@ def replay(
     told: Callable[[int], None],
     *,
     step_chunks: int | None,
+    speeds: Speeds | None = None,
 ) -> ReplayFigures:
     """Replay the requests, and tell now and then how many more were served.
 
@@ -101,6 +110,7 @@ def replay(
         lower: tiers that answer without waiting, nearest first, each under a name of its own.
         told: called on the caller's thread; what it raises ends the replay.
         step_chunks: how many chunks of a prompt are stored in one step; None for all at once.
+        speeds: where they are given, what is sooner computed than loaded from below is not loaded.
     """
     loop = LoopThread("kvtier-replay")
     chain = LibraryChain(
@@ -111,25 +121,41 @@ def replay(
         batch_bytes=BATCH_BYTES,
         clock=lambda: 0.0,
     )
+    first_tokens = None if speeds is None else FirstTokens(speeds, pinned.slot_bytes)
     try:
         for start in range(0, len(requests), TURN_REQUESTS):
             turn = requests[start : start + TURN_REQUESTS]
-            loop.submit(_serve_all(chain, pinned.name, turn, step_chunks)).result()
+            loop.submit(_serve_all(chain, pinned.name, turn, step_chunks, first_tokens)).result()
             told(len(turn))
         stats = chain.stats()
         own = {tier.name: tier.stats().counters for tier in lower}
     finally:
         loop.submit(chain.mover.stop()).result()
         loop.close()
-    return _figures(requests, stats, own)
+    return _figures(requests, stats, own, None if first_tokens is None else first_tokens.figures())
 
 
-async def _serve_all(chain: LibraryChain, pinned: str, requests: Requests, step_chunks: int | None) -> None:
+async def _serve_all(
+    chain: LibraryChain,
+    pinned: str,
+    requests: Requests,
+    step_chunks: int | None,
+    first_tokens: FirstTokens | None,
+) -> None:
     arena_chunks = max(1, chain.slots_count // STORES_PER_ARENA)
     for keys in requests:
         prompt = chain.new_prompt()
-        hits = await _use(chain, pinned, prompt, keys)
+        wanted = keys if first_tokens is None else keys[: _worth_using(chain, pinned, keys, first_tokens)]
+        hits = await _use(chain, pinned, prompt, wanted)
         await _store(chain, pinned, prompt, keys[hits:], min(step_chunks or arena_chunks, arena_chunks))
+
+
+def _worth_using(
+    chain: LibraryChain, pinned: str, keys: Sequence[ChunkKey], first_tokens: FirstTokens
+) -> int:
+    found = chain.contains(keys)
+    leading = found[: found.index(None)] if None in found else found
+    return first_tokens.hits([tier != pinned for tier in leading], len(keys))
 
 
 async def _use(chain: LibraryChain, pinned: str, prompt: Prompt, keys: Sequence[ChunkKey]) -> int:
@@ -175,13 +201,23 @@ async def _store(
             return
 
 
-def _figures(requests: Requests, stats: ChainStats, own: Mapping[str, Mapping[str, int]]) -> ReplayFigures:
+def _figures(
+    requests: Requests,
+    stats: ChainStats,
+    own: Mapping[str, Mapping[str, int]],
+    first_tokens: FirstTokenFigures | None,
+) -> ReplayFigures:
     """The figures of each tier; `own` is what those below have counted themselves."""
     prompt_chunks = sum(map(len, requests))
     tiers = tuple(_tier_figures(stats, name, own.get(name), prompt_chunks) for name in stats.tiers)
     hits_chunks = sum(tier.hits_chunks for tier in tiers)
     return ReplayFigures(
-        len(requests), prompt_chunks, hits_chunks, _percent(hits_chunks, prompt_chunks), tiers
+        len(requests),
+        prompt_chunks,
+        hits_chunks,
+        _percent(hits_chunks, prompt_chunks),
+        tiers,
+        first_tokens,
     )
 
 

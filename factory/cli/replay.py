@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 from .exits import interruptible
 
 if TYPE_CHECKING:
+    from ...engine.replay.first_tokens import Speeds
     from ...engine.replay.trace import Requests
     from .replay_output import CurvePoint
     from .replay_plan import ReplayPlan
@@ -45,6 +47,18 @@ def replay(
             help="Tokens of a prompt that the server computes, and stores, in one step; 0 for whole prompts.",
         ),
     ] = STEP_TOKENS,
+    prefill_tokens_per_s: Annotated[
+        float | None,
+        typer.Option(
+            help="How fast the server computes prompts: what it computes sooner than a tier below loads it "
+            "is not loaded. Needs --load-bytes-per-s.",
+            show_default=False,
+        ),
+    ] = None,
+    load_bytes_per_s: Annotated[
+        str | None,
+        typer.Option(help="How fast tiers below the pinned one load, for example 5GB.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     plot_file: Annotated[
         Path | None,
@@ -63,7 +77,36 @@ def replay(
     """
     with interruptible():
         step_chunks = max(1, step_tokens // chunk_tokens) if step_tokens else None
-        _replay(trace, config, chunk_bytes, step_chunks, as_json, plot_file)
+        speeds = _speeds(chunk_tokens, prefill_tokens_per_s, load_bytes_per_s)
+        _replay(trace, config, chunk_bytes, step_chunks, speeds, as_json, plot_file)
+
+
+def _speeds(
+    chunk_tokens: int, prefill_tokens_per_s: float | None, load_bytes_per_s: str | None
+) -> Speeds | None:
+    """The speeds that are given: both or none.
+
+    Raises:
+        ConfigError: one is missing, or not above zero; the message names it.
+    """
+    from ...engine.replay.first_tokens import Speeds
+    from ...tiers import ConfigError
+    from ..sizes import parse_option
+
+    if prefill_tokens_per_s is None and load_bytes_per_s is None:
+        return None
+    if load_bytes_per_s is None:
+        raise ConfigError("--load-bytes-per-s", "missing: it goes together with --prefill-tokens-per-s")
+    if prefill_tokens_per_s is None:
+        raise ConfigError("--prefill-tokens-per-s", "missing: it goes together with --load-bytes-per-s")
+    if not 0 < prefill_tokens_per_s < math.inf:
+        raise ConfigError(
+            "--prefill-tokens-per-s", f"should be a number above zero, not {prefill_tokens_per_s}"
+        )
+    bytes_per_s = parse_option("--load-bytes-per-s", load_bytes_per_s)
+    if not bytes_per_s:
+        raise ConfigError("--load-bytes-per-s", "should be above zero")
+    return Speeds(chunk_tokens, prefill_tokens_per_s, bytes_per_s)
 
 
 def _replay(
@@ -71,6 +114,7 @@ def _replay(
     config: Path,
     chunk_bytes: str,
     step_chunks: int | None,
+    speeds: Speeds | None,
     as_json: bool,
     plot_file: Path | None,
 ) -> None:
@@ -83,7 +127,10 @@ def _replay(
     from .replay_plan import plan_replay
 
     plan = plan_replay(
-        load_config(config), chunk_bytes=parse_chunk_bytes(chunk_bytes), step_chunks=step_chunks
+        load_config(config),
+        chunk_bytes=parse_chunk_bytes(chunk_bytes),
+        step_chunks=step_chunks,
+        speeds=speeds,
     )
     if plot_file is not None:
         require_plotting(plot_file)
@@ -102,7 +149,14 @@ def _point(plan: ReplayPlan, requests: Requests, advance: Callable[[int], None])
     from ...engine.replay.replay import replay as run
     from .replay_output import CurvePoint
 
-    figures = run(requests, plan.pinned(), plan.lower(), advance, step_chunks=plan.step_chunks)
+    figures = run(
+        requests,
+        plan.pinned(),
+        plan.lower(),
+        advance,
+        step_chunks=plan.step_chunks,
+        speeds=plan.speeds,
+    )
     return CurvePoint(plan.slots_count, figures)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from ...engine.replay.first_tokens import FirstTokenFigures
 from ...engine.replay.replay import ReplayFigures, TierFigures
 from ...tiers import ConfigError, KvtierError
 from ..sizes import format_size
@@ -31,6 +32,7 @@ def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
         f"{figures.requests_count} requests, {figures.prompt_chunks} chunks of "
         f"{format_size(plan.chunk_bytes)}, stored {_steps(plan)}; pinned evicts by {plan.policy}",
         f"hit rate {figures.hit_rate_percent:.1f}%; an unlimited cache would reach {unlimited_percent:.1f}%",
+        *_first_tokens(figures.first_tokens),
         "",
         *("  ".join(_padded(row, widths)).rstrip() for row in rows),
     ]
@@ -111,6 +113,22 @@ def _row(tier: TierFigures, chunk_bytes: int) -> tuple[str, ...]:
         format_size(tier.written_bytes),
         str(tier.dropped_chunks),
     )
+
+
+def _first_tokens(figures: FirstTokenFigures | None) -> Iterator[str]:
+    if figures is not None:
+        yield (
+            f"loaded {figures.loaded_chunks} chunks from below, computed {figures.computed_chunks}, of which "
+            f"{figures.declined_chunks} lay below"
+        )
+        yield (
+            f"first token after {_time(figures.median_s)} (median); "
+            f"{_time(figures.median_loading_all_s)} if all was loaded"
+        )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _steps(plan: ReplayPlan) -> str:

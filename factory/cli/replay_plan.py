@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...engine.replay.first_tokens import Speeds
 from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ...tiers import ConfigError, Tier
 from ...tiers.admission import SecondTouch
@@ -40,6 +41,7 @@ class ReplayPlan:
     Attributes:
         chunk_bytes: of a slot; whole pages.
         step_chunks: chunks of a prompt that are stored in one step; None for all at once.
+        speeds: how fast the server computes and loads; None where everything is loaded.
     """
 
     slots_count: int
@@ -47,6 +49,7 @@ class ReplayPlan:
     make_policy: Callable[[int], EvictionPolicy]
     chunk_bytes: int
     step_chunks: int | None
+    speeds: Speeds | None
     logs: tuple[LogPlan, ...]
 
     def pinned(self) -> SlotsWithoutBytes:
@@ -73,7 +76,9 @@ class ReplayPlan:
         return replace(self, slots_count=slots_count)
 
 
-def plan_replay(config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | None) -> ReplayPlan:
+def plan_replay(
+    config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | None, speeds: Speeds | None
+) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
     Raises:
@@ -87,7 +92,9 @@ def plan_replay(config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | No
         name = unique_name("nvme", [log.name for log in logs])
         logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
     slots_count = pinned.capacity_bytes // chunk_bytes
-    return ReplayPlan(slots_count, pinned.policy, pinned.make_policy, chunk_bytes, step_chunks, tuple(logs))
+    return ReplayPlan(
+        slots_count, pinned.policy, pinned.make_policy, chunk_bytes, step_chunks, speeds, tuple(logs)
+    )
 
 
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:

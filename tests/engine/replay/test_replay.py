@@ -145,7 +145,7 @@ def test_each_figure_of_a_pinned_tier() -> None:
         written_bytes=4 * CHUNK_BYTES,
         dropped_chunks=0,
     )
-    assert figures == ReplayFigures(3, 6, 2, 33.333, (pinned,))
+    assert figures == ReplayFigures(3, 6, 2, 33.333, (pinned,), None)
 
 
 def test_what_lies_only_below_is_promoted_and_counts_for_the_tier_that_had_it() -> None:

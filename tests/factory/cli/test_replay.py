@@ -75,6 +75,7 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
         "requests_count": 3,
         "prompt_chunks": 6,
         "hits_chunks": 0,
+        "first_tokens": None,
         "tiers": [
             {
                 "tier": "pinned",
@@ -287,3 +288,60 @@ def test_the_plots_capacities_double_up_to_where_all_fits(
     slots_count: int, distinct_chunks: int, counts: list[int]
 ) -> None:
     assert _curve_counts(slots_count, requests(distinct_chunks)) == counts
+
+
+SPEEDS = ("--tokens-per-chunk", 512, "--prefill-tokens-per-s", 5120)  # ten chunks in a second
+
+
+@pytest.mark.parametrize(
+    ("load", "hits", "lines"),
+    [
+        (
+            "6400MiB",
+            "33.3%",
+            [
+                "loaded 2 chunks from below, computed 4, of which 0 lay below",
+                "first token after 200 ms (median); 200 ms if all was loaded",
+            ],
+        ),
+        (
+            "64MiB",
+            "0.0%",
+            [
+                "loaded 0 chunks from below, computed 6, of which 2 lay below",
+                "first token after 200 ms (median); 200 ms if all was loaded",
+            ],
+        ),
+    ],
+)
+def test_what_is_sooner_computed_is_not_loaded(
+    run: Run, trace: Path, document: Document, load: str, hits: str, lines: list[str]
+) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    arguments = ("replay", trace, "--config", config, *SPEEDS, "--load-bytes-per-s", load)
+    status, output, errors = run(*arguments)
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[1].startswith(f"hit rate {hits};")
+    assert output.splitlines()[2:4] == lines
+    _, output, _ = run(*arguments, "--json")
+    figures = json.loads(output)["first_tokens"]
+    assert (figures["loaded_chunks"], figures["declined_chunks"]) == ((0, 2) if hits == "0.0%" else (2, 0))
+    assert figures["median_s"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prefill-tokens-per-s", 5), "--load-bytes-per-s: missing: it goes together with"),
+        (("--load-bytes-per-s", "1GB"), "--prefill-tokens-per-s: missing"),
+        (("--prefill-tokens-per-s", 0, "--load-bytes-per-s", "1GB"), "--prefill-tokens-per-s: should be a"),
+        (("--prefill-tokens-per-s", 5, "--load-bytes-per-s", "0"), "--load-bytes-per-s: should be above"),
+        (("--prefill-tokens-per-s", 5, "--load-bytes-per-s", "5%"), "--load-bytes-per-s: should be a size"),
+    ],
+)
+def test_speeds_come_in_pairs(
+    run: Run, trace: Path, document: Document, options: tuple[object, ...], message: str
+) -> None:
+    status, _, errors = run("replay", trace, "--config", document(pinned("128MiB")), *options)
+    assert status == 2
+    assert message in errors
