@@ -88,9 +88,13 @@ class MeasuredPrefill:
     long by one step at most, and the rate too low, which speaks for loading.
 
     One thread calls it: the scheduler's. Any may read the rate.
+
+    Attributes:
+        tokens_per_s: the rate; None while it is unknown.
     """
 
     def __init__(self) -> None:
+        self.tokens_per_s: float | None = None
         self._planned_tokens = 0  # since the last end of a step
         self._active_s: float | None = None  # since when the server is at work; it may have been idle before
         self._ended_s: float | None = None
@@ -99,11 +103,6 @@ class MeasuredPrefill:
         self._run_s = 0.0
         self._run_steps = 0
         self._rates: deque[float] = deque(maxlen=RUNS_KEPT)
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        rates = tuple(self._rates)
-        return median(rates) if len(rates) >= RUNS_MIN else None
 
     def active(self, now_s: float) -> None:
         """The server is at work."""
@@ -134,5 +133,7 @@ class MeasuredPrefill:
     def _end_run(self) -> None:
         if self._run_s > 0:
             self._rates.append(self._run_tokens / self._run_s)
+        if len(self._rates) >= RUNS_MIN:
+            self.tokens_per_s = median(self._rates)
         self._run_tokens = self._run_steps = 0
         self._run_s = 0.0

@@ -2,8 +2,9 @@
 
 The server names no tokens. It offers the chunks that a step completes, among others: those that the device
 had, and those of answers. So a prompt is followed from the first chunk on that was looked up in vain: what
-the device has is not looked up, and what is loaded is not looked up in vain. An answer completes one chunk
-now and then. A prompt completes several in a step, or one in each.
+the device has is not looked up, and what is loaded is not looked up in vain. Steps in which a request
+completes several chunks, or one in each, compute a prompt. A single chunk is part of an answer, or took
+several steps.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ class Progress:
         """A step that is planned completes some of the chunks; others may have been offered before."""
         self.step_begins()
         missed, computed = self._missed.get(request), self._computed.get(request)
-        is_first = missed is not None and missed in keys
-        if is_first:
-            assert missed is not None
+        if missed is not None and missed in keys:
             del self._missed[request]
             start, group = keys.index(missed), self._group_of(missed)
         elif computed is not None:
@@ -85,7 +84,7 @@ class Progress:
         if not new:
             return
         in_a_row = computed is not None and self._steps - computed.step <= 1
-        if is_first or len(new) > 1 or in_a_row:
+        if len(new) > 1 or in_a_row:
             self._prefill.planned(len(new) * self._chunk_tokens.get(group, 0))
         self._computed[request] = _Computed(group, new[-1], self._steps)
 

@@ -9,7 +9,7 @@ from prompts import BLOCK_TOKENS, Prompt
 from vllm_phases import MakeServer, Tokens, alone
 from vllm_server import tier_document
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 TIGHT = "26MiB"  # the longest prompt, and little else
 BLOCK_BYTES = 1 << 20
