@@ -55,6 +55,7 @@ class MemorySpec:
     """An arena over a tier in memory."""
 
     unfilled: frozenset[str] = frozenset()
+    may_recompute = False
     load_deadlines_s: Mapping[str, float] = {"memory": WAIT_S}
 
     def __init__(self) -> None:
