@@ -1,13 +1,16 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 from chain_rig import SLOT_BYTES, rigged
-from placement_rig import Server
+from placement_rig import CHUNK_TOKENS, Server
 
 from kvtier.engine.movement.placement import Presence
-from kvtier.factory.vllm.scheduling.placement import ServerPlacement, Tiers
+from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
+from kvtier.engine.movement.worth import Computing
+from kvtier.factory.vllm.scheduling.placement import EVERY_TIER, ServerPlacement, Tiers
 from kvtier.tiers.testing import pattern
 
 
@@ -237,3 +240,63 @@ def test_the_tier_below_is_told_what_a_request_would_store_again(server: Server)
     server.store([b"a"])
     server.store([b"a", b"b"])
     assert server.rig.lower.told == [b"a"], "it was used by the request, be it from the device's own cache"
+
+
+class Slow:
+    """A server that computes a chunk a second, over a tier that takes so long for one as the test says."""
+
+    def __init__(self, server: Server, chunk_s: float) -> None:
+        self.server = server
+        self.chain = server.rig.chain
+        self.chain._advisor.computing = Computing(CHUNK_TOKENS, GivenPrefill(CHUNK_TOKENS))
+        self.rate, chunks = self.chain._lower.rates["memory"], KNOWN_FROM_BYTES // SLOT_BYTES + 1
+        self.rate.began(time.monotonic() - chunk_s * chunks)
+        self.rate.ended(time.monotonic(), chunks * SLOT_BYTES)
+
+    def answers(self, request: str, keys: list[bytes], tiers: Tiers = EVERY_TIER) -> list[Presence]:
+        """Ask as the server does, which tells where the chunks of the prompt end."""
+        ends = {key: number * CHUNK_TOKENS for number, key in enumerate(keys, start=1)}
+        lookup = self.server.placement.lookup
+        return [lookup(request, key, tiers, told=ends[key], ends=ends) for key in keys]
+
+    def declined(self) -> int:
+        return self.chain.stats().tiers["memory"].counters["declined_chunks"]
+
+
+def test_what_a_slow_tier_has_is_a_miss_however_often_it_is_asked_for(server: Server) -> None:
+    server.store([b"a"])
+    server.only_below([b"x", b"y"])
+    slow = Slow(server, chunk_s=2.0)
+    expected = [Presence.READY, Presence.MISS, Presence.MISS]
+    assert slow.answers("r1", [b"a", b"x", b"y"]) == expected
+    server.placement.scheduled()
+    assert slow.answers("r1", [b"a", b"x", b"y"]) == expected
+    assert slow.declined() == 2, "each once"
+    server.placement.prepare_load("r1", [b"a"])
+    server.placement.complete_load("r1", {b"a"})
+    server.store([b"x", b"y"], "r1")
+    assert slow.answers("r1", [b"a", b"x", b"y"]) == [Presence.READY] * 3, "asked again after a preemption"
+    server.placement.finish("r1")
+    assert server.pins() == 0
+    assert "load" not in [call for call, _ in server.rig.lower.log]
+
+
+def test_what_others_have_queued_counts_against_a_run_by_its_length(server: Server) -> None:
+    server.only_below([b"x", b"y", b"z"])
+    slow = Slow(server, chunk_s=0.4)
+    assert slow.answers("r1", [b"x", b"y"]) == [Presence.PENDING] * 2
+    assert slow.answers("r2", [b"z"]) == [Presence.MISS], "two wait before it"
+    answers = slow.answers("r3", [b"z", b"absent", b"missing"])
+    assert answers[0] is Presence.PENDING, "so long a prompt is worth it"
+    server.settle([b"x", b"y", b"z"])
+    for request in ("r1", "r2", "r3"):
+        server.placement.finish(request)
+    assert slow.rate.queued_bytes == 0
+
+
+def test_a_request_that_wants_no_tier_below_declines_nothing(server: Server) -> None:
+    server.only_below([b"x"])
+    slow = Slow(server, chunk_s=2.0)
+    assert slow.answers("r1", [b"x"], Tiers(pinned=True, below=False)) == [Presence.MISS]
+    assert slow.answers("r2", [b"x"], Tiers(pinned=False, below=True)) == [Presence.MISS]
+    assert slow.declined() == 1
