@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.nvme.io import clock
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import Files
 
 PERIOD_S = 0.7
@@ -148,7 +149,7 @@ class StormyFiles(Files):
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         flips = self._pass("preadv") == "flip"
         read = super().preadv(fd, buffers, offset)
-        if flips and buffers and len(buffers[0]):
+        if flips and len(buffers[0]) > BLOCK_BYTES:  # of chunks: what a table has lost so is in no trailer
             buffers[0][self._weather.position(len(buffers[0]))] ^= 1
         return read
 
