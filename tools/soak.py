@@ -283,9 +283,13 @@ class Soak:
         place.world = None
 
     def _look_for_leftovers(self, world: World) -> None:
+        """An index that has no checkpoint, because it would not fit the cap, stays in shared memory."""
+        is_kept = not Path(world.path, "nvme", "checkpoint").exists()
         for owner in SHARED_MEMORY.glob(f"kvtier-index-*/{OWNER}"):
             if owner.read_text().startswith(world.path + "/"):
-                self._note(f"{owner.parent} is left in shared memory")
+                self.counts["indexes_without_checkpoint"] += is_kept
+                if not is_kept:
+                    self._note(f"{owner.parent} is left in shared memory")
                 shutil.rmtree(owner.parent)
 
     def _judge_growth(self) -> None:
