@@ -137,7 +137,12 @@ async def test_a_job_that_fails_after_whoever_awaited_its_end_has_left_is_no_lin
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wrap, wrapped = asyncio.wrap_future, list[Any]()
-    monkeypatch.setattr(asyncio, "wrap_future", lambda future: wrapped.append(wrap(future)) or wrapped[-1])
+
+    def noted(future: Any) -> Any:
+        wrapped.append(wrap(future))
+        return wrapped[-1]
+
+    monkeypatch.setattr(asyncio, "wrap_future", noted)
     thread, copy = LoopThread(), Copy()
     job = Job(copy.run(), thread)
     await asyncio.to_thread(copy.began.wait, WAIT_S)
