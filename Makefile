@@ -13,6 +13,7 @@ PYTHON ?= python3
 ARGS ?=
 KILLS ?= 2000
 STORM_S ?= 600
+SOAK_S ?= 600
 
 VENV := .venv
 LIGHT := .venv-light
@@ -24,7 +25,7 @@ DEV_BIN := $(DEV)/bin
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test-fast test lint format check demo crash fault-matrix bench-nvme gpu-check vllm-matrix clean
+.PHONY: help install test-fast test lint format check demo crash soak fault-matrix bench-nvme gpu-check vllm-matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +59,9 @@ demo: install  ## run a real vLLM with and without kvtier, side by side
 crash: install  ## kill NVMe processes: KILLS times, then for STORM_S seconds
 	KVTIER_KILLS=$(KILLS) KVTIER_STORM_S=$(STORM_S) $(BIN)/python -m pytest \
 		tests/tiers/nvme/test_crash.py tests/tiers/nvme/test_storm.py $(ARGS)
+
+soak: $(VENV)/.kvtier  ## use kvtier for SOAK_S seconds, amid faults and kills
+	$(BIN)/python tools/soak.py --seconds $(SOAK_S) $(ARGS)
 
 fault-matrix: $(VENV)/.kvtier  ## try every fault of docs/faults.md, as root on loop devices
 	$(BIN)/python tools/fault_matrix.py $(ARGS)

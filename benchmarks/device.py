@@ -1,12 +1,13 @@
 """Copies between a device and slots: whether every bit comes back, and what they cost.
 
-    python3 benchmarks/device.py [--device cuda|cpu] [--quick] [--json FILE]
+    python3 benchmarks/device.py [--device cuda|cpu] [--quick] [--json FILE]   (--help lists more)
 
 Runs from the checkout, with torch and numpy alone; nothing is installed. On a GPU:
 
 - round trips of all layouts and dtypes behind a busy compute stream;
 - an OffloadEngine used from several threads at once, while its slots are still being page-locked;
-- bandwidth by page size, each way and both at once, beside one large memcpy, copies page by page, and
+- bandwidth by page size, each way and both at once, beside one large memcpy, copies page by page, a
+  gather on the device, slots that are not page-locked, and
   vLLM's `swap_blocks_batch` where vLLM is installed; everybody in turn, medians;
 - how much longer matrix products take meanwhile;
 - host time to submit a transfer of 64 blocks of 32 layers.
@@ -39,6 +40,8 @@ import torch
 from device_rates import KIB, Rate, Slowdown, SubmitCost
 from round_trips import Verdict
 
+from kvtier.tiers.device.cuda import BatchedMemcpy
+
 TRIPS = 6  # of each case
 QUICK_TRIPS = 2
 ENGINE_ROUNDS = 400  # of each of its threads
@@ -56,17 +59,30 @@ def main() -> int:
     result: dict[str, Any] = {"about": about(device)}
     print(", ".join(f"{name} {value}" for name, value in result["about"].items() if value is not None))
 
-    verdicts = trips(device, QUICK_TRIPS if options.quick else TRIPS)
-    result["round_trips"] = summary_of(verdicts)
-    show_trips(verdicts, device)
-    engine = engine_trips.judge(device, QUICK_ENGINE_ROUNDS if options.quick else ENGINE_ROUNDS)
-    result["engine"] = asdict(engine)
-    print(f"engine from {engine_trips.THREADS} threads: {engine.loaded} chunks back, {engine.wrong} wrong")
+    good = True
+    if options.run_by_run:
+        BatchedMemcpy.find = staticmethod(lambda: None)  # type: ignore[method-assign]
+    if not options.figures_only:
+        found, good = compared(device, quick=options.quick)
+        result |= found
     if not options.round_trips_only:
         result |= measured(device, quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(verdict.good for verdict in (*verdicts, engine)) else 1
+    return 0 if good else 1
+
+
+def compared(device: torch.device, *, quick: bool) -> tuple[dict[str, Any], bool]:
+    """Every comparison of bytes, shown and as a part of the JSON document; and whether all are equal."""
+    verdicts = trips(device, QUICK_TRIPS if quick else TRIPS)
+    show_trips(verdicts, device)
+    engine = engine_trips.judge(device, QUICK_ENGINE_ROUNDS if quick else ENGINE_ROUNDS)
+    print(
+        f"engine from {engine_trips.THREADS} threads: {engine.loaded} chunks back, {engine.loaded_early} "
+        f"before all slots were page-locked, {engine.wrong} wrong"
+    )
+    good = all(verdict.good for verdict in (*verdicts, engine))
+    return {"round_trips": summary_of(verdicts), "engine": asdict(engine)}, good
 
 
 def trips(device: torch.device, count: int) -> list[Verdict]:
@@ -133,8 +149,6 @@ def about(device: torch.device) -> dict[str, str | int | None]:
 
 def copies_in_use(device: torch.device) -> str:
     """What carries the copies on this driver."""
-    from kvtier.tiers.device.cuda import BatchedMemcpy
-
     return "cuMemcpyBatchAsync" if BatchedMemcpy.find() is not None else "one memcpy a run"
 
 
@@ -227,6 +241,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a first look: few trips, sizes and runs")
     parser.add_argument("--round-trips-only", action="store_true", help="no figures")
+    parser.add_argument("--figures-only", action="store_true", help="no round trips")
+    parser.add_argument("--run-by-run", action="store_true", help="as with a driver without the batched copy")
     parser.add_argument("--json", type=Path, help="write all of it here, too")
     return parser.parse_args()
 

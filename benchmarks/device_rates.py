@@ -100,8 +100,7 @@ class Kvtier:
     def __init__(self, work: Work) -> None:
         self._gpu = GpuTier.of_tensors([work.tensor])
         self._arena = Arena.private(2 * work.count, work.page_bytes)
-        self._gpu.prepare(self._arena)
-        self._arena.pinning.wait()
+        self._prepare()
         self._spans = {way: Spans(ids, (len(ids),), (0,)) for way, ids in work.device_pages.items()}
         self._addresses = {way: self._arena.part_address(ids, 0) for way, ids in work.host_pages.items()}
         self._submit = {STORE: self._gpu.submit_store, LOAD: self._gpu.submit_load}
@@ -114,6 +113,20 @@ class Kvtier:
     def close(self) -> None:
         self._gpu.close_now()
         self._arena.close()
+
+    def _prepare(self) -> None:
+        self._gpu.prepare(self._arena)
+        self._arena.pinning.wait()
+
+
+class Unpinned(Kvtier):
+    """The same from slots that are there, and not page-locked."""
+
+    name = "kvtier, unpinned"
+
+    def _prepare(self) -> None:
+        self._arena.pinning.begin(None)
+        self._arena.pinning.wait()
 
 
 class _OnStreams:
@@ -176,6 +189,32 @@ class TorchPerPage(_OnStreams):
                 on_device.copy_(on_host, non_blocking=True)
 
 
+class Gather(_OnStreams):
+    """The pages gathered on the device by one kernel and moved by one memcpy, and the other way back."""
+
+    name = "gather"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._tensor = work.tensor
+        halves = {STORE: slice(0, work.count), LOAD: slice(work.count, None)}
+        self._hosts = {way: self._host[half] for way, half in halves.items()}
+        self._staged = {way: torch.zeros_like(work.tensor[half]) for way, half in halves.items()}
+        self._ids = {
+            way: torch.from_numpy(ids[np.argsort(work.host_pages[way])]).to(work.tensor.device)
+            for way, ids in work.device_pages.items()
+        }
+
+    def _copy(self, way: str) -> None:
+        host, staged, ids = self._hosts[way], self._staged[way], self._ids[way]
+        if way == STORE:
+            torch.index_select(self._tensor, 0, ids, out=staged)
+            host.copy_(staged, non_blocking=True)
+        else:
+            staged.copy_(host, non_blocking=True)
+            self._tensor.index_copy_(0, ids, staged)
+
+
 class VllmBatch(_OnStreams):
     """vLLM's `swap_blocks_batch`; its lists of addresses are there beforehand, which in vLLM they are not."""
 
@@ -199,7 +238,7 @@ class VllmBatch(_OnStreams):
 
 def movers() -> list[Callable[[Work], Mover]]:
     """Who is compared: ourselves, the limit, and the peers that are installed."""
-    return [Kvtier, OneMemcpy, TorchPerPage, *([VllmBatch] if find_spec("vllm") else [])]
+    return [Kvtier, Unpinned, OneMemcpy, TorchPerPage, Gather, *([VllmBatch] if find_spec("vllm") else [])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 
 from kvtier.engine import OffloadEngine
 from kvtier.tiers.base import Tier
-from kvtier.tiers.pinned.arena import Arena
+from kvtier.tiers.pinned import pinning
+from kvtier.tiers.pinned.arena import Arena, _CudaRegistrar
+from kvtier.tiers.pinned.pinning import Piece, Pinning
 from kvtier.tiers.pinned.tier import PinnedTier
 from kvtier.tiers.testing import MemoryTier
 
@@ -28,6 +33,7 @@ BLOCK_ELEMENTS = 16 * 1024
 BLOCKS_EACH = 16  # of each thread: no two threads share a block
 KEYS_EACH = 64
 WAIT_S = 60.0
+PIECE_S = 0.1  # page-locking of 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,14 @@ class EngineVerdict:
     Attributes:
         rounds: how many there were.
         loaded: chunks that came back.
+        loaded_early: those of them that came back before all slots were page-locked.
         wrong: chunks of those that came back with other bytes.
         pinned_slots: slots that were still in use at the end.
     """
 
     rounds: int
     loaded: int
+    loaded_early: int
     wrong: int
     pinned_slots: int
 
@@ -83,12 +91,18 @@ class User(threading.Thread):
     """Stores and loads chunks whose bytes follow from their keys, in blocks of its own."""
 
     def __init__(
-        self, number: int, engine: OffloadEngine, tensors: Sequence[torch.Tensor], rounds: int
+        self,
+        number: int,
+        engine: OffloadEngine,
+        tensors: Sequence[torch.Tensor],
+        pinning: Pinning,
+        rounds: int,
     ) -> None:
         super().__init__(name=f"user-{number}")
         self._number, self._engine, self._tensors, self._rounds = number, engine, tensors, rounds
+        self._pinning = pinning
         self._random = random.Random(number)
-        self.loaded = self.wrong = 0
+        self.loaded = self.loaded_early = self.wrong = 0
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -118,9 +132,11 @@ class User(threading.Thread):
             load.wait_ended()
             return
         came = set(load.wait(WAIT_S).succeeded)
+        early = not self._pinning.is_whole
         for key, block, number in zip(keys, blocks, numbers, strict=True):
             if key in came:
                 self.loaded += 1
+                self.loaded_early += early
                 self.wrong += not self._holds(block, number)
 
     def _fill(self, block: int, number: int) -> None:
@@ -142,9 +158,11 @@ def judge(device: torch.device, rounds: int) -> EngineVerdict:
     """Run all users at once on an engine of its own."""
     shape = (THREADS * BLOCKS_EACH, BLOCK_ELEMENTS)
     tensors = [torch.zeros(shape, dtype=torch.int16, device=device) for _ in range(LAYERS)]
-    with OffloadEngine(MemorySpec()) as engine:
+    spec = MemorySpec()
+    with slow_page_locking(), OffloadEngine(spec) as engine:
         engine.register_kv_caches(tensors)  # page-locking goes on in the background
-        users = [User(number, engine, tensors, rounds) for number in range(THREADS)]
+        pages = spec.pinned.arena.pinning
+        users = [User(number, engine, tensors, pages, rounds) for number in range(THREADS)]
         for user in users:
             user.start()
         for user in users:
@@ -154,9 +172,23 @@ def judge(device: torch.device, rounds: int) -> EngineVerdict:
                 raise user.error
         asyncio.run(_flushed(engine))
         pinned_slots = engine.stats().pinned_slots
-    return EngineVerdict(
-        rounds * THREADS, sum(user.loaded for user in users), sum(user.wrong for user in users), pinned_slots
+    loaded, early, wrong = (
+        sum(counts) for counts in zip(*((u.loaded, u.loaded_early, u.wrong) for u in users), strict=True)
     )
+    return EngineVerdict(rounds * THREADS, loaded, early, wrong, pinned_slots)
+
+
+@contextmanager
+def slow_page_locking() -> Iterator[None]:
+    """Page-lock a small arena in many pieces, each of which takes as long as a large one does."""
+    register = _CudaRegistrar.register
+
+    def slowly(registrar: _CudaRegistrar, piece: Piece) -> None:
+        time.sleep(PIECE_S)
+        register(registrar, piece)
+
+    with patch.object(pinning, "PIECE_BYTES", 1), patch.object(_CudaRegistrar, "register", slowly):
+        yield
 
 
 async def _flushed(engine: OffloadEngine) -> None:

@@ -82,9 +82,8 @@ class Job(Generic[T]):
     async def ended(self) -> None:
         """Return once the job has ended, however; on the loop thread."""
         future = asyncio.wrap_future(self._future)
+        future.add_done_callback(_seen)  # also where this is cancelled before
         await asyncio.wait([future])  # which leaves the job alone when this is cancelled
-        if not future.cancelled():
-            future.exception()  # seen; who waits for the job gets it
 
     def _check_may_wait(self) -> None:
         if not self.done():
@@ -110,3 +109,9 @@ class Job(Generic[T]):
         self._end = end
         if self._task is not None:
             self._task.cancel()
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Keep the loop from logging an error: who waits for the job gets it."""
+    if not future.cancelled():
+        future.exception()

@@ -35,6 +35,16 @@ machine of the last run could not. Every load is compared byte by byte: what fai
 Two longer runs (`make crash`, 2026-11-26, ext4, two busy cores): 2,000 kills of one process at random
 moments, and three processes on one directory for ten minutes, killed 3,096 times in all and started again
 at once. No chunk that was flushed was lost, no byte was wrong, the cap held, `fsck --deep` found nothing.
+
+A soak (`make soak`, 2026-11-26, ext4, two cores with a load of 10 to 17): engines of four processes in 30
+directories one after the other, small and roomy, for ten minutes; 158 kills, 50 pauses, 183 starts, 24,060
+chunks stored, 8,418 loaded, 2,212 calls hit by a fault, 733 flushes that returned. Of 2,015 chunks that
+these were for none was missing after a restart, of 299 removed ones none was back, no byte was wrong, at
+most 94% of a cap was taken, nothing was left pinned, open or running. The two processes that lived all the
+time grew by 0.9 and 0.6 MB a minute over the last half, -0.4 and 0.9 in a run before: no trend that ten
+minutes can tell. That run had found segments whose trailers did not list all of their chunks, after reads
+that were refused at a takeover; they get no trailer since. One directory of 64 MiB ended without a
+checkpoint, for which its index had grown too large; the index then stays in shared memory.
 """
 COLUMNS = ("fault", "the caller sees", "what is lost", "how it heals", "")
 

@@ -17,6 +17,7 @@ import torch
 
 from kvtier.tiers.device.copies import Lane
 from kvtier.tiers.device.copyplan import CopyPlan
+from kvtier.tiers.device.cuda import BatchedMemcpy
 from kvtier.tiers.device.gpu import CpuCopies
 
 round_trips = pytest.importorskip("round_trips", reason="the benchmark is not part of the package")
@@ -185,7 +186,7 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_everybody_moves_the_same_pages(way: str) -> None:
     work = device_rates.Work.of_pages(4096, torch.device("cpu"))
     on_device, on_host = work.device_pages[way], work.host_pages[way]
-    for make in device_rates.movers()[2:]:
+    for make in device_rates.movers()[3:]:
         mover = make(work)
         work.tensor[:] = torch.arange(len(work.tensor))[:, None]
         mover._host[:] = 7 * torch.arange(len(work.tensor))[:, None]
@@ -218,10 +219,15 @@ def test_on_a_gpu_everything_is_measured_for_everybody(
     }.items():
         monkeypatch.setattr(device_rates, name, value)
     file = tmp_path / "device.json"
-    monkeypatch.setattr(sys, "argv", ["device.py", "--device", "cuda", "--quick", "--json", str(file)])
+    monkeypatch.setattr(BatchedMemcpy, "find", BatchedMemcpy.find)  # which the last argument replaces
+    arguments = ["--device", "cuda", "--quick", "--json", str(file), "--run-by-run"]
+    monkeypatch.setattr(sys, "argv", ["device.py", *arguments])
     assert device.main() == 0
     result = json.loads(file.read_text())
-    names, ways = {"kvtier", "memcpy", "torch", "vllm"}, {"store", "load", "store+load"}
+    names, ways = (
+        {"kvtier", "kvtier, unpinned", "memcpy", "torch", "gather", "vllm"},
+        {"store", "load", "store+load"},
+    )
     measured = {(rate["mover"], rate["page_bytes"], rate["ways"]) for rate in result["bandwidth"]}
     assert measured == set(product(names, (4096, 16384), ways))
     assert all(rate["of_memcpy"] == 1 for rate in result["bandwidth"] if rate["mover"] == "memcpy")

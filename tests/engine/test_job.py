@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 from lifetime_rig import WAIT_S
@@ -130,3 +131,30 @@ async def test_who_awaits_a_closed_job_is_not_taken_for_cancelled(loop: LoopThre
     copy.ends.set()
     with pytest.raises(ClosedError):
         await job
+
+
+async def test_a_job_that_fails_after_whoever_awaited_its_end_has_left_is_no_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrap, wrapped = asyncio.wrap_future, list[Any]()
+
+    def noted(future: Any) -> Any:
+        wrapped.append(wrap(future))
+        return wrapped[-1]
+
+    monkeypatch.setattr(asyncio, "wrap_future", noted)
+    thread, copy = LoopThread(), Copy()
+    job = Job(copy.run(), thread)
+    await asyncio.to_thread(copy.began.wait, WAIT_S)
+    waiting = asyncio.ensure_future(job.ended())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    left = wrapped[-1]
+    job.close()
+    copy.ends.set()
+    with pytest.raises(ClosedError):
+        await job  # the loop here hears of it after `left` has
+    assert left.done()
+    assert not left._log_traceback, "else it is logged when it is collected"
+    await asyncio.to_thread(thread.close)

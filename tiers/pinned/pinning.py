@@ -101,6 +101,11 @@ class Pinning:
         with self._lock:
             return len(self._pinned) == self._pieces_count
 
+    @property
+    def is_working(self) -> bool:
+        """Whether some pages are still to be made ready."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def begin(self, registrar: Registrar | None) -> None:
         """Start the threads; without a registrar pages are only touched. A second call does nothing."""
         if self._threads or self._stopped.is_set():

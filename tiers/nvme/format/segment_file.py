@@ -77,15 +77,15 @@ class BadBlocks:
     """Counts the blocks that one sweep cannot read. A refusal can take seconds, so few are allowed."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         try:
             yield
         except OSError:
-            self._count += 1
-            if self._count > BAD_BLOCKS_MAX:
+            self.count += 1
+            if self.count > BAD_BLOCKS_MAX:
                 raise
 
 
@@ -149,17 +149,19 @@ class SegmentFile:
         body = self._read(footer.block, blocks_of(footer.body_bytes))[: footer.body_bytes]
         return decode_body(body, footer)
 
-    def sweep(self, end_block: int | None = None, *, any_life: bool = False) -> Iterator[Batch]:
+    def sweep(
+        self, end_block: int | None = None, *, any_life: bool = False, bad: BadBlocks | None = None
+    ) -> Iterator[Batch]:
         """Every batch before `end_block`, found by its table, in the order of place.
 
-        Steps over tables that cannot be read.
+        Steps over tables that cannot be read; `bad` has counted them.
 
         Raises:
             OSError: more than `BAD_BLOCKS_MAX` blocks cannot be read.
         """
         end = self.size_blocks if end_block is None else end_block
         generation = None if any_life else self.name.generation
-        block, bad = FIRST_BLOCK, BadBlocks()
+        block, bad = FIRST_BLOCK, bad or BadBlocks()
         while block < end:
             batch = None
             with bad.counted():

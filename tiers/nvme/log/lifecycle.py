@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ..format.codec import FIRST_BLOCK, SegmentName
 from ..format.open_segment import OpenSegment
-from ..format.segment_file import SegmentFile
+from ..format.segment_file import BadBlocks, SegmentFile
 from ..index.environment import Index
 from ..index.records import Segment, SegmentState
 from ..index.transaction import Transaction
@@ -74,7 +74,7 @@ class Log:
             if claim is None:
                 return None
             try:
-                return self._begin(claim)
+                segment = self._begin(claim)
             except OSError as error:
                 if failure_of(error) in NOT_OF_THE_FILE:
                     # Left OPEN and unclaimed: another segment would fare no better, and this one is good.
@@ -89,6 +89,10 @@ class Log:
                 # Left OPEN and unclaimed, as by a dead process: the next claim takes it over.
                 self._close(claim.number, claim.fd)
                 raise
+            else:
+                if segment is not None:
+                    return segment
+                refused = OSError(errno.EIO, f"segment {claim.number} cannot be read as a whole")
         assert refused is not None, "each try but the last refused one has returned"
         raise refused
 
@@ -190,7 +194,8 @@ class Log:
             undo.callback(self._files.close, fd)
             yield undo.pop_all
 
-    def _begin(self, claim: _Claim) -> OpenSegment:
+    def _begin(self, claim: _Claim) -> OpenSegment | None:
+        """Make it ready for the first batch, or the next one; None where it is sealed instead."""
         self._files.unlock(claim.fd, READERS_BYTE)
         self._segments.allocate(claim.number, claim.fd)
         taken_bytes = self._files.taken_bytes(claim.fd)
@@ -201,16 +206,28 @@ class Log:
         is_damaged = header is None or header.name != file.name
         if is_damaged:
             file.write_header(claim.segment.opened)
+        segment: OpenSegment | None
         if is_damaged and claim.segment.end_block == FIRST_BLOCK:
             segment = OpenSegment(file, FIRST_BLOCK, opened=claim.segment.opened)
         else:  # the chunks behind a damaged header are as good as ever
             segment = self._gone_on_with(claim, file)
-        segment.unsynced = True  # its header, or what a process has written that died before it synced it
+        if segment is not None:
+            segment.unsynced = True  # its header, or what a process has written that died before it synced it
         return segment
 
-    def _gone_on_with(self, claim: _Claim, file: SegmentFile) -> OpenSegment:
+    def _gone_on_with(self, claim: _Claim, file: SegmentFile) -> OpenSegment | None:
+        """What a dead process has left; None where some of it cannot be read now.
+
+        A trailer would lack that, and is believed to list everything: so it is sealed without one.
+        """
         file.unseal()
-        batches = list(file.sweep())  # committed or not, each is whole
+        bad = BadBlocks()
+        batches = list(file.sweep(bad=bad))  # committed or not, each is whole
+        if bad.count:
+            file.sync()
+            self._index.write(lambda txn: _seal(txn, [file.name]))
+            self._close(claim.number, claim.fd)
+            return None
         end = max([claim.segment.end_block, FIRST_BLOCK, *(batch.end_block for batch in batches)])
         tables = [batch.encode() for batch in batches]
         return OpenSegment(file, end, tables, opened=claim.segment.opened)

@@ -20,6 +20,7 @@ from kvtier.tiers.nvme.format.open_segment import OpenSegment
 from kvtier.tiers.nvme.index.environment import _MapFull
 from kvtier.tiers.nvme.index.records import Extent, Segment, SegmentState
 from kvtier.tiers.nvme.index.transaction import Transaction
+from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.chunks import Removals
 from kvtier.tiers.nvme.log.events import Events
@@ -143,6 +144,37 @@ def test_a_segment_left_open_that_cannot_be_read_is_reclaimed_and_others_are_cla
     assert victim is not None
     assert victim.number == left.name.segment
     log.victims.finish(victim)
+    log.leave(fresh)
+
+
+class FailsOnce(Files):
+    """The real files; the first read at this place of a data file is refused."""
+
+    def __init__(self, block: int, code: int) -> None:
+        self._offset, self._codes = block * BLOCK_BYTES, [code]
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        if offset == self._offset and self._codes:
+            code = self._codes.pop()
+            raise OSError(code, os.strerror(code))
+        return super().preadv(fd, buffers, offset)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM])
+def test_a_segment_left_open_whose_tables_cannot_all_be_read_gets_no_trailer_that_lacks_them(
+    store: Store, code: int
+) -> None:
+    left = claimed(log_over(store))
+    batches = [with_a_batch(store, left) for _ in range(3)]
+    log_over(store).leave(left)
+    log = log_over(store, FailsOnce(batches[1].block, code))
+    fresh = claimed(log)
+    assert fresh.name.segment != left.name.segment
+    assert segments(store)[left.name.segment].state is SegmentState.SEALED
+    with store.directory.segments.opened(left.name.segment, left.name.generation) as file:
+        assert file is not None
+        assert file.read_trailer() is None, "a valid one is believed to list everything"
+        assert list(file.sweep()) == batches
     log.leave(fresh)
 
 
