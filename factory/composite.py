@@ -73,6 +73,11 @@ class CompositeSpec:
         """The tiers below the pinned one, nearest first."""
         return self._tiers[1:]
 
+    @property
+    def foreign(self) -> frozenset[str]:
+        """Names of the tiers below the pinned one that are of other packages."""
+        return frozenset(name for name, entry in self._entries() if entry.type not in BUILTIN_CONFIGS)
+
     async def start(
         self,
         *,

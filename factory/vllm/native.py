@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.kv_offload.base import (
+    Locality,
     LookupResult,
     Medium,
     OffloadKey,
@@ -90,6 +91,7 @@ class KvtierNvmeTier(SecondaryTierManager):
             offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **detector
         )
         assert primary_kv_view.strides is not None, "one stride a dimension, as vLLM promises"
+        self.locality = Locality.LOCAL  # a request may leave local tiers out
         self._row_bytes = primary_kv_view.strides[0]
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
@@ -167,6 +169,7 @@ class KvtierNvmeTier(SecondaryTierManager):
     def _submit(self, call: _Call, job: TransferJob) -> None:
         keys = list(job.keys)
         starts = [int(row) * self._row_bytes for row in getattr(job, _ROWS)]
+        assert all(0 <= start < len(self._rows) for start in starts), "vLLM names rows of its own view"
         buffers = [self._rows[start : start + self._row_bytes] for start in starts]
         self._under_way[job.job_id] = self._loop.submit(self._run(call, job, keys, buffers))
 

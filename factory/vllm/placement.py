@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -34,16 +34,6 @@ class StorePlan:
     keys: list[ChunkKey]
     slots: list[int]
     evicted: list[ChunkKey]
-
-
-class Tiers(NamedTuple):
-    """Which tiers a request wants to load from. A slot may carry what only comes from below."""
-
-    pinned: bool
-    below: bool
-
-
-EVERY_TIER = Tiers(pinned=True, below=True)
 
 
 class TransferMarks(Protocol):
@@ -97,11 +87,12 @@ class ServerPlacement:
         return len(self._orphaned)
 
     def lookup(
-        self, request: str, key: ChunkKey, tiers: Tiers = EVERY_TIER, *, told: int | None = None
+        self, request: str, key: ChunkKey, below: Collection[str] | None = None, *, told: int | None = None
     ) -> Presence:
         """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called.
 
         Args:
+            below: names of the tiers below that the request loads from; None for all.
             told: its position, where the server tells it.
         """
         holds = self._holds.setdefault(request, {})
@@ -109,7 +100,7 @@ class ServerPlacement:
         if found is None:
             prompt = self._prompt(request)
             prompt.place([key], None if told is None else [told])
-            found = self._find(prompt, key, tiers)
+            found = self._find(prompt, key, below)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -286,16 +277,9 @@ class ServerPlacement:
             if prompt is not None and (prompt.ends_at is None or slot.position < prompt.ends_at):
                 prompt.ends_at = slot.position
 
-    def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers) -> Found:
-        if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
-            return _NOT_FOR_THIS_REQUEST
+    def _find(self, prompt: Prompt, key: ChunkKey, below: Collection[str] | None) -> Found:
         found = self._chain.pin(key)
-        if found.presence is not Presence.MISS:
-            return found
-        if tiers.below:
-            return self._chain.promote(prompt, key)
-        self._chain.count("misses", "pinned", 1)
-        return found
+        return found if found.presence is not Presence.MISS else self._chain.promote(prompt, key, below)
 
     def _is_quiet(self, index: int) -> bool:
         issued = int(self._stores_issued[index]), int(self._loads_issued[index])

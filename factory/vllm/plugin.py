@@ -43,14 +43,15 @@ class Plugin:
             parts=1 if facts.is_replicated else ranks,
         )
 
-    def scheduler(self, group_of: GroupOf = one_group) -> SchedulerSide:
+    def scheduler(self, group_of: GroupOf = one_group, log: type[EventLog] = EventLog) -> SchedulerSide:
         """Start the chain in the scheduler process.
 
         Args:
             group_of: names the group of layers that a chunk belongs to, by its key.
+            log: keeps events where the server publishes them.
         """
         warn_of_unread(self._facts.extra)
-        events = EventLog() if self._facts.has_events else None
+        events = log() if self._facts.has_events else None
         return SchedulerSide(
             self._composite, self._geometry, self._identity, events=events, group_of=group_of
         )

@@ -52,6 +52,10 @@ def attach_arena(composite: CompositeSpec, geometry: Geometry) -> Arena:
 class SchedulerSide:
     """The chain in the scheduler process, from start to shutdown.
 
+    Attributes:
+        lower: names of the tiers below the pinned one, nearest first.
+        foreign: those of them that are of other packages.
+
     Raises:
         TierUnavailable, IdentityMismatch, ConfigError: a tier cannot start; nothing is left running.
     """
@@ -82,6 +86,8 @@ class SchedulerSide:
         if composite.lower:
             warn_of_random_hashes()
         self.chain = self._lifetime.ready().chain
+        self.lower = [tier.name for tier in composite.lower]
+        self.foreign = composite.foreign
         self.placement = ServerPlacement(
             self.chain, composite.pinned.arena, keeps_on_reset=composite.keeps_on_reset, group_of=group_of
         )

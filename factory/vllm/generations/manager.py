@@ -11,7 +11,7 @@ from vllm.v1.kv_offload import base
 from ....tiers.base import ChunkKey
 from .. import metrics
 from ..events import offloading_events
-from ..placement import EVERY_TIER, ServerPlacement, Tiers, Told
+from ..placement import ServerPlacement, Told
 from ..server import SchedulerSide
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class KeyedManager(base.OffloadingManager):
         self._placement.reset()
 
     def take_events(self) -> Iterable[Any]:
-        return offloading_events(self._side.events.take()) if self._side.events is not None else ()
+        log = self._side.events
+        return () if log is None else offloading_events(log.take(), self._side.foreign)
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._reporter.report()
@@ -121,14 +122,3 @@ def position_of(key: OffloadKey, req_context: ReqContext) -> int | None:
 def positions_of(keys: Sequence[OffloadKey], req_context: ReqContext) -> Told:
     """The positions of chunks in their prompt; None from releases that tell none."""
     return [position_of(key, req_context) for key in keys] if _TELLS_POSITIONS else None
-
-
-def tiers_of(req_context: ReqContext) -> Tiers:
-    """Which tiers the request's own filter lets it load from; releases before the filter have none."""
-    tier_filter = getattr(req_context, "load_tier_filter", None)
-    if tier_filter is None or tier_filter is type(tier_filter).ALL:
-        return EVERY_TIER
-    return Tiers(
-        pinned=tier_filter.allows(base.Medium.CPU, base.Locality.LOCAL),
-        below=tier_filter.allows(base.Medium.STORAGE, base.Locality.LOCAL),
-    )

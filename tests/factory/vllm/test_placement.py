@@ -7,7 +7,7 @@ from chain_rig import SLOT_BYTES, rigged
 from placement_rig import Server
 
 from kvtier.engine.movement.placement import Presence
-from kvtier.factory.vllm.placement import ServerPlacement, Tiers
+from kvtier.factory.vllm.placement import ServerPlacement
 from kvtier.tiers.testing import pattern
 
 
@@ -190,26 +190,11 @@ def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cu
 def test_a_request_may_leave_out_the_tiers_below(server: Server) -> None:
     server.store([b"a"])
     server.only_below([b"b"])
-    no_disk = Tiers(pinned=True, below=False)
-    assert server.placement.lookup("r1", b"a", no_disk) is Presence.READY
-    assert server.placement.lookup("r1", b"b", no_disk) is Presence.MISS
-    assert server.rig.chain.stats().tiers["pinned"].counters["misses"] == 1
-    server.placement.finish("r1")
-    assert server.pins() == 0
-
-
-def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
-    plan = server.prepared([b"a"])
-    server.rig.gate(opened=False)
-    server.placement.complete_store(plan.keys, success=True)
-    only_disk = Tiers(pinned=False, below=True)
-    assert server.placement.lookup("r1", b"a", only_disk) is Presence.MISS
-    server.rig.gate(opened=True)
-    server.rig.drain()
-    assert server.placement.lookup("r1", b"a", only_disk) is Presence.READY
-    assert server.placement.lookup("r1", b"b", Tiers(pinned=False, below=False)) is Presence.MISS
-    misses = server.rig.chain.stats().tiers["pinned"].counters["misses"]
-    assert misses == 0, "it asked for no tier that lacks it"
+    assert server.placement.lookup("r1", b"a", ()) is Presence.READY
+    assert server.placement.lookup("r1", b"b", ()) is Presence.MISS
+    assert server.placement.lookup("r1", b"b", ("another",)) is Presence.MISS
+    assert server.rig.chain.stats().tiers["pinned"].counters["misses"] == 2
+    assert server.placement.lookup("r1", b"b", ("memory",)) is Presence.PENDING
     server.placement.finish("r1")
     assert server.pins() == 0
 
