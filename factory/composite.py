@@ -36,6 +36,7 @@ class CompositeSpec:
     def __init__(self, config: KvtierConfig) -> None:
         self._config = config
         self._tiers: list[Tier] = []
+        self._namespace = b""
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> CompositeSpec:
@@ -60,6 +61,11 @@ class CompositeSpec:
     def keeps_on_reset(self) -> bool:
         """Whether stored chunks survive a reset of the server's cache."""
         return self._config.on_reset == "keep"
+
+    @property
+    def namespace(self) -> bytes:
+        """The digest of what makes two chunks' bytes interchangeable, once `start` has returned."""
+        return self._namespace
 
     @property
     def pinned(self) -> PinnedTier:
@@ -114,6 +120,7 @@ class CompositeSpec:
                     fields = identity(self.pinned.arena) if callable(identity) else identity
                     epoch = {"weights_epoch": str(self._config.weights_epoch)}
                     context = replace(context, identity={**fields, **epoch})
+                    self._namespace = Identity(context.identity).digest
         except BaseException:
             await self.close()
             raise
@@ -152,10 +159,6 @@ class CompositeSpec:
             tier.rename(name)
             return tier
         return Breaker(tier, name=name, slow_s=_deadline_s(entry))
-
-    def summary(self) -> str:
-        """The tiers in order, in one line for people."""
-        return " -> ".join(entry.type for entry in self._config.tiers)
 
 
 def _deadline_s(entry: TierConfig) -> float:

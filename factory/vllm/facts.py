@@ -71,6 +71,12 @@ class ServerFacts:
     is_replicated: bool
     has_events: bool
 
+    @property
+    def chunk_tokens(self) -> float:
+        """How many tokens of all layers a chunk stands for; every group has chunks of its own."""
+        chunks_per_token = sum(1 / (group.tokens_per_block * self.blocks_per_chunk) for group in self.groups)
+        return 1 / chunks_per_token
+
 
 def of_offloading_config(config: Any, *, served: Mapping[str, str] | None = None) -> ServerFacts:
     """Take the facts from the `OffloadingConfig` of vLLM 0.26 and newer.

@@ -138,10 +138,11 @@ class KvtierNvmeTier(SecondaryTierManager):
         while self._finished:
             result = self._finished.popleft()
             del self._under_way[result.job_id]
+            self._reporter.busy()
             yield result
 
     def has_pending_work(self) -> bool:
-        return bool(self._under_way)
+        return bool(self._under_way) or self._reporter.is_owed()
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return RequestOffloadingContext()

@@ -20,6 +20,7 @@ from .facts import ServerFacts
 from .identity import identity_fields
 from .options import composite_spec, warn_of_unread
 from .server import Geometry, SchedulerSide, attach_arena
+from .telling.log import server_logger
 from .worker import CopyWorker
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Plugin:
             part_bytes=facts.rank_block_bytes * facts.blocks_per_chunk,
             ranks=ranks,
             parts=1 if facts.is_replicated else ranks,
+            chunk_tokens=facts.chunk_tokens,
         )
 
     def scheduler(self, group_of: GroupOf = one_group, log: type[EventLog] = EventLog) -> SchedulerSide:
@@ -53,7 +55,12 @@ class Plugin:
         warn_of_unread(self._facts.extra)
         events = log() if self._facts.has_events else None
         return SchedulerSide(
-            self._composite, self._geometry, self._identity, events=events, group_of=group_of
+            self._composite,
+            self._geometry,
+            self._identity,
+            events=events,
+            group_of=group_of,
+            log=server_logger(),
         )
 
     def worker(self, gpu: GpuTier) -> CopyWorker:

@@ -16,7 +16,9 @@ from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
 from .placement import ServerPlacement
-from .refusals import RefusalFilter, refusal_logger
+from .telling.facts import NAMESPACE_DIGITS, TierFacts
+from .telling.log import SavedLines, start_line
+from .telling.refusals import RefusalFilter, refusal_logger
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,14 @@ class Geometry:
         part_bytes: one rank's bytes of one chunk.
         ranks: worker processes.
         parts: rank parts in a slot; one where all ranks hold the same bytes.
+        chunk_tokens: how many tokens of all layers a chunk stands for.
     """
 
     server: str
     part_bytes: int
     ranks: int
     parts: int
+    chunk_tokens: float
 
     def place(self) -> SharedPlace:
         """The arena's place, attached by every worker and the scheduler."""
@@ -55,6 +59,7 @@ class SchedulerSide:
     Attributes:
         lower: names of the tiers below the pinned one, nearest first.
         foreign: those of them that are of other packages.
+        tiers: what stays as it is of each tier, the pinned one first.
 
     Raises:
         TierUnavailable, IdentityMismatch, ConfigError: a tier cannot start; nothing is left running.
@@ -68,6 +73,7 @@ class SchedulerSide:
         *,
         events: EventLog | None = None,
         group_of: GroupOf = one_group,
+        log: logging.Logger = logger,
     ) -> None:
         self.events = events
         self._lifetime = Lifetime(composite, partial(chain_of, ServerChain, composite, events))
@@ -94,7 +100,10 @@ class SchedulerSide:
         self._refusals, self._refusal_logger = RefusalFilter(), refusal_logger()
         if self._refusal_logger is not None:
             self._refusal_logger.addFilter(self._refusals)
-        logger.info("kvtier: %s", composite.summary())
+        self.tiers = self._facts(composite, geometry.chunk_tokens)
+        log.info("%s", start_line(self.tiers, self.chain.stats()))
+        self._saved = SavedLines(self.chain.stats, geometry.chunk_tokens, log)
+        self._saying = self._lifetime.loop.submit(self._saved.run())
 
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
@@ -103,4 +112,20 @@ class SchedulerSide:
         """
         if self._refusal_logger is not None:
             self._refusal_logger.removeFilter(self._refusals)
+        self._saying.cancel()
+        self._saved.say()
         self._lifetime.end(DRAIN_S)
+
+    def _facts(self, composite: CompositeSpec, chunk_tokens: float) -> list[TierFacts]:
+        chunk_bytes = composite.pinned.slot_bytes
+        return [
+            TierFacts(
+                tier=name,
+                capacity_bytes=stats.capacity_bytes,
+                capacity_tokens=int(stats.capacity_bytes // chunk_bytes * chunk_tokens),
+                chunk_bytes=chunk_bytes,
+                chunk_tokens=chunk_tokens,
+                namespace=composite.namespace.hex()[:NAMESPACE_DIGITS],
+            )
+            for name, stats in self.chain.stats().tiers.items()
+        ]

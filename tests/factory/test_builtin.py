@@ -47,7 +47,7 @@ def composite(**pinned: Any) -> CompositeSpec:
 
 
 def geometry() -> Geometry:
-    return Geometry(server=f"numa-{os.getpid()}", part_bytes=CHUNK_BYTES, ranks=1, parts=1)
+    return Geometry(server=f"numa-{os.getpid()}", part_bytes=CHUNK_BYTES, ranks=1, parts=1, chunk_tokens=16.0)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import OffloadingSpec
@@ -14,6 +14,7 @@ from ..events import TELLS_FAILURES, ServerEvents, failure_event
 from ..facts import of_offloading_config
 from ..plugin import Plugin
 from ..served import served_here
+from ..telling.facts import LABELS, Value
 from . import f as generation_f
 from .canonical import gpu_tier
 from .f import Worker
@@ -47,6 +48,9 @@ class Manager(generation_f.Manager):
         if failed:
             yield failure_event(failed)
 
+    def config_info(self) -> list[Mapping[str, Value]]:
+        return [tier.labels() for tier in self._side.tiers]
+
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> Any:
         return _hit_source(self._placement.source(self._request(req_context), key))
 
@@ -68,6 +72,10 @@ class CompositeOffloadingSpec(OffloadingSpec):
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
         return metrics.definitions()
+
+    @classmethod
+    def config_info_keys(cls, extra_config: dict[str, Any]) -> tuple[str, ...]:
+        return LABELS
 
     def get_manager(self) -> Manager:
         log = ServerEvents if TELLS_FAILURES else EventLog

@@ -77,6 +77,7 @@ class KeyedManager(base.OffloadingManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
         self._placement.complete_store(keys, success)
+        self._reporter.busy()
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         used = list(keys)
@@ -87,13 +88,15 @@ class KeyedManager(base.OffloadingManager):
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._placement.finish(self._request(req_context))
+        self._reporter.busy()
 
     def has_pending_work(self) -> bool:
-        # Only orphaned slots need further steps: the workers' next steps free them.
-        return self._placement.orphaned_count > 0
+        # Only a step frees orphaned slots, and only a step reports what has changed since the last one.
+        return self._placement.orphaned_count > 0 or self._reporter.is_owed()
 
     def reset_cache(self) -> None:
         self._placement.reset()
+        self._reporter.busy()
 
     def take_events(self) -> Iterable[Any]:
         log = self._side.events

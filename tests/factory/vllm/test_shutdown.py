@@ -71,7 +71,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def scheduler() -> SchedulerSide:
     tiers = [{"type": "gpu"}, {"type": "pinned", "capacity": "64KiB"}, {"type": "disk"}]
     spec = CompositeSpec.from_config({"version": 1, "tiers": tiers})
-    geometry = Geometry(server=f"test-{uuid.uuid4()}", part_bytes=4096, ranks=1, parts=1)
+    server = f"test-{uuid.uuid4()}"
+    geometry = Geometry(server=server, part_bytes=4096, ranks=1, parts=1, chunk_tokens=16.0)
     return SchedulerSide(spec, geometry, lambda _: {})
 
 
