@@ -94,9 +94,10 @@ FLOORS = [
         "engine/library.py",
         "engine/replay",
     ],
-    ["factory", "factory/cli", "factory/__main__.py"],
+    ["factory", "factory/vllm/options.py", "factory/cli", "factory/__main__.py"],
     [
         "factory",
+        "factory/vllm/options.py",
         "factory/vllm/telling",
         "factory/vllm",
         "factory/vllm/generations",

@@ -8,6 +8,7 @@ generation of vLLM's plugin interface.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 __all__ = ["CompositeOffloadingSpec", "KvtierNvmeTier"]
@@ -22,4 +23,6 @@ def __getattr__(name: str) -> Any:
         from .native import KvtierNvmeTier
 
         return KvtierNvmeTier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    near = difflib.get_close_matches(name, __all__, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near and not name.startswith("__") else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant}")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...tiers.errors import ConfigError
+from .options import EXTRA
 from .served import served_fields
-
-EXTRA = "kv_connector_extra_config"
 
 _LAYOUT = "VLLM_KV_CACHE_LAYOUT"  # what vLLM itself reads; 0.29 and newer tell the outcome
 
