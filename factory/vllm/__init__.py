@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-__all__ = ["CompositeOffloadingSpec", "KvtierNvmeTier"]
+__all__ = ["CompositeOffloadingSpec", "KvtierConnector", "KvtierNvmeTier"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from .generations.installed import spec_class
 
         return spec_class()
+    if name == "KvtierConnector":
+        from .generations.connector import KvtierConnector
+
+        return KvtierConnector
     if name == "KvtierNvmeTier":
         from .native import KvtierNvmeTier
 

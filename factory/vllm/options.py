@@ -27,6 +27,7 @@ KEY = "kvtier"
 MODULE = "kvtier.factory.vllm"
 SPEC = "CompositeOffloadingSpec"
 CONNECTOR = "OffloadingConnector"
+OWN_CONNECTOR = "KvtierConnector"
 MULTI = "MultiConnector"
 CHUNK_KEYS = frozenset({"block_size", "blocks_per_chunk", "offload_prompt_only"})
 VLLM_KEYS = frozenset(
@@ -79,7 +80,10 @@ def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
             raise ConfigError(key, f"belongs inside; move it into the object under {quoted(EXTRA)}")
     if config.get("kv_connector") == MULTI:
         return document_of_transfer(_one_of_several(config.get(EXTRA)))
-    _expect(config, "kv_connector", CONNECTOR)
+    if config.get("kv_connector") == OWN_CONNECTOR:
+        _expect(config, "kv_connector_module_path", MODULE)
+    else:
+        _expect(config, "kv_connector", CONNECTOR)
     if config.get("kv_role") is None:
         raise ConfigError("kv_role", 'is missing; add "kv_role": "kv_both"')
     extra = config.get(EXTRA)

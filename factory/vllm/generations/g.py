@@ -12,6 +12,7 @@ from ....engine.events import EventLog
 from .. import metrics
 from ..events import TELLS_FAILURES, ServerEvents, failure_event
 from ..facts import of_offloading_config
+from ..options import composite_spec
 from ..plugin import Plugin
 from ..served import served_here
 from ..telling.facts import LABELS, Value
@@ -71,6 +72,7 @@ class CompositeOffloadingSpec(OffloadingSpec):
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        composite_spec(extra_config)  # who only shows the metrics finds the same mistakes
         return metrics.definitions()
 
     @classmethod

@@ -119,6 +119,13 @@ def test_the_document_is_found_in_what_vllm_gets() -> None:
     assert document_of_transfer(multi) == DOCUMENT
 
 
+def test_kvtiers_own_connector_comes_from_its_module() -> None:
+    own = {**TRANSFER, "kv_connector": "KvtierConnector"}
+    assert document_of_transfer({**own, "kv_connector_module_path": "kvtier.factory.vllm"}) == DOCUMENT
+    with pytest.raises(ConfigError, match="kv_connector_module_path: is missing; add"):
+        document_of_transfer(own)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
