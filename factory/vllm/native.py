@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,6 +39,7 @@ from ...engine.loop import LoopThread
 from ...tiers.base import Buffer, ChunkKey, Failure, GuardsItself, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
 from ...tiers.errors import TierError
+from ...tiers.nvme.store.namespaces import Identity
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
@@ -48,6 +49,7 @@ from .events import offloading_events
 from .facts import ServerFacts, of_offloading_config
 from .identity import identity_fields, warn_of_random_hashes
 from .server import DRAIN_S
+from .telling.facts import LABELS, NAMESPACE_DIGITS, TierFacts, Value
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -105,6 +107,14 @@ class KvtierNvmeTier(SecondaryTierManager):
         except BaseException:
             self._loop.close()
             raise
+        self._facts = TierFacts(
+            tier=tier.name,
+            capacity_bytes=config.capacity_bytes,
+            capacity_tokens=int(config.capacity_bytes // self._row_bytes * facts.chunk_tokens),
+            chunk_bytes=self._row_bytes,
+            chunk_tokens=facts.chunk_tokens,
+            namespace=Identity(context.identity).digest.hex()[:NAMESPACE_DIGITS],
+        )
         warn_of_random_hashes()
         guarded = isinstance(tier, GuardsItself)
         self._tier = tier if guarded else Breaker(tier, slow_s=config.load_deadline_s)
@@ -121,6 +131,14 @@ class KvtierNvmeTier(SecondaryTierManager):
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
         return metrics.definitions()
+
+    @classmethod
+    def config_info_keys(cls, tier_config: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(label for label in LABELS if label != "tier")  # vLLM adds that one
+
+    def config_info(self) -> Mapping[str, Value]:
+        labels = self._facts.labels()
+        return {name: labels[name] for name in self.config_info_keys({})}
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self._failed_at_s and self._has_failed(key):

@@ -181,3 +181,9 @@ def test_slots_are_in_the_order_of_the_keys(start: Start) -> None:
         spec = scheduler.manager.prepare_load(order, context)
         assert spec.slots.tolist() == [slot_of[key] for key in order]
         scheduler.manager.complete_load(set(order), context)
+
+
+def test_the_facts_of_a_tier_have_the_labels_that_the_spec_declares(start: Start) -> None:
+    (pinned,) = start(chunks=4).manager.config_info()
+    assert tuple(pinned) == CompositeOffloadingSpec.config_info_keys({})
+    assert (pinned["tier"], pinned["capacity_tokens"]) == ("pinned", 4 * BLOCK_TOKENS)

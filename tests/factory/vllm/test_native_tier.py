@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import numpy as np
-from standin_servers import BLOCK_BYTES, offloading_config
+from standin_servers import BLOCK_BYTES, BLOCK_TOKENS, offloading_config
 from vllm.v1.kv_offload.base import Locality, Medium, TierFilter, TierMatcher
 from vllm.v1.kv_offload.tiering.base import TransferJob
 
@@ -183,3 +183,10 @@ def test_a_row_that_vllm_does_not_have_is_never_stored(start: Callable[..., Tier
     with pytest.raises(AssertionError, match="rows of its own view"):
         tiering.tier.submit_store(job)
     assert not tiering.tier.has_pending_work()
+
+
+def test_the_facts_of_the_tier_have_the_labels_that_it_declares(start: Callable[..., Tiering]) -> None:
+    info = start().tier.config_info()
+    assert tuple(info) == KvtierNvmeTier.config_info_keys({})
+    assert "tier" not in info, "vLLM adds it"
+    assert info["capacity_tokens"] == CAPACITY_BYTES // BLOCK_BYTES * BLOCK_TOKENS
