@@ -266,7 +266,7 @@ class Chain:
             pending, pinned = self._placement.cascades.pending, self._placement.table.pinned_count
             pinned_stats, rates = self._placement.stats(), self._advisor.rates_per_s(self._pinned.name)
         if self._events is not None:
-            counters["events_dropped", self._pinned.name] = self._events.dropped_count
+            counters["dropped_events", self._pinned.name] = self._events.dropped_count
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
         return ChainStats(with_counts(tiers, counters, rates), pending, pinned)
 

@@ -42,6 +42,9 @@ class EventLog:
         if keys:
             self._append(ChainEvent(tier, tuple(keys), reason))
 
+    def failed(self, keys: Sequence[ChunkKey]) -> None:
+        """Hear of chunks that were to enter the pinned tier and never did; no event tells of them."""
+
     def take(self) -> list[ChainEvent]:
         """Return what happened since the last call, in order."""
         taken = []

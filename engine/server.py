@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..tiers.base import ChunkKey
 from ..tiers.pinned.slots import Slot
@@ -20,11 +20,6 @@ class ServerChain(Chain):
     asks for nothing more, or `transfers.AFTER_STEP_S` later: a move that starts within a step delays it.
     """
 
-    def lookup_below(self, key: ChunkKey) -> bool:
-        """Say whether some tier below the pinned one has the chunk."""
-        # Also where a tier does not know yet: it will be asked again.
-        return self._lower.find(key) is not None
-
     def pin(self, key: ChunkKey) -> Found:
         """Pin the chunk's slot; a miss where it has none, which is not counted."""
         with self._lock:
@@ -33,16 +28,24 @@ class ServerChain(Chain):
                 self._placement.count_refused([found])
         return found
 
-    def promote(self, prompt: Prompt, key: ChunkKey, run_chunks: int | None = None) -> Found:
+    def promote(
+        self,
+        prompt: Prompt,
+        key: ChunkKey,
+        *,
+        among: Collection[str] | None = None,
+        run_chunks: int | None = None,
+    ) -> Found:
         """Find a chunk without a slot in the tiers below, pin a slot for it and queue its promotion.
 
         Where it is expected to be sooner to compute what the prompt has below, it is a miss.
 
         Args:
+            among: names of the tiers that may supply it; None for all.
             run_chunks: of the prompt from this chunk on, where the server knows.
         """
         epoch = self._placement.epoch
-        place = self._lower.find(key)
+        place = self._lower.find(key, among)
         now_s = self._clock()
         with self._lock:
             if self._placement.epoch != epoch:
@@ -83,6 +86,11 @@ class ServerChain(Chain):
         keys = list(prompt.positions)
         with self._lock:
             self._placement.table.touch(prompt.id, keys, prompt.place(keys))
+
+    def without_slot(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Those of the keys that have no slot, not even one that is being filled."""
+        with self._lock:
+            return [key for key in keys if self._placement.table.get(key) is None]
 
     def forget(self, slots: Sequence[Slot]) -> None:
         """Hide the slots from every lookup; the caller keeps its pins until nothing touches them."""

@@ -36,6 +36,7 @@ class CompositeSpec:
     def __init__(self, config: KvtierConfig) -> None:
         self._config = config
         self._tiers: list[Tier] = []
+        self._namespace = b""
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> CompositeSpec:
@@ -67,6 +68,11 @@ class CompositeSpec:
         return self._config.recompute == "auto"
 
     @property
+    def namespace(self) -> bytes:
+        """The digest of what makes two chunks' bytes interchangeable, once `start` has returned."""
+        return self._namespace
+
+    @property
     def pinned(self) -> PinnedTier:
         """The tier that all transfers pass through; available once `start` has returned."""
         pinned = self._tiers[0]
@@ -77,6 +83,11 @@ class CompositeSpec:
     def lower(self) -> Sequence[Tier]:
         """The tiers below the pinned one, nearest first."""
         return self._tiers[1:]
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """Names of the tiers below the pinned one that are of other packages."""
+        return frozenset(name for name, entry in self._entries() if entry.type not in BUILTIN_CONFIGS)
 
     async def start(
         self,
@@ -114,6 +125,7 @@ class CompositeSpec:
                     fields = identity(self.pinned.arena) if callable(identity) else identity
                     epoch = {"weights_epoch": str(self._config.weights_epoch)}
                     context = replace(context, identity={**fields, **epoch})
+                    self._namespace = Identity(context.identity).digest
         except BaseException:
             await self.close()
             raise
@@ -152,10 +164,6 @@ class CompositeSpec:
             tier.rename(name)
             return tier
         return Breaker(tier, name=name, slow_s=_deadline_s(entry))
-
-    def summary(self) -> str:
-        """The tiers in order, in one line for people."""
-        return " -> ".join(entry.type for entry in self._config.tiers)
 
 
 def _deadline_s(entry: TierConfig) -> float:

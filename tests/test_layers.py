@@ -95,9 +95,11 @@ FLOORS = [
         "engine/library.py",
         "engine/replay",
     ],
-    ["factory", "factory/cli", "factory/__main__.py"],
+    ["factory", "factory/vllm/options.py", "factory/cli", "factory/__main__.py"],
     [
         "factory",
+        "factory/vllm/options.py",
+        "factory/vllm/telling",
         "factory/vllm/scheduling",
         "factory/vllm",
         "factory/vllm/generations",

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "build" / "vllm"
 PROGRAM = ROOT / "tests" / "support" / "release_run.py"
 
-RELEASES = ("0.27.0", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
+RELEASES = ("0.27.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
 OVERLAYS = {"0.33.0": "0.32.0"}  # release -> whose compiled files it runs on
 
 RUN_WAIT_S = 1_800.0  # three minutes on two free cores

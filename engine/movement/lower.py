@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
 from ...tiers.base import ChunkKey, CountsUses, Tier, ability
@@ -62,12 +62,14 @@ class LowerTiers:
                     logger.exception("%s raises when it is told what was used; it is told no more", tier.name)
                     self._stop_telling(tier)
 
-    def find(self, key: ChunkKey) -> Place:
-        """Return the nearest tier that has the chunk."""
+    def find(self, key: ChunkKey, among: Collection[str] | None = None) -> Place:
+        """Return the nearest tier that has the chunk, of all or of those with the names `among`."""
         if self.invalidations:
             return None
         place: Place = None
         for tier in self.tiers:
+            if among is not None and tier.name not in among:
+                continue
             hit = tier.lookup((key,))[0]
             if hit:
                 return tier

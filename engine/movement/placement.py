@@ -256,6 +256,7 @@ class Placement:
         self.cascades.stored(stored)
 
     def abandon(self, slots: Sequence[Slot]) -> None:
+        self.tally.failed([slot.key for slot in slots if slot.state is SlotState.FILLING])
         self.table.drop(slots)
         self.table.unpin(slots)
 

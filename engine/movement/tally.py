@@ -35,3 +35,8 @@ class Tally:
         """Tell subscribers that chunks left a tier."""
         if self._events is not None:
             self._events.removed(tier, list(keys), reason)
+
+    def failed(self, keys: Sequence[ChunkKey]) -> None:
+        """Note that chunks which were to enter the pinned tier never did."""
+        if self._events is not None:
+            self._events.failed(keys)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +15,15 @@ NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. 
 
 
 def check(
-    file: Annotated[Path, typer.Argument(help="The tier-config document.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="The tier-config document.", show_default=False)] = None,
+    kv_transfer_config: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a file: what vLLM gets as --kv-transfer-config, or - to read it from standard "
+            "input. The options around the document are checked, too.",
+            show_default=False,
+        ),
+    ] = None,
     chunk_bytes: Annotated[
         str | None,
         typer.Option(help="Size of one chunk, such as 2MiB.", show_default=False),
@@ -33,18 +43,34 @@ def check(
     from ..config import load_config, probe_config, remarks, resolve_config, shortages
     from ..sizes import parse_chunk_bytes
 
+    source = _source(file, kv_transfer_config)
     least_bytes = CHUNK_BYTES_MIN if chunk_bytes is None else parse_chunk_bytes(chunk_bytes)
-    config = resolve_config(load_config(file), chunk_bytes=least_bytes)
+    config = resolve_config(load_config(source), chunk_bytes=least_bytes)
     probe_config(config, chunk_bytes=least_bytes)
     for warning in (*shortages(config, chunk_bytes=least_bytes), *remarks(config)):
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(config.model_dump_json(indent=2, exclude_none=True))
         return
-    typer.echo(f"{file}: {len(config.tiers)} tiers")
+    typer.echo(f"{'the document' if isinstance(source, Mapping) else source}: {len(config.tiers)} tiers")
     for i, tier in enumerate(config.tiers):
         typer.echo(f"  tiers[{i}]  {tier.type:<8}{tier.summary()}".rstrip())
         for detail in tier.details():
             typer.echo(f"{'':20}{detail}")
     if chunk_bytes is None:
         typer.echo(NOT_CHECKED)
+
+
+def _source(file: Path | None, kv_transfer_config: str | None) -> str | Path | Mapping[str, Any]:
+    """The document, or the path of its file."""
+    from ..config import parse_json
+
+    if (file is None) == (kv_transfer_config is None):
+        raise typer.BadParameter("name a file, or pass --kv-transfer-config")
+    if kv_transfer_config is None:
+        assert file is not None, "one of both is there"
+        return file
+    from ..vllm.options import document_of_transfer
+
+    text = sys.stdin.read() if kv_transfer_config == "-" else kv_transfer_config
+    return document_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))

@@ -8,9 +8,10 @@ generation of vLLM's plugin interface.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-__all__ = ["CompositeOffloadingSpec", "KvtierNvmeTier"]
+__all__ = ["CompositeOffloadingSpec", "KvtierConnector", "KvtierNvmeTier"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,8 +19,14 @@ def __getattr__(name: str) -> Any:
         from .generations.installed import spec_class
 
         return spec_class()
+    if name == "KvtierConnector":
+        from .generations.connector import KvtierConnector
+
+        return KvtierConnector
     if name == "KvtierNvmeTier":
         from .native import KvtierNvmeTier
 
         return KvtierNvmeTier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    near = difflib.get_close_matches(name, __all__, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near and not name.startswith("__") else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant}")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...tiers.errors import ConfigError
+from .options import EXTRA
 from .served import served_fields
 
-EXTRA = "kv_connector_extra_config"
 GROUP_BYTES = 4  # the end of each key says which group of layers it is of
 
 _LAYOUT = "VLLM_KV_CACHE_LAYOUT"  # what vLLM itself reads; 0.29 and newer tell the outcome
@@ -71,6 +71,12 @@ class ServerFacts:
     parallel: Parallel
     is_replicated: bool
     has_events: bool
+
+    @property
+    def chunk_tokens(self) -> float:
+        """How many tokens of all layers a chunk stands for; every group has chunks of its own."""
+        chunks_per_token = sum(1 / (group.tokens_per_block * self.blocks_per_chunk) for group in self.groups)
+        return 1 / chunks_per_token
 
 
 def of_offloading_config(config: Any, *, served: Mapping[str, str] | None = None) -> ServerFacts:

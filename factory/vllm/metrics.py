@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata
 
 INTERVAL_S = 0.25  # a scheduler takes up to a thousand steps a second; nobody scrapes that often
+SETTLE_S = 5.0  # for so long an idle server goes on stepping, at a fraction of a core, for what still moves
+LOOK_EVERY_S = 0.02  # an idle server asks several times a step whether it should take another
 
 # The chain's counter -> (metric, help), each by tier.
 COUNTERS = {
@@ -65,6 +67,11 @@ COUNTERS = {
     ),
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
+    "not_admitted_chunks": (
+        "kvtier:not_admitted",
+        "Chunks that the tier refused when it saw them first, as its admission says.",
+    ),
+    "dropped_events": ("kvtier:dropped_events", "KV-cache events that the server did not take in time."),
 }
 # Reported as zero from the start, for every tier, like what the chain counts: an alert needs the series.
 FROM_THE_START = ("evicted_chunks",)
@@ -90,6 +97,8 @@ GAUGES = {
         "kvtier:durability_period_seconds",
         "Seconds after which a stored chunk is durable without a flush; they follow from what a flush costs.",
     ),
+    "direct_io": ("kvtier:direct_io", "1 where chunks bypass the page cache."),
+    "drives_out": ("kvtier:drives_out", "Drives of a tier of several that are not used now."),
     "breaker_state": (
         "kvtier:breaker_state",
         "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",
@@ -133,21 +142,51 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
 
 
 class Reporter:
-    """Turns the chain's totals into what changed since the last report."""
+    """Turns the chain's totals into what changed since the last report.
 
-    def __init__(self, stats: Callable[[], ChainStats]) -> None:
+    vLLM reports only while it steps, and chunks still move after its last step. So it is made to go on for a
+    while, until nothing moves and all is reported.
+    """
+
+    def __init__(self, stats: Callable[[], ChainStats], clock: Callable[[], float] = time.monotonic) -> None:
         self._stats = stats
+        self._clock = clock
+        # Mutable state:
         self._reported: dict[tuple[str, ...], int] = {}  # by counter, tier, and drive
+        self._told: ChainStats | None = None  # by the last report
         self._due_at_s = 0.0
+        self._settles_until_s = 0.0
+        self._looked_at_s = 0.0
+        self._is_owed = False
+
+    def busy(self) -> None:
+        """Note that the server is at work: what this sets in motion will be reported."""
+        self._settles_until_s = self._clock() + SETTLE_S
+
+    def is_owed(self) -> bool:
+        """Say whether an idle server should take another step, for what still moves or is not reported."""
+        now_s = self._clock()
+        if now_s >= self._settles_until_s:
+            return False
+        if now_s - self._looked_at_s >= LOOK_EVERY_S:
+            self._looked_at_s = now_s
+            stats = self._stats()
+            moves = any(stats.pending_chunks.values())
+            self._is_owed = moves or stats != self._told
+            if self._is_owed and not moves:
+                self._due_at_s = now_s  # the next step ends it
+        return self._is_owed
 
     def report(self) -> OffloadingConnectorStats | None:
         """Return the changes, or None when a report is not yet due."""
-        if time.monotonic() < self._due_at_s:
+        now_s = self._clock()
+        if now_s < self._due_at_s:
             return None
-        self._due_at_s = time.monotonic() + INTERVAL_S
+        self._due_at_s = now_s + INTERVAL_S
         from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 
         stats, report = self._stats(), OffloadingConnectorStats()
+        self._told, self._is_owed = stats, False
         for (counter, tier), total in _totals(stats).items():
             self._add(report, total, counter, tier)
         for (counter, tier, drive), total in _totals_of_drives(stats).items():

@@ -16,12 +16,13 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.kv_offload.base import (
+    Locality,
     LookupResult,
     Medium,
     OffloadKey,
@@ -38,6 +39,7 @@ from ...engine.loop import LoopThread
 from ...tiers.base import Buffer, ChunkKey, Failure, GuardsItself, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
 from ...tiers.errors import TierError
+from ...tiers.nvme.store.namespaces import Identity
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
@@ -47,6 +49,7 @@ from .events import offloading_events
 from .facts import ServerFacts, of_offloading_config
 from .identity import identity_fields, warn_of_random_hashes
 from .server import DRAIN_S
+from .telling.facts import LABELS, NAMESPACE_DIGITS, TierFacts, Value
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -90,6 +93,7 @@ class KvtierNvmeTier(SecondaryTierManager):
             offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **detector
         )
         assert primary_kv_view.strides is not None, "one stride a dimension, as vLLM promises"
+        self.locality = Locality.LOCAL  # a request may leave local tiers out
         self._row_bytes = primary_kv_view.strides[0]
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
@@ -103,6 +107,14 @@ class KvtierNvmeTier(SecondaryTierManager):
         except BaseException:
             self._loop.close()
             raise
+        self._facts = TierFacts(
+            tier=tier.name,
+            capacity_bytes=config.capacity_bytes,
+            capacity_tokens=int(config.capacity_bytes // self._row_bytes * facts.chunk_tokens),
+            chunk_bytes=self._row_bytes,
+            chunk_tokens=facts.chunk_tokens,
+            namespace=Identity(context.identity).digest.hex()[:NAMESPACE_DIGITS],
+        )
         warn_of_random_hashes()
         guarded = isinstance(tier, GuardsItself)
         self._tier = tier if guarded else Breaker(tier, slow_s=config.load_deadline_s)
@@ -120,6 +132,14 @@ class KvtierNvmeTier(SecondaryTierManager):
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
         return metrics.definitions()
 
+    @classmethod
+    def config_info_keys(cls, tier_config: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(label for label in LABELS if label != "tier")  # vLLM adds that one
+
+    def config_info(self) -> Mapping[str, Value]:
+        labels = self._facts.labels()
+        return {name: labels[name] for name in self.config_info_keys({})}
+
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self._failed_at_s and self._has_failed(key):
             return LookupResult.MISS
@@ -136,10 +156,11 @@ class KvtierNvmeTier(SecondaryTierManager):
         while self._finished:
             result = self._finished.popleft()
             del self._under_way[result.job_id]
+            self._reporter.busy()
             yield result
 
     def has_pending_work(self) -> bool:
-        return bool(self._under_way)
+        return bool(self._under_way) or self._reporter.is_owed()
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return RequestOffloadingContext()
@@ -167,6 +188,7 @@ class KvtierNvmeTier(SecondaryTierManager):
     def _submit(self, call: _Call, job: TransferJob) -> None:
         keys = list(job.keys)
         starts = [int(row) * self._row_bytes for row in getattr(job, _ROWS)]
+        assert all(0 <= start < len(self._rows) for start in starts), "vLLM names rows of its own view"
         buffers = [self._rows[start : start + self._row_bytes] for start in starts]
         self._under_way[job.job_id] = self._loop.submit(self._run(call, job, keys, buffers))
 

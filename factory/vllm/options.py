@@ -1,4 +1,4 @@
-"""kvtier's options in vLLM's `kv_connector_extra_config`.
+"""kvtier's options in vLLM's `--kv-transfer-config`, most of them in its `kv_connector_extra_config`.
 
 vLLM takes any key there, and says nothing about one that nobody reads. So a key that is surely meant for
 kvtier, or that asks for what kvtier does otherwise, is refused with what to write instead. Any other is only
@@ -10,18 +10,25 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...tiers.errors import ConfigError
-from ..composite import CompositeSpec
 from ..config import KvtierConfig
 from ..entries import NvmeConfig, PinnedConfig
-from ..wording import listed, quoted
-from .facts import EXTRA
+from ..wording import listed, quoted, shown
+
+if TYPE_CHECKING:
+    from ..composite import CompositeSpec
 
 logger = logging.getLogger(__name__)
 
+EXTRA = "kv_connector_extra_config"
 KEY = "kvtier"
+MODULE = "kvtier.factory.vllm"
+SPEC = "CompositeOffloadingSpec"
+CONNECTOR = "OffloadingConnector"
+OWN_CONNECTOR = "KvtierConnector"
+MULTI = "MultiConnector"
 CHUNK_KEYS = frozenset({"block_size", "blocks_per_chunk", "offload_prompt_only"})
 VLLM_KEYS = frozenset(
     {
@@ -52,7 +59,60 @@ REPLACED: Mapping[str, str] = {
 }
 """What vLLM's own specs read, and where kvtier has it."""
 
+_EXAMPLE = (
+    f'write {{"kv_connector": "{CONNECTOR}", "kv_role": "kv_both", "{EXTRA}": {{"spec_module_path": '
+    f'"{MODULE}", "spec_name": "{SPEC}", "{KEY}": "/path/of/tiers.json"}}}}'
+)
+
 NEAR_RATIO_MIN = 0.85  # one or two slips in a word; other keys of vLLM's have half of their letters in common
+
+
+def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
+    """The tier-config document in a whole `--kv-transfer-config`, or its path; all around it is checked.
+
+    Raises:
+        ConfigError: vLLM would refuse it later, or not use kvtier, or kvtier would refuse its options.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError("", f"{shown(config)} is not an object; {_EXAMPLE}")
+    for key in config:
+        if key in (KEY, *VLLM_KEYS):
+            raise ConfigError(key, f"belongs inside; move it into the object under {quoted(EXTRA)}")
+    if config.get("kv_connector") == MULTI:
+        return document_of_transfer(_one_of_several(config.get(EXTRA)))
+    if config.get("kv_connector") == OWN_CONNECTOR:
+        _expect(config, "kv_connector_module_path", MODULE)
+    else:
+        _expect(config, "kv_connector", CONNECTOR)
+    if config.get("kv_role") is None:
+        raise ConfigError("kv_role", 'is missing; add "kv_role": "kv_both"')
+    extra = config.get(EXTRA)
+    if not isinstance(extra, Mapping):
+        raise ConfigError(EXTRA, f"is missing or not an object; {_EXAMPLE}")
+    _expect(extra, "spec_name", SPEC, f"{EXTRA}.")
+    _expect(extra, "spec_module_path", MODULE, f"{EXTRA}.")
+    return checked_document(extra)
+
+
+def _one_of_several(extra: Any) -> Any:
+    """The part of a connector of several that is kvtier's."""
+    parts = extra.get("connectors") if isinstance(extra, Mapping) else None
+    listed_parts = parts if isinstance(parts, list) else []
+    own = [
+        part for part in listed_parts if isinstance(part, Mapping) and part.get("kv_connector") == CONNECTOR
+    ]
+    if len(own) != 1:
+        where = f"{EXTRA}.connectors"
+        raise ConfigError(where, f"{len(own)} entries with {quoted(CONNECTOR)}; kvtier needs one")
+    return own[0]
+
+
+def _expect(config: Mapping[str, Any], key: str, value: str, place: str = "") -> None:
+    found = config.get(key)
+    if found is None:
+        raise ConfigError(f"{place}{key}", f'is missing; add "{key}": "{value}"')
+    if found != value:
+        raise ConfigError(f"{place}{key}", f"{shown(found)} is not kvtier's; set it to {quoted(value)}")
 
 
 def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
@@ -60,6 +120,17 @@ def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
 
     Raises:
         ConfigError: it is missing or wrong, or beside it stands what it contradicts or should have inside.
+    """
+    from ..composite import CompositeSpec  # the command line has no use for what it imports
+
+    return CompositeSpec.from_config(checked_document(extra_config))
+
+
+def checked_document(extra_config: Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """The document under `kvtier`, or its path, not looked into; what stands beside it is checked.
+
+    Raises:
+        ConfigError: it is missing, or beside it stands what it contradicts or should have inside.
     """
     for key in extra_config:
         message = _refusal(key, extra_config)
@@ -71,7 +142,8 @@ def composite_spec(extra_config: Mapping[str, Any]) -> CompositeSpec:
             f"{EXTRA}.{KEY}",
             "is missing; set it to the tier-config document, or to the path of a JSON file with it",
         )
-    return CompositeSpec.from_config(document)
+    checked: str | Mapping[str, Any] = document
+    return checked
 
 
 def warn_of_unread(extra_config: Mapping[str, Any]) -> None:

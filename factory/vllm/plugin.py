@@ -20,6 +20,7 @@ from .facts import GROUP_BYTES, ServerFacts
 from .identity import identity_fields
 from .options import composite_spec, warn_of_unread
 from .server import Geometry, SchedulerSide, attach_arena
+from .telling.log import server_logger
 from .worker import CopyWorker
 
 logger = logging.getLogger(__name__)
@@ -41,23 +42,26 @@ class Plugin:
             part_bytes=facts.rank_block_bytes * facts.blocks_per_chunk,
             ranks=ranks,
             parts=1 if facts.is_replicated else ranks,
+            chunk_tokens=facts.chunk_tokens,
         )
 
-    def scheduler(self, group_of: GroupOf = one_group) -> SchedulerSide:
+    def scheduler(self, group_of: GroupOf = one_group, log: type[EventLog] = EventLog) -> SchedulerSide:
         """Start the chain in the scheduler process.
 
         Args:
             group_of: names the group of layers that a chunk belongs to, by its key.
+            log: keeps events where the server publishes them.
         """
         warn_of_unread(self._facts.extra)
-        events = EventLog() if self._facts.has_events else None
+        events = log() if self._facts.has_events else None
         return SchedulerSide(
             self._composite,
             self._geometry,
             self._identity,
-            chunk_tokens=chunk_tokens(self._facts, group_of),
+            group_tokens=group_tokens(self._facts, group_of),
             events=events,
             group_of=group_of,
+            log=server_logger(),
         )
 
     def worker(self, gpu: GpuTier) -> CopyWorker:
@@ -85,7 +89,7 @@ class Plugin:
         return identity_fields(replace(self._facts, served=served))
 
 
-def chunk_tokens(facts: ServerFacts, group_of: GroupOf) -> Mapping[bytes, int]:
+def group_tokens(facts: ServerFacts, group_of: GroupOf) -> Mapping[bytes, int]:
     """Tokens that a chunk stands for, by what `group_of` calls its group of layers."""
     return {
         group_of(group.index.to_bytes(GROUP_BYTES, "big")): group.tokens_per_block * facts.blocks_per_chunk

@@ -17,9 +17,11 @@ from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
-from .refusals import RefusalFilter, refusal_logger
 from .scheduling.placement import ServerPlacement
 from .scheduling.progress import Progress
+from .telling.facts import NAMESPACE_DIGITS, TierFacts
+from .telling.log import SavedLines, start_line
+from .telling.refusals import RefusalFilter, refusal_logger
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,14 @@ class Geometry:
         part_bytes: one rank's bytes of one chunk.
         ranks: worker processes.
         parts: rank parts in a slot; one where all ranks hold the same bytes.
+        chunk_tokens: how many tokens of all layers a chunk stands for.
     """
 
     server: str
     part_bytes: int
     ranks: int
     parts: int
+    chunk_tokens: float
 
     def place(self) -> SharedPlace:
         """The arena's place, attached by every worker and the scheduler."""
@@ -56,8 +60,14 @@ class SchedulerSide:
     """The chain in the scheduler process, from start to shutdown.
 
     Args:
-        chunk_tokens: tokens that a chunk stands for, by group of layers.
+        group_tokens: tokens that a chunk stands for, by group of layers.
         group_of: names the group of layers that a chunk belongs to, by its key.
+        log: where the lines about the tiers go.
+
+    Attributes:
+        lower: names of the tiers below the pinned one, nearest first.
+        foreign: those of them that are of other packages.
+        tiers: what stays as it is of each tier, the pinned one first.
 
     Raises:
         TierUnavailable, IdentityMismatch, ConfigError: a tier cannot start; nothing is left running.
@@ -69,14 +79,15 @@ class SchedulerSide:
         geometry: Geometry,
         identity: Callable[[Arena], Mapping[str, str]],
         *,
-        chunk_tokens: Mapping[bytes, int],
+        group_tokens: Mapping[bytes, int],
         events: EventLog | None = None,
         group_of: GroupOf = one_group,
+        log: logging.Logger = logger,
     ) -> None:
         self.events = events
         prefill = MeasuredPrefill()
         # Of several groups the largest chunks, which speaks for loading: some groups load a window only.
-        computing = Computing(max(chunk_tokens.values()), prefill)
+        computing = Computing(max(group_tokens.values()), prefill)
         self._lifetime = Lifetime(
             composite, partial(chain_of, ServerChain, composite, events, computing=computing)
         )
@@ -95,17 +106,22 @@ class SchedulerSide:
         if composite.lower:
             warn_of_random_hashes()
         self.chain = self._lifetime.ready().chain
+        self.lower = [tier.name for tier in composite.lower]
+        self.foreign = composite.foreign
         self.placement = ServerPlacement(
             self.chain,
             composite.pinned.arena,
-            Progress(prefill, chunk_tokens, group_of),
+            Progress(prefill, group_tokens, group_of),
             keeps_on_reset=composite.keeps_on_reset,
             group_of=group_of,
         )
         self._refusals, self._refusal_logger = RefusalFilter(), refusal_logger()
         if self._refusal_logger is not None:
             self._refusal_logger.addFilter(self._refusals)
-        logger.info("kvtier: %s", composite.summary())
+        self.tiers = self._facts(composite, geometry.chunk_tokens)
+        log.info("%s", start_line(self.tiers, self.chain.stats()))
+        self._saved = SavedLines(self.chain.stats, geometry.chunk_tokens, log)
+        self._saying = self._lifetime.loop.submit(self._saved.run())
 
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
@@ -114,4 +130,20 @@ class SchedulerSide:
         """
         if self._refusal_logger is not None:
             self._refusal_logger.removeFilter(self._refusals)
+        self._saying.cancel()
+        self._saved.say()
         self._lifetime.end(DRAIN_S)
+
+    def _facts(self, composite: CompositeSpec, chunk_tokens: float) -> list[TierFacts]:
+        chunk_bytes = composite.pinned.slot_bytes
+        return [
+            TierFacts(
+                tier=name,
+                capacity_bytes=stats.capacity_bytes,
+                capacity_tokens=int(stats.capacity_bytes // chunk_bytes * chunk_tokens),
+                chunk_bytes=chunk_bytes,
+                chunk_tokens=chunk_tokens,
+                namespace=composite.namespace.hex()[:NAMESPACE_DIGITS],
+            )
+            for name, stats in self.chain.stats().tiers.items()
+        ]

@@ -145,12 +145,12 @@ def test_what_is_in_a_slot_is_a_hit_after_a_no(fast: FastServer) -> None:
 def test_a_yes_holds_for_the_run_whatever_comes_to_the_queue(fast: FastServer) -> None:
     fast.loads_take(0.4)
     prompt = fast.chain.new_prompt()
-    first = fast.chain.promote(prompt, b"x", 3)
-    other = fast.chain.promote(fast.chain.new_prompt(), b"y", 1)
+    first = fast.chain.promote(prompt, b"x", run_chunks=3)
+    other = fast.chain.promote(fast.chain.new_prompt(), b"y", run_chunks=1)
     assert fast.rate.queued_bytes == 2 * SLOT_BYTES
-    declined = fast.chain.promote(fast.chain.new_prompt(), b"z", 1)
+    declined = fast.chain.promote(fast.chain.new_prompt(), b"z", run_chunks=1)
     assert declined.presence is Presence.MISS, "two wait before it"
-    last = fast.chain.promote(prompt, b"z", 1)
+    last = fast.chain.promote(prompt, b"z", run_chunks=1)
     assert [one.presence for one in (first, other, last)] == [Presence.PENDING] * 3
     fast.chain.start_queued()
     slots, failed = fast.rig.fetch([b"x", b"y", b"z"]).result(5)

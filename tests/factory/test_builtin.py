@@ -47,7 +47,7 @@ def composite(**pinned: Any) -> CompositeSpec:
 
 
 def geometry() -> Geometry:
-    return Geometry(server=f"numa-{os.getpid()}", part_bytes=CHUNK_BYTES, ranks=1, parts=1)
+    return Geometry(server=f"numa-{os.getpid()}", part_bytes=CHUNK_BYTES, ranks=1, parts=1, chunk_tokens=16.0)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def server(spec: CompositeSpec) -> Iterator[tuple[Arena, Arena]]:
     """A scheduler's arena and its worker's, of one server."""
     worker = attach_arena(spec, geometry())
     try:
-        scheduler = SchedulerSide(spec, geometry(), lambda arena: {}, chunk_tokens={b"": 16})
+        scheduler = SchedulerSide(spec, geometry(), lambda arena: {}, group_tokens={b"": 16})
         try:
             yield spec.pinned.arena, worker
         finally:

@@ -143,6 +143,16 @@ class ApiServer:
             time.sleep(STEP_S)
         raise self._failure(f"stores were still under way after {DRAIN_WAIT_S} s: {seen}")
 
+    def settle(self, chunks: int) -> Samples:
+        """Send nothing until the metrics show that so many chunks are on the drive; returns them."""
+        give_up_at_s = time.monotonic() + DRAIN_WAIT_S
+        while time.monotonic() < give_up_at_s:
+            samples = self.samples()
+            if samples.total("kvtier:store_chunks", tier="nvme") >= chunks:
+                return samples
+            time.sleep(STEP_S)
+        raise self._failure(f"an idle server does not show that {chunks} chunks are on the drive")
+
     def events(self) -> list[Any]:
         """vLLM's KV-cache events since the last call, in order."""
         import msgspec

@@ -6,6 +6,7 @@ here, so that an adapter that leaves a method out cannot be made.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -375,6 +376,7 @@ def _modules(contents: dict[str, dict[str, Any]]) -> Modules:
     contents = {
         "vllm": {"__version__": "0.0.0"},
         "vllm.config": {"get_current_vllm_config_or_none": lambda: None},
+        "vllm.logger": {"init_logger": logging.getLogger},
         "vllm.v1": {},
         "vllm.v1.core": {},
         "vllm.v1.core.kv_cache_utils": {},

@@ -52,6 +52,7 @@ ALL_WAIT_S = 30.0  # for one drive, once all others are through: longer than a d
 MEANS: Mapping[str, Callable[[Iterable[int]], int]] = {
     "useful_bytes": sum,
     "durability_period_s": max,
+    "direct_io": min,
     "breaker_state": max,
 }
 

@@ -252,6 +252,7 @@ class NvmeTier:
         gauges = {
             "useful_bytes": now.useful_bytes,
             "durability_period_s": round(self._durability.period_s),
+            "direct_io": int(self._store.directory.files.direct),
         }
         used_bytes = self._upkeep.used_bytes
         return TierStats(now.chunks, used_bytes, self._capacity_bytes, counters, gauges)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from vllm.v1.kv_offload.base import LookupResult, OffloadingWorker, TransferResult
 
 from ....engine.movement.placement import Presence
+from ..places import below
 from ..worker import CopyWorker
 from .canonical import spans
-from .manager import KeyedManager, SlotsSpec, ends_of, group_of, position_of, tiers_of
+from .manager import KeyedManager, SlotsSpec, ends_of, group_of, position_of
 from .spec_of_config import SpecOfConfig
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Manager(KeyedManager):
         presence = self._placement.lookup(
             self._request(req_context),
             key,
-            tiers_of(req_context),
+            below(req_context, self._side.lower, self._side.foreign),
             told=position_of(key, req_context),
             ends=ends_of(req_context),
         )

@@ -12,7 +12,7 @@ from ....tiers.base import ChunkKey
 from .. import metrics
 from ..events import offloading_events
 from ..facts import GROUP_BYTES
-from ..scheduling.placement import EVERY_TIER, ServerPlacement, Tiers, Told
+from ..scheduling.placement import ServerPlacement, Told
 from ..scheduling.progress import Ends
 from ..server import SchedulerSide
 
@@ -78,6 +78,7 @@ class KeyedManager(base.OffloadingManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
         self._placement.complete_store(keys, success)
+        self._reporter.busy()
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         used = list(keys)
@@ -88,17 +89,20 @@ class KeyedManager(base.OffloadingManager):
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._placement.finish(self._request(req_context))
+        self._reporter.busy()
 
     def has_pending_work(self) -> bool:
-        # Only orphaned slots need further steps: the workers' next steps free them.
-        return self._placement.orphaned_count > 0
+        # Only a step frees orphaned slots, and only a step reports what has changed since the last one.
+        return self._placement.orphaned_count > 0 or self._reporter.is_owed()
 
     def reset_cache(self) -> None:
         self._placement.reset()
+        self._reporter.busy()
 
     def take_events(self) -> Iterable[Any]:
         self._placement.step_ended()  # every release takes them when the results of a step are there
-        return offloading_events(self._side.events.take()) if self._side.events is not None else ()
+        log = self._side.events
+        return () if log is None else offloading_events(log.take(), self._side.foreign)
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._reporter.report()
@@ -132,14 +136,3 @@ def ends_of(req_context: ReqContext) -> Ends:
 def positions_of(keys: Sequence[OffloadKey], req_context: ReqContext) -> Told:
     """The positions of chunks in their prompt; None from releases that tell none."""
     return [position_of(key, req_context) for key in keys] if _TELLS_POSITIONS else None
-
-
-def tiers_of(req_context: ReqContext) -> Tiers:
-    """Which tiers the request's own filter lets it load from; releases before the filter have none."""
-    tier_filter = getattr(req_context, "load_tier_filter", None)
-    if tier_filter is None or tier_filter is type(tier_filter).ALL:
-        return EVERY_TIER
-    return Tiers(
-        pinned=tier_filter.allows(base.Medium.CPU, base.Locality.LOCAL),
-        below=tier_filter.allows(base.Medium.STORAGE, base.Locality.LOCAL),
-    )

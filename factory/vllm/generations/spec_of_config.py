@@ -8,6 +8,7 @@ from vllm.v1.kv_offload.base import OffloadingSpec
 
 from .. import metrics
 from ..facts import of_vllm_config
+from ..options import composite_spec
 from ..plugin import Plugin
 from ..worker import CopyWorker
 from .canonical import gpu_tier
@@ -38,6 +39,7 @@ class SpecOfConfig(OffloadingSpec):
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        composite_spec(extra_config)  # who only shows the metrics finds the same mistakes
         return metrics.definitions()
 
     def _copies(self, kv_caches: CanonicalKVCaches) -> CopyWorker:

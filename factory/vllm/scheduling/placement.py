@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ....engine.movement.placement import Found, Presence
 from ....engine.movement.prompts import GroupOf, Prompt, one_group
@@ -24,7 +24,6 @@ from .progress import Ends, Progress
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
 
-_NOT_FOR_THIS_REQUEST = Found(Presence.MISS)
 _NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
 
 
@@ -35,16 +34,6 @@ class StorePlan:
     keys: list[ChunkKey]
     slots: list[int]
     evicted: list[ChunkKey]
-
-
-class Tiers(NamedTuple):
-    """Which tiers a request wants to load from. A slot may carry what only comes from below."""
-
-    pinned: bool
-    below: bool
-
-
-EVERY_TIER = Tiers(pinned=True, below=True)
 
 
 class ServerPlacement:
@@ -86,7 +75,7 @@ class ServerPlacement:
         self,
         request: str,
         key: ChunkKey,
-        tiers: Tiers = EVERY_TIER,
+        below: Collection[str] | None = None,
         *,
         told: int | None = None,
         ends: Ends = None,
@@ -94,20 +83,23 @@ class ServerPlacement:
         """Find a chunk for a request and hold it; a chunk below is promoted once `scheduled` is called.
 
         Args:
+            below: names of the tiers below that the request loads from; None for all.
             told: its position, where the server tells it.
         """
-        presence = self._looked_up(request, key, tiers, told, ends)
+        presence = self._looked_up(request, key, below, told, ends)
         if presence in _NOWHERE:
             self._progress.missed(request, key)
         return presence
 
-    def _looked_up(self, request: str, key: ChunkKey, tiers: Tiers, told: int | None, ends: Ends) -> Presence:
+    def _looked_up(
+        self, request: str, key: ChunkKey, below: Collection[str] | None, told: int | None, ends: Ends
+    ) -> Presence:
         holds = self._holds.setdefault(request, {})
         found = holds.get(key)
         if found is None:
             prompt = self._prompt(request)
             prompt.place([key], None if told is None else [told])
-            found = self._find(prompt, key, tiers, ends)
+            found = self._find(prompt, key, below, ends)
             if found.slot is not None:
                 holds[key] = found
             return found.presence
@@ -276,17 +268,12 @@ class ServerPlacement:
             if prompt is not None and (prompt.ends_at is None or slot.position < prompt.ends_at):
                 prompt.ends_at = slot.position
 
-    def _find(self, prompt: Prompt, key: ChunkKey, tiers: Tiers, ends: Ends) -> Found:
-        if not tiers.pinned and not (tiers.below and self._chain.lookup_below(key)):
-            return _NOT_FOR_THIS_REQUEST
+    def _find(self, prompt: Prompt, key: ChunkKey, below: Collection[str] | None, ends: Ends) -> Found:
         found = self._chain.pin(key)
         if found.presence is not Presence.MISS:
             return found
-        if tiers.below:
-            run_chunks = self._progress.run_chunks(key, ends) if prompt.loads is None else None
-            return self._chain.promote(prompt, key, run_chunks)
-        self._chain.count("misses", "pinned", 1)
-        return found
+        run_chunks = self._progress.run_chunks(key, ends) if prompt.loads is None else None
+        return self._chain.promote(prompt, key, among=below, run_chunks=run_chunks)
 
     def _let_go(self, holds: Iterable[Found]) -> None:
         self._chain.release(_slots(holds))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,3 +164,46 @@ def test_chunks_are_as_long_as_they_are_said_to_be(run: Run, file: Path) -> None
 def test_a_missing_file_is_status_two(run: Run, tmp_path: Path) -> None:
     expected = f"{tmp_path}/none.json: no such file or directory\n"
     assert run("check", tmp_path / "none.json") == (2, "", expected)
+
+
+def transfer_config(document: object, **changes: Any) -> str:
+    extra = {"spec_module_path": "kvtier.factory.vllm", "spec_name": "CompositeOffloadingSpec"}
+    return json.dumps(
+        {
+            "kv_connector": "OffloadingConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {**extra, "kvtier": document, **changes},
+        }
+    )
+
+
+def test_what_vllm_gets_is_checked_whole(run: Run, file: Path) -> None:
+    document = json.loads(file.read_text().replace("2TiB", "64MiB"))
+    status, output, _ = run("check", "--kv-transfer-config", transfer_config(document))
+    assert (status, output.splitlines()[0]) == (0, "the document: 3 tiers")
+    status, output, _ = run("check", "--kv-transfer-config", transfer_config(str(file)))
+    assert (status, output.splitlines()[0]) == (0, f"{file}: 3 tiers")
+    status, _, errors = run("check", "--kv-transfer-config", transfer_config(document, weights_epoch=2))
+    assert (status, errors.partition(":")[0]) == (2, "kv_connector_extra_config.weights_epoch")
+    document["tiers"][1]["capacity"] = "lots"
+    status, _, errors = run("check", "--kv-transfer-config", transfer_config(document))
+    assert (status, errors.partition(":")[0]) == (2, "tiers[1].capacity")
+
+
+def test_what_vllm_gets_may_come_from_standard_input(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(transfer_config(str(file), blocks_per_chnk=4)))
+    status, _, errors = run("check", "--kv-transfer-config", "-")
+    assert status == 2
+    assert 'did you mean "blocks_per_chunk"?' in errors
+    monkeypatch.setattr("sys.stdin", io.StringIO("{'kv_connector'"))
+    status, _, errors = run("check", "--kv-transfer-config", "-")
+    assert (status, errors.startswith("--kv-transfer-config: line 1, column 2: ")) == (2, True)
+
+
+def test_one_thing_is_checked_at_a_time(run: Run, file: Path) -> None:
+    for arguments in ((), (file, "--kv-transfer-config", "{}")):
+        status, _, errors = run("check", *arguments)
+        assert status == 2
+        assert "name a file, or pass --kv-transfer-config" in errors

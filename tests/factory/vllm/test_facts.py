@@ -70,3 +70,11 @@ def test_options_of_other_releases_are_refused() -> None:
     config.canonical_layout = True
     with pytest.raises(ConfigError, match="canonical_layout"):
         of_offloading_config(config)
+
+
+def test_a_chunk_stands_for_fewer_tokens_where_several_groups_of_layers_have_their_own() -> None:
+    config = offloading_config({}, MODEL)
+    config.cache.blocks_per_chunk = 4
+    assert of_offloading_config(config).chunk_tokens == 64
+    config.groups *= 3
+    assert of_offloading_config(config).chunk_tokens == pytest.approx(64 / 3)

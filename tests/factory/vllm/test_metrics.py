@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from nvme_rig import opened
+from chain_rig import Clock
 
 from kvtier.engine.chain import COUNTED, ChainStats, with_counts
+from kvtier.engine.events import EventLog
+from kvtier.engine.lifetime import chain_of
+from kvtier.engine.loop import LoopThread
+from kvtier.engine.server import ServerChain
+from kvtier.factory.composite import CompositeSpec
 from kvtier.factory.vllm import metrics
 from kvtier.tiers.base import TierStats
-from kvtier.tiers.breaker import Breaker
 
 WITHOUT_METRIC = {"loaded_chunks", "carried_chunks"}  # bytes tell the same, chunks being of one size
 
@@ -130,10 +136,110 @@ def test_each_of_several_drives_is_told(reports: Reports) -> None:
     assert all(definitions[name].labelnames == ("tier", "drive") for name in data if "drive" in name)
 
 
-async def test_every_counter_of_the_nvme_tier_and_its_breaker_has_a_metric(tmp_path: Path) -> None:
-    breaker = Breaker(await opened(tmp_path / "nvme"), slow_s=1.0)
-    stats = breaker.stats()
-    await breaker.close()
-    known = {*metrics.COUNTERS, *metrics.REASONS}
-    assert stats.counters.keys() - known == WITHOUT_METRIC
-    assert stats.gauges.keys() == metrics.GAUGES.keys()
+NAMED = re.compile(r"""(?:count|_count)\(\s*"(\w+)"|"(\w+_(?:chunks|loads|events|errors|openings))": """)
+
+
+async def of_every_kind(path: Path) -> ChainStats:
+    """The numbers of a chain that has whatever a document can ask for."""
+    drives = [{"path": str(path / name), "capacity": "64MiB", "reserve": 0} for name in ("a", "b")]
+    tiers = [
+        {"type": "gpu"},
+        {"type": "pinned", "capacity": "1MiB"},
+        {"type": "nvme", "path": str(path / "c"), "capacity": "64MiB", "reserve": 0},
+        {"type": "nvme", "path": drives, "admission": "second_touch"},
+    ]
+    spec = CompositeSpec.from_config({"version": 1, "tiers": tiers})
+    await spec.start(part_bytes=65536, parts=1, identity={"model": "m"})
+    loop = LoopThread()
+    try:
+        return chain_of(ServerChain, spec, EventLog(), loop).stats()
+    finally:
+        loop.close()
+        await spec.close()
+
+
+async def test_whatever_a_tier_or_the_chain_counts_has_a_metric(tmp_path: Path) -> None:
+    stats = await of_every_kind(tmp_path)
+    assert set(stats.tiers) == {"pinned", "nvme", "nvme1"}
+    counted = {name for tier in stats.tiers.values() for name in tier.counters}
+    assert "not_admitted_chunks" in counted
+    assert counted - {*metrics.COUNTERS, *metrics.REASONS} == WITHOUT_METRIC
+    assert {name for tier in stats.tiers.values() for name in tier.gauges} == metrics.GAUGES.keys()
+
+
+def test_a_counter_that_only_some_event_brings_into_being_has_a_metric() -> None:
+    root = Path(metrics.__file__).parents[2]
+    sources = [*(root / "engine").rglob("*.py"), *(root / "tiers").rglob("*.py")]
+    text = "".join(path.read_text() for path in [*sources, root / "factory" / "vllm" / "placement.py"])
+    named = {name for names in NAMED.findall(text) for name in names if name} - {"shed_chunks"}
+    assert {"late_loads", "dropped_chunks", "not_admitted_chunks"} <= named, "it finds them"
+    assert named - {*metrics.COUNTERS, *metrics.REASONS, "pending_chunks"} <= WITHOUT_METRIC
+
+
+class Idle:
+    """A reporter of a server that only steps, with the clock and the numbers in the test's hand."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.now = chain_stats({}, {})
+        self.reporter = metrics.Reporter(lambda: self.now, self.clock)
+        self.reporter.report()
+
+    def moving(self, chunks: int, stored: int = 0) -> None:
+        self.now = replace(
+            chain_stats({}, {("stored_chunks", "nvme"): stored}), pending_chunks={"nvme": chunks}
+        )
+
+    def steps(self, after_s: float = 1.0) -> bool:
+        """Whether a server that is still idle then takes another step."""
+        self.clock.now_s += after_s
+        return self.reporter.is_owed()
+
+
+@pytest.fixture
+def idle() -> Idle:
+    return Idle()
+
+
+def test_a_server_that_never_worked_need_not_step(idle: Idle) -> None:
+    idle.moving(1)
+    assert not idle.steps()
+
+
+def test_an_idle_server_steps_until_nothing_moves_and_all_is_reported(idle: Idle) -> None:
+    idle.reporter.busy()
+    idle.moving(2)
+    assert idle.steps()
+    assert idle.reporter.report() is not None
+    assert idle.steps(), "it still moves"
+    idle.moving(0, stored=2)
+    idle.reporter.report()
+    idle.moving(0, stored=3)
+    assert idle.steps(after_s=metrics.INTERVAL_S / 2)
+    report = idle.reporter.report()
+    assert report is not None, "the last numbers do not wait for their turn"
+    assert report.data["data"]["kvtier:store_chunks"]["nvme",] == 1
+    assert not idle.steps()
+
+
+def test_a_drive_that_hangs_keeps_no_server_awake(idle: Idle) -> None:
+    idle.reporter.busy()
+    idle.moving(1)
+    assert idle.steps(metrics.SETTLE_S / 2)
+    idle.reporter.report()
+    assert not idle.steps(metrics.SETTLE_S)
+
+
+def test_a_step_that_asks_again_and_again_reads_the_numbers_once(idle: Idle) -> None:
+    asked = 0
+
+    def stats() -> ChainStats:
+        nonlocal asked
+        asked += 1
+        return idle.now
+
+    reporter = metrics.Reporter(stats, idle.clock)
+    idle.clock.now_s = 1.0
+    reporter.busy()
+    assert [reporter.is_owed() for _ in range(5)] == [True] * 5
+    assert asked == 1

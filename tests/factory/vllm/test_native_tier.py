@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("vllm")
 
 import numpy as np
-from standin_servers import BLOCK_BYTES, offloading_config
-from vllm.v1.kv_offload.base import Medium
+from standin_servers import BLOCK_BYTES, BLOCK_TOKENS, offloading_config
+from vllm.v1.kv_offload.base import Locality, Medium, TierFilter, TierMatcher
 from vllm.v1.kv_offload.tiering.base import TransferJob
 
 from kvtier.factory.vllm import metrics, native
@@ -166,3 +166,27 @@ def test_random_block_hashes_are_said_at_start(
     monkeypatch.delattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", raising=False)
     start()
     assert "PYTHONHASHSEED" in caplog.text
+
+
+def test_the_tier_is_storage_of_this_machine_to_a_request_that_chooses(start: Callable[..., Tiering]) -> None:
+    tier = start().tier
+    asked = TierMatcher(Medium.STORAGE, Locality.REMOTE)
+    assert not TierFilter((asked,)).allows(tier.medium, tier.locality)
+    assert TierFilter((TierMatcher(locality=Locality.LOCAL),)).allows(tier.medium, tier.locality)
+
+
+@pytest.mark.parametrize("row", [-1, ROWS])
+def test_a_row_that_vllm_does_not_have_is_never_stored(start: Callable[..., Tiering], row: int) -> None:
+    tiering = start()
+    rows = {native._ROWS: np.array([row])}
+    job = TransferJob(job_id=1, keys=KEYS[:1], **rows, is_promotion=False, req_context=None)
+    with pytest.raises(AssertionError, match="rows of its own view"):
+        tiering.tier.submit_store(job)
+    assert not tiering.tier.has_pending_work()
+
+
+def test_the_facts_of_the_tier_have_the_labels_that_it_declares(start: Callable[..., Tiering]) -> None:
+    info = start().tier.config_info()
+    assert tuple(info) == KvtierNvmeTier.config_info_keys({})
+    assert "tier" not in info, "vLLM adds it"
+    assert info["capacity_tokens"] == CAPACITY_BYTES // BLOCK_BYTES * BLOCK_TOKENS

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from kvtier.factory.vllm.options import REPLACED, VLLM_KEYS, composite_spec, warn_of_unread
+import kvtier.factory.vllm as plugin
+from kvtier.factory.vllm.options import (
+    REPLACED,
+    VLLM_KEYS,
+    composite_spec,
+    document_of_transfer,
+    warn_of_unread,
+)
 from kvtier.tiers.errors import ConfigError
 
 DOCUMENT = {"version": 1, "tiers": [{"type": "gpu"}, {"type": "pinned", "capacity": "64MiB"}]}
@@ -86,3 +93,89 @@ def test_a_key_that_others_may_read_is_only_named(key: str, caplog: pytest.LogCa
     assert [record.getMessage() for record in caplog.records] == [
         f'kvtier: nothing in kvtier reads "{key}" and "z" in kv_connector_extra_config'
     ]
+
+
+EXTRA: dict[str, Any] = {
+    "spec_module_path": "kvtier.factory.vllm",
+    "spec_name": "CompositeOffloadingSpec",
+    "kvtier": DOCUMENT,
+}
+TRANSFER: dict[str, Any] = {
+    "kv_connector": "OffloadingConnector",
+    "kv_role": "kv_both",
+    "kv_connector_extra_config": EXTRA,
+}
+
+
+def without(config: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != key}
+
+
+def test_the_document_is_found_in_what_vllm_gets() -> None:
+    assert document_of_transfer(TRANSFER) == DOCUMENT
+    several = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    multi = {**TRANSFER, "kv_connector": "MultiConnector"}
+    multi["kv_connector_extra_config"] = {"connectors": [several, TRANSFER]}
+    assert document_of_transfer(multi) == DOCUMENT
+
+
+def test_kvtiers_own_connector_comes_from_its_module() -> None:
+    own = {**TRANSFER, "kv_connector": "KvtierConnector"}
+    assert document_of_transfer({**own, "kv_connector_module_path": "kvtier.factory.vllm"}) == DOCUMENT
+    with pytest.raises(ConfigError, match="kv_connector_module_path: is missing; add"):
+        document_of_transfer(own)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([TRANSFER], 'is not an object; write {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"'),
+        ({}, 'kv_connector: is missing; add "kv_connector": "OffloadingConnector"'),
+        ({**TRANSFER, "kv_connector": "OffloadConnector"}, 'set it to "OffloadingConnector"'),
+        (without(TRANSFER, "kv_role"), 'kv_role: is missing; add "kv_role": "kv_both"'),
+        (without(TRANSFER, "kv_connector_extra_config"), "kv_connector_extra_config: is missing"),
+        ({**TRANSFER, "kvtier": DOCUMENT}, "kvtier: belongs inside"),
+        ({**TRANSFER, "spec_name": "CompositeOffloadingSpec"}, "spec_name: belongs inside"),
+        ({**TRANSFER, "kv_connector": "MultiConnector"}, "connectors: 0 entries"),
+    ],
+)
+def test_what_vllm_would_refuse_later_or_not_use_is_found(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        document_of_transfer(config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spec_name": None}, 'spec_name: is missing; add "spec_name": "CompositeOffloadingSpec"'),
+        ({"spec_name": "CompositOffloadingSpec"}, 'spec_name: "CompositOffloadingSpec" is not kvtier\'s'),
+        ({"spec_module_path": None}, "spec_module_path: is missing"),
+        ({"spec_module_path": "kvtier.factory.vlm"}, 'set it to "kvtier.factory.vllm"'),
+        ({"spec_module_path": "kvtier"}, 'set it to "kvtier.factory.vllm"'),
+        ({"kvtier": ""}, "kvtier: is missing"),
+        ({"weights_epoch": 3}, "weights_epoch: belongs inside the document"),
+        ({"cpu_bytes_to_use": 1}, "cpu_bytes_to_use: is an option of vLLM's own specs"),
+    ],
+)
+def test_a_mistake_in_the_extra_config_names_its_place_and_the_fix(
+    change: dict[str, Any], message: str
+) -> None:
+    config = {**TRANSFER, "kv_connector_extra_config": {**EXTRA, **change}}
+    with pytest.raises(ConfigError) as caught:
+        document_of_transfer(config)
+    assert str(caught.value).startswith("kv_connector_extra_config.")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["CompositOffloadingSpec", "CompositeOffloadSpec", "KvtierNVMETier"])
+def test_a_misspelt_class_is_answered_with_the_one_that_was_meant(name: str) -> None:
+    meant = "KvtierNvmeTier" if "NVM" in name else "CompositeOffloadingSpec"
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; did you mean '{meant}'"):
+        getattr(plugin, name)
+
+
+def test_what_python_asks_a_module_for_is_no_misspelling() -> None:
+    with pytest.raises(AttributeError) as caught:
+        plugin.__wrapped__  # noqa: B018
+    assert "did you mean" not in str(caught.value)

@@ -88,7 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         log=directory / "vllm.log",
         environment={},
     ) as server:
-        cold = _ask(server, prompts)
+        cold = _ask_cold(server, prompts)
         pinned = _ask(server, [prompts[-1]])
         nvme = _ask(server, [prompts[-3]])
         _damage(store)
@@ -108,6 +108,16 @@ def _ask(server: ApiServer, prompts: Sequence[Prompt]) -> Moment:
         server.forget()
         answers.append(server.complete(prompt))
         samples = server.drain()
+    return Moment(answers, samples, server.events())
+
+
+def _ask_cold(server: ApiServer, prompts: Sequence[Prompt]) -> Moment:
+    """Send each prompt, and nothing else until the idle server shows that all of it is stored."""
+    answers = []
+    for number, prompt in enumerate(prompts, start=1):
+        server.forget()
+        answers.append(server.complete(prompt))
+        samples = server.settle(chunks=number * CHUNKS)
     return Moment(answers, samples, server.events())
 
 
@@ -133,6 +143,11 @@ def test_what_comes_from_any_tier_is_answered_with_the_same_tokens(served: Serve
     assert served.corrupt.answers[0].tokens == first[-4].tokens
     assert served.invalidated.answers[0].tokens == first[-1].tokens
     assert len({answer.tokens for answer in first}) == PROMPTS
+
+
+def test_an_idle_server_reports_its_last_numbers(served: Served) -> None:
+    assert served.cold.samples.total("kvtier:pending_stores") == 0
+    assert served.cold.samples.total("kvtier:pinned_slots") == 0
 
 
 def test_the_api_tells_which_tokens_were_cached(served: Served) -> None:

@@ -71,8 +71,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def scheduler() -> SchedulerSide:
     tiers = [{"type": "gpu"}, {"type": "pinned", "capacity": "64KiB"}, {"type": "disk"}]
     spec = CompositeSpec.from_config({"version": 1, "tiers": tiers})
-    geometry = Geometry(server=f"test-{uuid.uuid4()}", part_bytes=4096, ranks=1, parts=1)
-    return SchedulerSide(spec, geometry, lambda _: {}, chunk_tokens={b"": 16})
+    server = f"test-{uuid.uuid4()}"
+    geometry = Geometry(server=server, part_bytes=4096, ranks=1, parts=1, chunk_tokens=16.0)
+    return SchedulerSide(spec, geometry, lambda _: {}, group_tokens={b"": 16})
 
 
 def composite_of(side: SchedulerSide) -> CompositeSpec:

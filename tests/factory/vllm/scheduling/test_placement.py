@@ -1,7 +1,7 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 from chain_rig import SLOT_BYTES, rigged
@@ -10,7 +10,7 @@ from placement_rig import CHUNK_TOKENS, Server
 from kvtier.engine.movement.placement import Presence
 from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
 from kvtier.engine.movement.worth import Computing
-from kvtier.factory.vllm.scheduling.placement import EVERY_TIER, ServerPlacement, Tiers
+from kvtier.factory.vllm.scheduling.placement import ServerPlacement
 from kvtier.tiers.testing import pattern
 
 
@@ -193,26 +193,11 @@ def test_a_reset_that_keeps_serves_what_was_stored_but_never_a_store_that_was_cu
 def test_a_request_may_leave_out_the_tiers_below(server: Server) -> None:
     server.store([b"a"])
     server.only_below([b"b"])
-    no_disk = Tiers(pinned=True, below=False)
-    assert server.placement.lookup("r1", b"a", no_disk) is Presence.READY
-    assert server.placement.lookup("r1", b"b", no_disk) is Presence.MISS
-    assert server.rig.chain.stats().tiers["pinned"].counters["misses"] == 1
-    server.placement.finish("r1")
-    assert server.pins() == 0
-
-
-def test_a_request_may_leave_out_the_pinned_tier(server: Server) -> None:
-    plan = server.prepared([b"a"])
-    server.rig.gate(opened=False)
-    server.placement.complete_store(plan.keys, success=True)
-    only_disk = Tiers(pinned=False, below=True)
-    assert server.placement.lookup("r1", b"a", only_disk) is Presence.MISS
-    server.rig.gate(opened=True)
-    server.rig.drain()
-    assert server.placement.lookup("r1", b"a", only_disk) is Presence.READY
-    assert server.placement.lookup("r1", b"b", Tiers(pinned=False, below=False)) is Presence.MISS
-    misses = server.rig.chain.stats().tiers["pinned"].counters["misses"]
-    assert misses == 0, "it asked for no tier that lacks it"
+    assert server.placement.lookup("r1", b"a", ()) is Presence.READY
+    assert server.placement.lookup("r1", b"b", ()) is Presence.MISS
+    assert server.placement.lookup("r1", b"b", ("another",)) is Presence.MISS
+    assert server.rig.chain.stats().tiers["pinned"].counters["misses"] == 2
+    assert server.placement.lookup("r1", b"b", ("memory",)) is Presence.PENDING
     server.placement.finish("r1")
     assert server.pins() == 0
 
@@ -253,11 +238,13 @@ class Slow:
         self.rate.began(time.monotonic() - chunk_s * chunks)
         self.rate.ended(time.monotonic(), chunks * SLOT_BYTES)
 
-    def answers(self, request: str, keys: list[bytes], tiers: Tiers = EVERY_TIER) -> list[Presence]:
+    def answers(
+        self, request: str, keys: list[bytes], below: Collection[str] | None = None
+    ) -> list[Presence]:
         """Ask as the server does, which tells where the chunks of the prompt end."""
         ends = {key: number * CHUNK_TOKENS for number, key in enumerate(keys, start=1)}
         lookup = self.server.placement.lookup
-        return [lookup(request, key, tiers, told=ends[key], ends=ends) for key in keys]
+        return [lookup(request, key, below, told=ends[key], ends=ends) for key in keys]
 
     def declined(self) -> int:
         return self.chain.stats().tiers["memory"].counters["declined_chunks"]
@@ -297,6 +284,6 @@ def test_what_others_have_queued_counts_against_a_run_by_its_length(server: Serv
 def test_a_request_that_wants_no_tier_below_declines_nothing(server: Server) -> None:
     server.only_below([b"x"])
     slow = Slow(server, chunk_s=2.0)
-    assert slow.answers("r1", [b"x"], Tiers(pinned=True, below=False)) == [Presence.MISS]
-    assert slow.answers("r2", [b"x"], Tiers(pinned=False, below=True)) == [Presence.MISS]
+    assert slow.answers("r1", [b"x"], ()) == [Presence.MISS]
+    assert slow.answers("r2", [b"x"], ("memory",)) == [Presence.MISS]
     assert slow.declined() == 1

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from chain_rig import Clock
 
-from kvtier.factory.vllm.refusals import LINE_EVERY_S, RefusalFilter, refusal_logger
+from kvtier.factory.vllm.telling.refusals import LINE_EVERY_S, RefusalFilter, refusal_logger
 
 
 def record(message: str) -> logging.LogRecord:

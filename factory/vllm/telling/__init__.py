@@ -1,0 +1,1 @@
+"""What an operator is told beside the metrics: the server's log, and the static facts of its tiers."""
