@@ -45,6 +45,7 @@ from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
 from .uses import Uses
 from .view import View
+from .wear.meter import NO_TERMS, Meter, Terms
 from .writing import Writing
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class NvmeTier:
         capacity_bytes: int,
         chunk_bytes: int,
         write_amplification: float,
+        terms: Terms,
     ) -> None:
         self._lanes, self._store, self._index = lanes, store, store.index
         self._capacity_bytes, self._chunk_bytes = capacity_bytes, chunk_bytes
@@ -82,7 +84,8 @@ class NvmeTier:
         self._events.on_failed(self._failures.add)
         self._view = View(self._index, identity)
         self._allowance = Allowance(write_amplification, capacity_bytes)
-        writing = Writing.to(store, lanes, self._events, self._allowance)
+        self._meter = Meter(store.index, capacity_bytes, terms)
+        writing = Writing.to(store, lanes, self._events, self._allowance, self._meter.budget)
         self._log, self._durability, self._ahead, self._appender, self._carrier = writing
         self._uses = Uses(lanes, self._index, self._view)
         self._reads = Reads(lanes, self._index)
@@ -112,6 +115,7 @@ class NvmeTier:
         identity: Identity,
         chunk_bytes: int,
         write_amplification: float = WRITE_AMPLIFICATION,
+        terms: Terms = NO_TERMS,
         files: Files | None = None,
         memory: Path = SHARED_MEMORY,
     ) -> NvmeTier:
@@ -132,6 +136,7 @@ class NvmeTier:
             reserve_bytes=reserve_bytes,
             identity=identity,
             chunk_bytes=chunk_bytes,
+            endurance_bytes=terms.endurance_bytes,
             place=memory,
         )
         try:
@@ -146,6 +151,7 @@ class NvmeTier:
             capacity_bytes=capacity_bytes,
             chunk_bytes=chunk_bytes,
             write_amplification=write_amplification,
+            terms=terms,
         )
 
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
@@ -245,6 +251,7 @@ class NvmeTier:
             "evicted_chunks": self._carrier.evicted_chunks,
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
+            "over_budget_chunks": self._meter.over_budget_chunks,
         }
         for part in (self._durability, self._ahead, self._appender, self._upkeep):
             counters["io_errors"] += part.io_errors
@@ -252,6 +259,7 @@ class NvmeTier:
         gauges = {
             "useful_bytes": now.useful_bytes,
             "durability_period_s": round(self._durability.period_s),
+            **self._meter.gauges(),
         }
         used_bytes = self._upkeep.used_bytes
         return TierStats(now.chunks, used_bytes, self._capacity_bytes, counters, gauges)
@@ -309,20 +317,22 @@ class NvmeTier:
             return {}
         assert max(map(len, new.values())) <= self._chunk_bytes, "the tier was made for smaller chunks"
         target = Target(self._view.digest, scope, self._view.checksum)
-        failed = await self._appender.append(target, list(new.items()), _first)
-        size_bytes = sum(len(buffer) for key, buffer in new.items() if key not in failed)
-        self._counters["stored_chunks"] += len(new) - len(failed)
+        with self._meter.spending(new) as chunks:
+            failed = await self._appender.append(target, chunks, _first)
+        size_bytes = sum(len(buffer) for key, buffer in chunks if key not in failed)
+        self._counters["stored_chunks"] += len(chunks) - len(failed)
         self._counters["stored_bytes"] += size_bytes
         self._allowance.stored(size_bytes)
         if not {Failure.NO_SPACE, Failure.INDEX_FULL}.isdisjoint(failed.values()):
             self._upkeep.room_changed()
         if Failure.GONE in failed.values():
             await self._lanes.upkeep(self._presence.look)
-        return failed
+        return failed | dict.fromkeys([*new][len(chunks) :], Failure.NO_SPACE)
 
     async def _count_uses(self) -> None:
         await self._reads.count()
         await self._uses.count()
+        await self._lanes.upkeep(self._meter.note)
 
     # Calls and their end.
 
@@ -358,6 +368,7 @@ class NvmeTier:
 
     async def _stop_reading(self) -> None:
         self._last_record = self._view.record()
+        self._meter.close()
         self._loader.close()
 
     async def _leave_store(self) -> None:
