@@ -45,7 +45,8 @@ from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
 from .uses import Uses
 from .view import View
-from .wear.meter import NO_TERMS, Meter, Terms
+from .wear.meter import Meter
+from .wear.terms import NO_TERMS, Terms
 from .writing import Writing
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from nvme_rig import opened
+from nvme_rig import filled, keys_of, opened
 
 from kvtier.engine.chain import COUNTED, ChainStats, with_counts
 from kvtier.factory.vllm import metrics
+from kvtier.tiers.admission import SecondTouch
 from kvtier.tiers.base import TierStats
 from kvtier.tiers.breaker import Breaker
+from kvtier.tiers.nvme.wear.terms import Terms
 
 WITHOUT_METRIC = {"loaded_chunks", "carried_chunks"}  # bytes tell the same, chunks being of one size
 
@@ -131,7 +133,10 @@ def test_each_of_several_drives_is_told(reports: Reports) -> None:
 
 
 async def test_every_counter_of_the_nvme_tier_and_its_breaker_has_a_metric(tmp_path: Path) -> None:
-    breaker = Breaker(await opened(tmp_path / "nvme"), slow_s=1.0)
+    tier = await opened(tmp_path / "nvme", terms=Terms(endurance_bytes=10**12))
+    breaker = Breaker(SecondTouch(tier, 100), slow_s=1.0)
+    for _ in range(2):
+        await breaker.store(keys_of(0, 1), filled(keys_of(0, 1)))
     stats = breaker.stats()
     await breaker.close()
     known = {*metrics.COUNTERS, *metrics.REASONS}

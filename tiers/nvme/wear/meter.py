@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 from ...base import Buffer, ChunkKey
 from ...errors import TierError
@@ -14,23 +12,7 @@ from ..index.transaction import Transaction
 from ..io.blocks import aligned
 from .budget import DailyBudget, NoBudget, WriteBudget
 from .record import NOTE_PERIOD_MS, Wear
-
-
-class Terms(NamedTuple):
-    """What the owner of a drive asks of whoever writes to it.
-
-    Attributes:
-        write_budget: how often the capacity may be written a day, by all together; None for any number.
-        endurance_bytes: what the drive is rated for, 0 where nobody says.
-        clock: the machine's monotonic clock, in seconds.
-    """
-
-    write_budget: float | None = None
-    endurance_bytes: int = 0
-    clock: Callable[[], float] = time.monotonic
-
-
-NO_TERMS = Terms()
+from .terms import NO_TERMS, Terms
 
 
 class Meter:

@@ -10,7 +10,10 @@ GB = 10**9
 HOUR_MS = DAY_MS // 24
 
 
-def written_daily(days: int, bytes_a_day: int, wear: Wear = Wear()) -> Wear:
+NEW = Wear()
+
+
+def written_daily(days: int, bytes_a_day: int, wear: Wear = NEW) -> Wear:
     """So much is written and noted every hour, by one process."""
     now_ms = wear.noted_at_ms
     for _ in range(days * 24):
