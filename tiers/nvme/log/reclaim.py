@@ -1,6 +1,6 @@
 """Reclaims with a second chance: chunks that were used lately are written again.
 
-One queue in the order of writing, and a chunk that some tier used within the last three quarters of a lap of
+One queue in the order of writing, and a chunk that some tier used within the last five eighths of a lap of
 the log moves to its end. What may be carried is bounded by what was stored: with a write amplification of
 1.3, three bytes are carried for ten that were stored.
 """
