@@ -109,6 +109,7 @@ async def _open_drive(drive: DriveConfig, config: NvmeConfig, context: TierConte
         identity=Identity(context.identity),
         chunk_bytes=context.chunk_bytes,
         write_amplification=config.write_amplification,
+        terms=config.terms,
     )
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..tiers import ConfigError
 from ..tiers.nvme.volume.probe import existing
+from ..tiers.nvme.wear.terms import Terms
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.pinned.eviction import POLICIES, EvictionPolicy, GuardedPolicy
 from ..tiers.pinned.memory import memory_limit_bytes, memory_room, shared_memory_room
@@ -35,7 +36,7 @@ from .drives import (
     written_places,
 )
 from .registry import policy_class
-from .sizes import Capacity, Percent, Size, format_size, parse_size, size_bytes
+from .sizes import Capacity, Percent, Size, WholeSize, format_size, parse_size, size_bytes
 from .validation import import_named, refused
 from .wording import shown, suggested
 
@@ -203,6 +204,20 @@ class NvmeConfig(TierConfig):
         "which writes far less and finds less; for small or worn drives.",
         examples=["always"],
     )
+    write_budget: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Maximum drive writes a day: how often the capacity may be written, of each drive if "
+        "there are several. When it is spent, nothing is carried, and then nothing is stored.",
+        examples=[1.0],
+    )
+    endurance: WholeSize | None = Field(
+        default=None,
+        description="Bytes that the drive is rated for, of each drive if there are several: its TBW. "
+        "`kvtier du` and the metrics then show how many years that lasts.",
+        examples=["1.2PB"],
+    )
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
@@ -231,6 +246,11 @@ class NvmeConfig(TierConfig):
             )
             for drive in self.path
         )
+
+    @property
+    def terms(self) -> Terms:
+        """What whoever writes to a drive has to keep to."""
+        return Terms(self.write_budget, self.endurance or 0)
 
     @property
     def capacity_bytes(self) -> int:

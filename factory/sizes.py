@@ -143,6 +143,13 @@ def _parse_capacity(value: object) -> int | Percent:
     return size
 
 
+def _parse_whole(value: object) -> int:
+    size = _parse_capacity(value)
+    if isinstance(size, Percent):
+        raise ValueError(f'should be bytes, not a percentage like {shown(value)}; for example "1.2PB"')
+    return size
+
+
 def _serialized(size: int | Percent) -> int | str:
     return size if isinstance(size, int) else str(size)
 
@@ -169,3 +176,12 @@ Capacity: TypeAlias = Annotated[
     WithJsonSchema(_SCHEMA),
 ]
 """The type of a model's field that holds a size above zero."""
+
+WholeSize: TypeAlias = Annotated[
+    int,
+    PlainValidator(_parse_whole),
+    WithJsonSchema(
+        {"anyOf": [_SCHEMA["anyOf"][0], {"type": "string", "pattern": f"^{_NUMBER} ?({'|'.join(UNITS)})$"}]}
+    ),
+]
+"""The type of a model's field that holds a size above zero, which is a share of nothing."""

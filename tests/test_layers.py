@@ -38,6 +38,7 @@ FLOORS = [
         "tiers/nvme/volume",
         "tiers/nvme/format",
         "tiers/nvme/index",
+        "tiers/nvme/wear",
         "tiers/nvme/log",
         "tiers/nvme/store",
         "tiers/nvme",

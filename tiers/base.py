@@ -92,7 +92,7 @@ class TierStats:
     used_bytes: int
     capacity_bytes: int
     counters: Mapping[str, int] = field(default_factory=dict)
-    gauges: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, TierStats] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """Show how a directory uses its space. Of several, show each and the total.
 
     "read back" is what servers have loaded, or used in another tier, at least once since it was stored.
+    "written" is what was written to the drive since the directory was made. What that is a day is over about
+    a week in which servers used it.
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
@@ -53,14 +55,31 @@ def _print(found: Usage) -> None:
         ("read back", f"{format_size(found.useful_bytes)} ({share:.1f}%)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
         ("quarantined", f"{found.quarantined} chunks"),
+        ("written", f"{format_size(found.written_bytes)}, {_a_day(found)}"),
+        *((("endurance", _life(found)),) if found.endurance_bytes else ()),
     )
+
+
+def _a_day(found: Usage) -> str:
+    return (
+        f"{format_size(found.written_bytes_a_day)} a day, {found.drive_writes_a_day:.3g} drive writes a day"
+    )
+
+
+def _life(found: Usage) -> str:
+    rated = format_size(found.endurance_bytes)
+    if found.years_left is None:
+        return f"{rated}; nothing was written yet"
+    return f"{rated}; {found.years_left:.1f} years left at this rate"
 
 
 def _print_total(found: Collection[Usage]) -> None:
     allocated_bytes = sum(usage.allocated_bytes for usage in found)
     capacity_bytes = sum(usage.capacity_bytes for usage in found)
     live_bytes = sum(usage.live_bytes for usage in found)
+    written_bytes = sum(usage.written_bytes for usage in found)
     print_pairs(
         ("allocated", f"{format_size(allocated_bytes)} of {format_size(capacity_bytes)}"),
         ("chunks", f"{sum(usage.live_chunks for usage in found)}, {format_size(live_bytes)}"),
+        ("written", format_size(written_bytes)),
     )

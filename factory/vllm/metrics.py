@@ -53,6 +53,8 @@ COUNTERS = {
         "kvtier:carried_bytes",
         "Bytes rewritten to keep chunks that are still read when their segment is reclaimed.",
     ),
+    "not_admitted_chunks": ("kvtier:not_admitted_chunks", "Chunks not stored: offered for the first time."),
+    "over_budget_chunks": ("kvtier:over_budget_chunks", "Chunks not stored: the write budget was spent."),
     "breaker_openings": (
         "kvtier:breaker_openings",
         "How often the tier's breaker opened, after errors or slow answers.",
@@ -67,10 +69,6 @@ COUNTERS = {
     ),
     "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
     "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
-    "not_admitted_chunks": (
-        "kvtier:not_admitted",
-        "Chunks that the tier refused when it saw them first, as its admission says.",
-    ),
     "dropped_events": ("kvtier:dropped_events", "KV-cache events that the server did not take in time."),
 }
 # Reported as zero from the start, for every tier, like what the chain counts: an alert needs the series.
@@ -103,6 +101,10 @@ GAUGES = {
         "kvtier:breaker_state",
         "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",
     ),
+    "written_bytes": ("kvtier:written_bytes", "Bytes written to the drive since its directory was made."),
+    "written_bytes_a_day": ("kvtier:written_bytes_a_day", "The same a day, over about a week."),
+    "drive_writes_a_day": ("kvtier:drive_writes_a_day", "How often the capacity is written a day."),
+    "years_left": ("kvtier:years_left", "Years until the drive's endurance is written, at this rate."),
 }
 # Each drive's own, of a tier of several. Under names of their own: a sum over the tiers would count twice.
 DRIVE_COUNTERS = {

@@ -10,14 +10,23 @@ from engine_rig import EngineRig, config
 HOT = [b"hot-%02d" % number for number in range(8)]
 COLD_COUNT = 16  # in a round
 ROUNDS = 160  # more than two laps of the log
+CAPACITY = 8 * 1024 * 1024
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds_per_load", [1, 16], ids=["all the time", "four times a lap"])
+@pytest.mark.parametrize(
+    ("rounds_per_load", "drives"),
+    [(1, 1), (16, 1), (1, 2)],
+    ids=["all the time", "four times a lap", "on two drives"],
+)
 def test_a_chunk_that_is_read_from_its_slot_outlives_the_cold_ones_on_the_drive(
-    tmp_path: Path, rounds_per_load: int
+    tmp_path: Path, rounds_per_load: int, drives: int
 ) -> None:
-    document = config(tmp_path / "nvme", pinned_chunks=32 + COLD_COUNT * rounds_per_load, capacity="8MiB")
+    document = config(
+        tmp_path / "nvme", pinned_chunks=32 + COLD_COUNT * rounds_per_load, capacity=CAPACITY // drives
+    )
+    if drives > 1:
+        document["tiers"][2]["path"] = [str(tmp_path / f"nvme{number}") for number in range(drives)]
     first = EngineRig(document)
     first.store(HOT)
     first.engine.flush(10)

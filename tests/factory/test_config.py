@@ -280,6 +280,22 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         """tiers[2].admission: should be 'always' or 'second_touch', not "twice"; for example "always\"""",
     ),
     (
+        "budget of nothing",
+        with_(2, write_budget=0),
+        "tiers[2].write_budget: should be greater than 0, not 0; for example 1.0",
+    ),
+    (
+        "budget without end",
+        with_(2, write_budget=float("inf")),
+        "tiers[2].write_budget: should be a finite number, not Infinity; for example 1.0",
+    ),
+    (
+        "endurance as a share",
+        with_(2, endurance="80%"),
+        'tiers[2].endurance: should be bytes, not a percentage like "80%"; for example "1.2PB"',
+    ),
+    ("endurance of nothing", with_(2, endurance=0), f"tiers[2].endurance: 0 is zero; {HOW_TO_WRITE}"),
+    (
         "fill as word",
         with_(2, fill="no"),
         'tiers[2].fill: should be a valid boolean, not "no"; for example true',
@@ -409,11 +425,12 @@ def test_a_policy_of_another_package_is_made_by_its_class_behind_a_guard(
 
 
 def test_what_spares_the_drive_is_read() -> None:
-    fields = {"fill": False, "admission": "second_touch"}
+    fields = {"fill": False, "admission": "second_touch", "write_budget": 0.5, "endurance": "1.2PB"}
     config = parse_config(changed(with_(2, **fields)))
     nvme = config.tiers[2]
     assert isinstance(nvme, NvmeConfig)
-    assert (nvme.fill, nvme.admission) == (False, "second_touch")
+    assert (nvme.fill, nvme.admission, nvme.write_budget) == (False, "second_touch", 0.5)
+    assert nvme.endurance == 1_200_000_000_000_000
 
 
 def test_editors_may_name_the_schema() -> None:

@@ -66,7 +66,7 @@ def test_the_examples_are_good_documents(file: Path) -> None:
 def test_a_policy_of_another_package_is_open() -> None:
     document = copy.deepcopy(GOOD)
     document["tiers"][1] |= {"policy": "Mine", "policy_module_path": "my_package.policy"}
-    document["tiers"][2] |= {"admission": "second_touch"}
+    document["tiers"][2] |= {"endurance": "1.2PB", "write_budget": 1, "admission": "second_touch"}
     assert accepts(document)
 
 
@@ -123,6 +123,8 @@ def test_a_drive_without_a_capacity_is_refused(fields: dict[str, Any]) -> None:
         (2, {"reserve": "half"}),
         (2, {"fill": "no"}),
         (2, {"admission": "twice"}),
+        (2, {"write_budget": 0}),
+        (2, {"endurance": "80%"}),
         (2, {"mount": "relative"}),
         (2, {"path": []}),
         (2, {"path": ["/a", "relative"]}),

@@ -48,12 +48,16 @@ from .rendezvous import Ranking
 logger = logging.getLogger(__name__)
 
 ALL_WAIT_S = 30.0  # for one drive, once all others are through: longer than a drive that works ever takes
-# How the drives' gauges become the tier's.
-MEANS: Mapping[str, Callable[[Iterable[int]], int]] = {
+# How the drives' gauges become the tier's: of each, all that have it.
+MEANS: Mapping[str, Callable[[Iterable[float]], float]] = {
     "useful_bytes": sum,
     "durability_period_s": max,
     "direct_io": min,
     "breaker_state": max,
+    "written_bytes": sum,
+    "written_bytes_a_day": sum,
+    "drive_writes_a_day": max,
+    "years_left": min,
 }
 
 
@@ -168,7 +172,11 @@ class StripedTier:
         counters: Counter[str] = Counter()
         for stats in each:
             counters.update(stats.counters)
-        gauges = {name: mean(stats.gauges.get(name, 0) for stats in each) for name, mean in MEANS.items()}
+        gauges = {
+            name: mean(told)
+            for name, mean in MEANS.items()
+            if (told := [stats.gauges[name] for stats in each if name in stats.gauges])
+        }
         gauges["drives_out"] = sum(not self._is_in_use(number) for number in range(len(each)))
         return TierStats(
             chunks=sum(stats.chunks for stats in each),

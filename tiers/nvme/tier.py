@@ -45,6 +45,8 @@ from .store.opening import Store, close_store, invalidate, open_store
 from .upkeep import Upkeep
 from .uses import Uses
 from .view import View
+from .wear.meter import Meter
+from .wear.terms import NO_TERMS, Terms
 from .writing import Writing
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class NvmeTier:
         capacity_bytes: int,
         chunk_bytes: int,
         write_amplification: float,
+        terms: Terms,
     ) -> None:
         self._lanes, self._store, self._index = lanes, store, store.index
         self._capacity_bytes, self._chunk_bytes = capacity_bytes, chunk_bytes
@@ -82,21 +85,19 @@ class NvmeTier:
         self._events.on_failed(self._failures.add)
         self._view = View(self._index, identity)
         self._allowance = Allowance(write_amplification, capacity_bytes)
-        writing = Writing.to(store, lanes, self._events, self._allowance)
+        self._meter = Meter(store.index, capacity_bytes, terms)
+        writing = Writing.to(store, lanes, self._events, self._allowance, self._meter.budget)
         self._log, self._durability, self._ahead, self._appender, self._carrier = writing
         self._uses = Uses(lanes, self._index, self._view)
         self._reads = Reads(lanes, self._index)
-        self._upkeep = Upkeep(
-            lanes, store, writing, self._count_uses, self._events, self._failures, self._presence
-        )
-        self._loader = Loader(
-            lanes, store, self._view, self._log.room, self._reads, self._failures, self._presence
-        )
-        self._keeper = Keeper(lanes, store, self._failures)
+        failures, presence = self._failures, self._presence
+        self._upkeep = Upkeep(lanes, store, writing, self._count_uses, self._events, failures, presence)
+        self._loader = Loader(lanes, store, self._view, self._log.room, self._reads, failures, presence)
+        self._keeper = Keeper(lanes, store, failures)
         # Mutable state, changed on the loop only.
         self._counters = dict.fromkeys(("stored_chunks", "stored_bytes", "dropped_chunks"), 0)
         self._calls = 0  # stores, loads and the like under way
-        self._idle = asyncio.Event()
+        self._idle = asyncio.Event()  # set while there are none
         self._idle.set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -112,6 +113,7 @@ class NvmeTier:
         identity: Identity,
         chunk_bytes: int,
         write_amplification: float = WRITE_AMPLIFICATION,
+        terms: Terms = NO_TERMS,
         files: Files | None = None,
         memory: Path = SHARED_MEMORY,
     ) -> NvmeTier:
@@ -132,6 +134,7 @@ class NvmeTier:
             reserve_bytes=reserve_bytes,
             identity=identity,
             chunk_bytes=chunk_bytes,
+            endurance_bytes=terms.endurance_bytes,
             place=memory,
         )
         try:
@@ -146,6 +149,7 @@ class NvmeTier:
             capacity_bytes=capacity_bytes,
             chunk_bytes=chunk_bytes,
             write_amplification=write_amplification,
+            terms=terms,
         )
 
     def lookup(self, keys: Sequence[ChunkKey]) -> Sequence[bool]:
@@ -245,6 +249,7 @@ class NvmeTier:
             "evicted_chunks": self._carrier.evicted_chunks,
             "carried_chunks": self._carrier.carried_chunks,
             "carried_bytes": self._carrier.carried_bytes,
+            "over_budget_chunks": self._meter.over_budget_chunks,
         }
         for part in (self._durability, self._ahead, self._appender, self._upkeep):
             counters["io_errors"] += part.io_errors
@@ -253,9 +258,9 @@ class NvmeTier:
             "useful_bytes": now.useful_bytes,
             "durability_period_s": round(self._durability.period_s),
             "direct_io": int(self._store.directory.files.direct),
+            **self._meter.gauges(),
         }
-        used_bytes = self._upkeep.used_bytes
-        return TierStats(now.chunks, used_bytes, self._capacity_bytes, counters, gauges)
+        return TierStats(now.chunks, self._upkeep.used_bytes, self._capacity_bytes, counters, gauges)
 
     @property
     def moved_bytes(self) -> int:
@@ -310,20 +315,22 @@ class NvmeTier:
             return {}
         assert max(map(len, new.values())) <= self._chunk_bytes, "the tier was made for smaller chunks"
         target = Target(self._view.digest, scope, self._view.checksum)
-        failed = await self._appender.append(target, list(new.items()), _first)
-        size_bytes = sum(len(buffer) for key, buffer in new.items() if key not in failed)
-        self._counters["stored_chunks"] += len(new) - len(failed)
+        with self._meter.spending(new) as chunks:
+            failed = await self._appender.append(target, chunks, _first)
+        size_bytes = sum(len(buffer) for key, buffer in chunks if key not in failed)
+        self._counters["stored_chunks"] += len(chunks) - len(failed)
         self._counters["stored_bytes"] += size_bytes
         self._allowance.stored(size_bytes)
         if not {Failure.NO_SPACE, Failure.INDEX_FULL}.isdisjoint(failed.values()):
             self._upkeep.room_changed()
         if Failure.GONE in failed.values():
             await self._lanes.upkeep(self._presence.look)
-        return failed
+        return failed | dict.fromkeys([*new][len(chunks) :], Failure.NO_SPACE)
 
     async def _count_uses(self) -> None:
         await self._reads.count()
         await self._uses.count()
+        await self._lanes.upkeep(self._meter.note)
 
     # Calls and their end.
 
@@ -359,6 +366,7 @@ class NvmeTier:
 
     async def _stop_reading(self) -> None:
         self._last_record = self._view.record()
+        self._meter.close()
         self._loader.close()
 
     async def _leave_store(self) -> None:

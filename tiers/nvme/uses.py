@@ -21,7 +21,7 @@ from .io.lanes import Lanes
 from .reads import COUNT_STEP_MAX
 from .view import View
 
-PARTS_OF_A_LAP = 16  # of the log: uses are told apart no finer; half a lap decides
+PARTS_OF_A_LAP = 16  # of the log: uses are told apart no finer; five eighths of a lap decide
 USES_MAX = 65536  # keys remembered until they are counted; further ones within a period are not
 
 

@@ -13,6 +13,7 @@ from .log.lifecycle import Log
 from .log.reclaim import Allowance, Carrier
 from .log.tail import Tail
 from .store.opening import Store
+from .wear.budget import WriteBudget
 
 
 class Writing(NamedTuple):
@@ -25,7 +26,7 @@ class Writing(NamedTuple):
     carrier: Carrier
 
     @staticmethod
-    def to(store: Store, lanes: Lanes, events: Events, allowance: Allowance) -> Writing:
+    def to(store: Store, lanes: Lanes, events: Events, allowance: Allowance, budget: WriteBudget) -> Writing:
         segments, index = store.directory.segments, store.index
         log = Log(segments, index, events)
         durability = Durability(lanes, log, events)
@@ -44,6 +45,7 @@ class Writing(NamedTuple):
             ahead,
             durability,
             allowance,
+            budget,
             beside=beside,
             apart=apart,
         )

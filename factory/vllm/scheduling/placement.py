@@ -24,6 +24,7 @@ from .progress import Ends, Progress
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
 
+_NOTHING = Found(Presence.MISS)
 _NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
 
 
@@ -110,7 +111,7 @@ class ServerPlacement:
             return presence
         # It failed or came too late. Remember that, or this request would ask for it again and again.
         self._chain.release([found.slot])
-        holds[key] = _NOT_FOR_THIS_REQUEST
+        holds[key] = _NOTHING
         if presence is Presence.LATE:
             self._chain.count("late_loads", found.source, 1)
         return presence
@@ -127,7 +128,7 @@ class ServerPlacement:
 
     def source(self, load: str, key: ChunkKey) -> str:
         """Name the tier that supplied a chunk of a load under way; empty where it is not one."""
-        return self._loading.get(load, {}).get(key, _NOT_FOR_THIS_REQUEST).source
+        return self._loading.get(load, {}).get(key, _NOTHING).source
 
     def prepare_load(self, request: str, keys: Collection[ChunkKey], *, load: str = "") -> list[int]:
         """Turn what the request holds into a load; release what it held beyond `keys`.

@@ -58,6 +58,6 @@ def _hits(hits: dict[str, int], chunk_tokens: float) -> str:
 
 def _open_breakers(now: ChainStats) -> Iterator[str]:
     for tier, stats in now.tiers.items():
-        state = _BREAKER.get(stats.gauges.get("breaker_state", 0))
+        state = _BREAKER.get(int(stats.gauges.get("breaker_state", 0)))
         if state is not None:
             yield f"the breaker of {tier} is {state}"

@@ -71,7 +71,7 @@ async def fill(tier: LogWithoutBytes, count: int, read_at: int) -> int:
     return count
 
 
-async def test_a_chunk_that_was_read_within_half_a_lap_is_carried_once() -> None:
+async def test_a_chunk_that_was_read_lately_is_carried_once() -> None:
     lap = await fill(log(write_amplification=2.0), 2 * CAPACITY_BYTES // CHUNK_BYTES, read_at=0)
     assert lap < CAPACITY_BYTES // CHUNK_BYTES, "the reading was long ago"
     tier = log(write_amplification=2.0)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from kvtier.factory.cli.app import app
 from kvtier.tiers.nvme.io.blocks import BLOCK_BYTES
 from kvtier.tiers.nvme.io.files import allocated_bytes
+from kvtier.tiers.nvme.wear.terms import Terms
 
 
 def test_du_tells_what_was_ever_of_use(path: Path) -> None:
@@ -35,9 +36,29 @@ def test_du_of_several_drives_shows_each_and_the_total(path: Path) -> None:
     whole = output.splitlines()
     headings = [str(path), str(other), "total"]
     assert [line for line in whole if line in headings] == headings
-    assert whole[-1].startswith(f"chunks     {CHUNKS + 7}, ")
+    assert whole[-2].startswith(f"chunks     {CHUNKS + 7}, ")
+    assert whole[-1].startswith("written    ")
     found = run_json("du", str(path), str(other))
     assert [found[str(one)]["live_chunks"] for one in (path, other)] == [CHUNKS, 7]
+
+
+def test_du_tells_how_much_is_written_and_how_long_the_drive_lasts(path: Path) -> None:
+    found = run_json("du", str(path))
+    assert found["written_bytes"] >= CHUNKS * CHUNK_BYTES
+    assert found["written_bytes_a_day"] == found["written_bytes"], "in its first day"
+    assert (found["endurance_bytes"], found["years_left"]) == (0, None), "nobody has said"
+    assert "endurance" not in run("du", str(path))[1]
+    with_tier(path, lambda tier: stored(tier, keys_of(100, 60)), terms=Terms(endurance_bytes=10**9))
+    found = run_json("du", str(path))
+    assert found["written_bytes"] >= (CHUNKS + 60) * CHUNK_BYTES
+    assert found["drive_writes_a_day"] == pytest.approx(
+        found["written_bytes"] / found["capacity_bytes"], 1e-3
+    )
+    years = (10**9 - found["written_bytes"]) / found["written_bytes"] / 365.25
+    assert found["years_left"] == pytest.approx(years, abs=0.01)
+    _, text = run("du", str(path))
+    assert re.search(r"^written +1\.\dMiB, 1\.\dMiB a day, 0\.\d+ drive writes a day$", text, re.MULTILINE)
+    assert re.search(r"^endurance +953\.7MiB; 1\.\d years left at this rate$", text, re.MULTILINE)
 
 
 @pytest.mark.root

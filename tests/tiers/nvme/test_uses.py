@@ -63,7 +63,7 @@ async def test_a_chunk_in_use_all_the_time_is_written_down_once(tier: NvmeTier) 
     assert [one.hits for one in extents(tier, keys)] == [1] * 4
 
 
-async def test_a_reclaim_carries_what_was_used_elsewhere_within_half_a_lap(tmp_path: Path) -> None:
+async def test_a_reclaim_carries_what_was_used_elsewhere_lately(tmp_path: Path) -> None:
     tier = await opened(tmp_path / "small", capacity_bytes=8 * MIB)
     always, late, early, never = keys_of(0, 4)
     await stored(tier, [always, late, early, never])

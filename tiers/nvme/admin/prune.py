@@ -33,6 +33,7 @@ from ..roomkeeper import RoomKeeper
 from ..store.frame import READ_S
 from ..store.namespaces import NamespaceFile
 from ..store.opening import Store
+from ..wear.budget import NoBudget
 from ..writing import Writing
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ async def remove(store: Store, chosen: Chosen, progress: Callable[[int], None]) 
         TierError: the store cannot be used.
     """
     index, lanes, events = store.index, Lanes(), Events()
-    writing = Writing.to(store, lanes, events, Allowance(1, 0))
+    writing = Writing.to(store, lanes, events, Allowance(1, 0), NoBudget())
     keeper = RoomKeeper(lanes, index, writing, _count_nothing, lambda: ONE_AT_NEED)
     keeping = Periodic(partial(_kept, keeper), lambda: KEEP_PERIOD_S)
     events.on_rolled(keeper.changed)

@@ -10,6 +10,7 @@ from ..index.records import SegmentState
 from ..index.transaction import Transaction
 from ..io.files import allocated_bytes
 from ..store.opening import Store
+from ..wear.record import Wear
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class Usage:
         useful_bytes: of those chunks that were ever read back, or used in another tier.
         segments: how many there are in each state.
         quarantined: how many chunks there is evidence of that failed their checksum.
+        written_bytes: written to the drive since the store was made; the next two over about a week in use.
+        endurance_bytes: what the drive is rated for, as that server has set it; 0 where it has not.
+        years_left: until that much is written, at this rate; None where it cannot be said.
     """
 
     allocated_bytes: int
@@ -34,6 +38,11 @@ class Usage:
     useful_bytes: int
     segments: dict[str, int]
     quarantined: int
+    written_bytes: int
+    written_bytes_a_day: int
+    drive_writes_a_day: float
+    endurance_bytes: int
+    years_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +85,21 @@ def usage(store: Store) -> Usage:
         sums = _by_scope(txn)
         in_force = [sums.get(namespace.scope, _Sums()) for namespace in txn.namespaces().values()]
         states = [segment.state for segment in txn.segments().values()]
-        capacity_bytes = txn.number("capacity_bytes")
+        wear = Wear.of(txn)
     return Usage(
         allocated_bytes=allocated_bytes(root),
         parts={path.name: _size(path) for path in sorted(root.iterdir())},
-        capacity_bytes=capacity_bytes,
+        capacity_bytes=wear.capacity_bytes,
         live_chunks=sum(one.chunks for one in in_force),
         live_bytes=sum(one.chunk_bytes for one in in_force),
         useful_bytes=sum(one.useful_bytes for one in in_force),
         segments={state.name.lower(): states.count(state) for state in SegmentState},
         quarantined=len(list(store.directory.quarantine_path.glob("*.chunk"))),
+        written_bytes=wear.written_bytes,
+        written_bytes_a_day=round(wear.bytes_a_day),
+        drive_writes_a_day=round(wear.drive_writes_a_day, 6),
+        endurance_bytes=wear.endurance_bytes,
+        years_left=None if wear.years_left is None else round(wear.years_left, 3),
     )
 
 

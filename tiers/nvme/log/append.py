@@ -20,9 +20,11 @@ from ..index.ledger import Ledger
 from ..index.order import Since, is_outdated, next_order, note
 from ..index.records import Extent
 from ..index.transaction import Transaction
+from ..io.blocks import BLOCK_BYTES
 from ..io.clock import now_s
 from ..io.lanes import Lanes
 from ..io.refusal import failure_of
+from ..wear.record import add_written
 from .ahead import Ahead
 from .batch import PlacedBatch
 from .chunks import Removals, Target
@@ -240,6 +242,7 @@ class Appender:
             return None
         if index_is_tight(txn):
             raise IndexFull("nvme", "the index may not grow further")
+        add_written(txn, sum(batch.blocks_count for batch in batches) * BLOCK_BYTES)
         ledger = Ledger(txn)
         if not ledger.in_force(target.scope):
             return _written_keys(batches)

@@ -77,7 +77,11 @@ class PlacedBatch:
 
     @property
     def end_block(self) -> int:
-        return self.placement.block + self.placement.table_blocks + self.placement.data_blocks
+        return self.placement.block + self.blocks_count
+
+    @property
+    def blocks_count(self) -> int:
+        return self.placement.table_blocks + self.placement.data_blocks
 
     @property
     def written_keys(self) -> list[ChunkKey]:

@@ -24,6 +24,7 @@ AHEAD_SHARE = 8  # of the cap at most: what is kept ready is not used
 AHEAD_SEGMENTS_MAX = 16  # each is a file that is open
 SEGMENTS_FOR_AHEAD = 4  # in a store of fewer, a segment kept ready would be too much of it
 SEGMENTS_FOR_CARRYING = 16  # likewise one for carried chunks alone, and one ready for them
+RECENT_SHARE = 5 / 8  # of a lap: docs/decisions.md has what less and more are worth
 CROWD_SHARE = 4  # others that append to so much of the store leave no room to keep anything ready
 
 
@@ -106,13 +107,13 @@ class Plan(NamedTuple):
 
 
 def recent_since(opened: int, segments: int) -> int:
-    """How many segments had been opened when what was used lately was: half a lap of the log ago.
+    """How many segments had been opened when what was used lately was: most of a lap of the log ago.
 
     Args:
         opened: segments that have been opened so far.
         segments: how many the cap holds.
     """
-    return max(1, opened - segments // 2)
+    return max(1, opened - int(segments * RECENT_SHARE))
 
 
 ONE_AT_NEED = Plan(SEGMENTS_MIN, 0, 0)  # of who appends little, and soon ends

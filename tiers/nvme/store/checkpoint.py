@@ -37,6 +37,7 @@ from ..io.clock import now_s
 from ..io.files import write_whole
 from ..log.room import Room
 from ..log.segments import sync_open
+from ..wear.record import add_written
 from .directory import CHECKPOINT_BYTE, StoreDirectory
 from .frame import PASSING
 
@@ -165,6 +166,7 @@ def _written(directory: StoreDirectory, index: Index) -> Footer | None:
 def _note(txn: Transaction) -> None:
     txn.set_number(MADE_S, now_s())
     txn.set_number(MADE_OPENED, txn.number("opened"))
+    add_written(txn, txn.tree_bytes())  # of the copy, and nearly all of it
 
 
 def _fits(index: Index, share_bytes: int) -> bool:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_CHUNKS = 1_000_000  # stored since the last one: what a start then has to read, in seconds
 CHECKPOINT_PERIOD_S = 300.0  # at least between two, where less than that was stored
+CHECKPOINT_PERIOD_MAX_S = 86_400.0  # also where nothing was stored: only the index says that time has passed
 CHECKPOINT_RATE = 4 * 1024 * 1024  # bytes a second over time, at most: a small part of what a drive writes
 LOOK_PERIOD_S = 60.0  # what killed readers hold back is as much as is changed in that time
 REMOVALS_PERIOD_S = 60.0  # from one look at all removals to the next
@@ -106,6 +107,5 @@ class Chores:
         if made_s != self._made_s:
             self._made_s, self._seen_s = made_s, time.monotonic()
         age_s = time.monotonic() - self._seen_s  # a clock that was ahead when it was made is none of its age
-        return chunks >= CHECKPOINT_CHUNKS or (
-            segments > 0 and age_s >= max(CHECKPOINT_PERIOD_S, size_bytes / CHECKPOINT_RATE)
-        )
+        is_old = age_s >= max(CHECKPOINT_PERIOD_S, size_bytes / CHECKPOINT_RATE)
+        return chunks >= CHECKPOINT_CHUNKS or (is_old and (segments > 0 or age_s >= CHECKPOINT_PERIOD_MAX_S))

@@ -34,6 +34,7 @@ from ..index.transaction import Transaction
 from ..log.budget import SEGMENT_SLACK_BYTES
 from ..log.room import KEPT_BYTES
 from ..log.segments import Segments
+from ..wear.record import add_written
 from .directory import StoreDirectory
 
 logger = logging.getLogger(__name__)
@@ -274,6 +275,10 @@ def _put_frame(
     scopes = [one.scope for one in found.values()] + [record.scope for record in records]
     _raise(txn, "scope", scopes)
     _raise(txn, "segment", [*directory.segments.taken_numbers()])
+    # What was written since; wrong by what lies in segments that were open then, or are now.
+    filled = [one.opened for one in found.values() if not one.is_empty]
+    newer = max(0, max(filled, default=0) - txn.number("opened"))
+    add_written(txn, newer * directory.facts.segment_bytes)
     _raise(txn, "opened", [one.opened for one in found.values()])
     for one in found.values():
         order.note(txn, one.order, removal=False)

@@ -24,6 +24,7 @@ from ..io.blocks import BLOCK_BYTES, aligned, blocks_of
 from ..io.files import Files
 from ..log.budget import Budget, Facts, cap_holding, facts_for
 from ..log.room import UNIT_BYTES
+from ..wear.record import ENDURANCE
 from .catchup import CatchUp
 from .directory import LOCK, QUARANTINE_BYTE, StoreDirectory, StoreGone, mapped_os_errors
 from .facts import FACTS
@@ -63,6 +64,7 @@ def open_store(
     reserve_bytes: int,
     identity: Identity,
     chunk_bytes: int,
+    endurance_bytes: int = 0,
     place: Path = SHARED_MEMORY,
 ) -> Store:
     """Open or create the store and the identity's namespace in it; others wait meanwhile.
@@ -74,9 +76,8 @@ def open_store(
         TierUnavailable: the store cannot be used; the message says why.
         IdentityMismatch: the namespace on the drive names other fields.
     """
-    opened = partial(
-        _opened, files, root, Budget(capacity_bytes, reserve_bytes, 0, chunk_bytes), identity, place
-    )
+    wanted = Budget(capacity_bytes, reserve_bytes, 0, chunk_bytes)
+    opened = partial(_opened, files, root, wanted, endurance_bytes, identity, place)
     try:
         return opened()
     except IndexDamaged as error:
@@ -88,7 +89,9 @@ def open_store(
         raise TierUnavailable("nvme", message) from error
 
 
-def _opened(files: Files, root: Path, wanted: Budget, identity: Identity, place: Path) -> Store:
+def _opened(
+    files: Files, root: Path, wanted: Budget, endurance_bytes: int, identity: Identity, place: Path
+) -> Store:
     """`wanted` has no size of segments yet: that is the store's."""
     capacity_bytes, chunk_bytes = wanted.capacity_bytes, wanted.chunk_bytes
     there = StoreDirectory.look(root)
@@ -115,7 +118,7 @@ def _opened(files: Files, root: Path, wanted: Budget, identity: Identity, place:
                 partial(open_namespace, directory, store.index, identity),
             )
             budget = wanted._replace(segment_bytes=directory.facts.segment_bytes, unit_bytes=unit_bytes)
-            _set_cap(directory, store.index, budget)
+            _set_cap(directory, store.index, budget, endurance_bytes)
             remove_orphans(directory, store.index)
             if directory.alone:
                 _begin_catch_up(store)
@@ -306,13 +309,14 @@ def refuse_large(facts: Facts, chunk_bytes: int) -> None:
         )
 
 
-def _set_cap(directory: StoreDirectory, index: Index, budget: Budget) -> None:
-    """Set the cap for all who use the store."""
+def _set_cap(directory: StoreDirectory, index: Index, budget: Budget, endurance_bytes: int) -> None:
+    """Set the cap for all who use the store, and what the drive is rated for."""
     wanted = {
         "capacity_bytes": budget.capacity_bytes,
         "reserve_bytes": budget.reserve_bytes,
         "chunk_bytes": budget.chunk_bytes,
         UNIT_BYTES: budget.unit_bytes,
+        ENDURANCE: endurance_bytes,
     }
     with index.read() as txn:
         is_set = all(txn.number(name) == value for name, value in wanted.items())

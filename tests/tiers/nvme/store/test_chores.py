@@ -11,7 +11,7 @@ from pathlib import Path
 import damage
 import pytest
 from loop_rig import drive, needs, run
-from nvme_rig import KIB, MIB, filled, keys_of, opened, right, stored
+from nvme_rig import KIB, MIB, at_rest, filled, keys_of, opened, right, stored
 
 from kvtier.tiers.base import RemoveReason
 from kvtier.tiers.nvme.index.environment import Index
@@ -70,6 +70,30 @@ async def test_a_clock_that_was_wrong_puts_no_checkpoint_off(
     monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * chores.CHECKPOINT_PERIOD_S)
     work.round()
     assert (path / "checkpoint").stat().st_ino != made
+    await tier.close()
+
+
+async def test_a_store_in_which_nothing_is_stored_gets_a_checkpoint_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how long the store was in use, which the life of the drive is reckoned by."""
+    path = tmp_path / "store"
+    tier = await opened(path, capacity_bytes=16 * MIB)
+    await tier._keeper.stop()
+    await at_rest(tier)  # no segment is opened any more
+    work, opened_s = tier._keeper._chores, time.monotonic()
+    write_checkpoint(tier._store.directory, tier._index)
+    work.round()  # and has seen it
+    made = (path / "checkpoint").stat().st_ino
+
+    def round_after(seconds: float) -> int:
+        with monkeypatch.context() as patched:  # for as long as the loop does not look
+            patched.setattr(time, "monotonic", lambda: opened_s + seconds)
+            work.round()
+        return (path / "checkpoint").stat().st_ino
+
+    assert round_after(chores.CHECKPOINT_PERIOD_MAX_S / 2) == made
+    assert round_after(2 * chores.CHECKPOINT_PERIOD_MAX_S) != made
     await tier.close()
 
 

@@ -1,0 +1,1 @@
+"""What a store has written to its drive, and what it may still write."""
