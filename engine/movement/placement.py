@@ -98,7 +98,7 @@ def plan_store(
 
     Args:
         held: keys of the store that have a slot, each of which is pinned.
-        new: the others, by position.
+        new: the others.
     """
     if prompt.is_spared:
         possible = table.room(prompt.id, len(new))
@@ -109,7 +109,7 @@ def plan_store(
     own = {*held, *table.line(prompt.id)} if prompt.is_spared else set(held)
     if len(own) + len(new) <= table.slots_count:
         return Refuse()
-    return Cut(prompt.positions[new[possible]])
+    return Cut(sorted(prompt.positions[key] for key in new)[possible])
 
 
 class Placement:
@@ -225,7 +225,7 @@ class Placement:
         slots = list(held.values())
         self.table.pin(slots)  # what the store names makes no room for the rest
         try:
-            plan = plan_store(self.table, prompt, list(held), sorted(new, key=prompt.positions.__getitem__))
+            plan = plan_store(self.table, prompt, list(held), new)
             if isinstance(plan, Refuse):
                 prompt.refused_chunks = len(new)
                 return Reservation([], [], [], [], [], refused=True)

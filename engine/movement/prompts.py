@@ -51,7 +51,10 @@ class Prompt:
         """
         if told is not None:
             self.positions.update(zip(keys, told, strict=True))
-        return [self._position(key) for key in keys]
+        try:
+            return list(map(self.positions.__getitem__, keys))  # as at every mention but the first
+        except KeyError:
+            return [self._position(key) for key in keys]
 
     def _position(self, key: ChunkKey) -> int:
         position = self.positions.get(key)

@@ -110,7 +110,7 @@ class Transfers:
 
     def request_owed(self, run: Run) -> bool:
         """Request a run if some tier below is owed something; returns as `request`."""
-        return self._cascades.may_move and self.request(run)
+        return run > self._requested and self._cascades.may_move and self.request(run)
 
     def request_queued(self) -> bool:
         """Request a run at once if something is queued; returns as `request`."""

@@ -13,8 +13,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-
 from ...engine.movement.placement import Found, Presence
 from ...engine.movement.prompts import GroupOf, Prompt, one_group
 from ...engine.server import ServerChain
@@ -88,8 +86,8 @@ class ServerPlacement:
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._orphaned: list[Slot] = []
         self._stores_submitted = 0
-        self._stores_issued = np.zeros(chain.slots_count, np.uint32)
-        self._loads_issued = np.zeros(chain.slots_count, np.uint32)
+        self._stores_issued = [0] * chain.slots_count  # no array of numpy's: a few change at a time
+        self._loads_issued = [0] * chain.slots_count
 
     @property
     def orphaned_count(self) -> int:
@@ -159,7 +157,8 @@ class ServerPlacement:
         self._chain.touch(prompt, list(keys))
         self._chain.count_loaded(len(taken))
         indexes = [slot.index for slot in _slots(taken.values())]
-        np.add.at(self._loads_issued, indexes, 1)
+        for index in indexes:
+            self._loads_issued[index] += 1
         return indexes
 
     def complete_load(self, load: str, keys: Collection[ChunkKey]) -> None:
@@ -184,16 +183,18 @@ class ServerPlacement:
         reserved = self._chain.reserve(prompt, keys)
         if reserved.refused:
             return None
-        self._chain.touch(prompt, keys)
-        self._chain.count("dropped_chunks", "pinned", len(reserved.left))
+        if reserved.held:
+            # What has a slot already was used by this request, be it from the device's own cache.
+            self._chain.touch(prompt, reserved.held)
+            self._chain.used(dict.fromkeys(reserved.held, "pinned"))
+        if reserved.left:
+            self._chain.count("dropped_chunks", "pinned", len(reserved.left))
         for slot in reserved.slots:
             self._stores_submitted += 1
             self._storing[slot.key] = (self._stores_submitted, slot)
-        # What has a slot already was used by this request, be it from the device's own cache.
-        new = {slot.key for slot in reserved.slots}.union(reserved.left, reserved.busy)
-        self._chain.used(dict.fromkeys((key for key in keys if key not in new), "pinned"))
         indexes = [slot.index for slot in reserved.slots]
-        self._stores_issued[indexes] += 1
+        for index in indexes:
+            self._stores_issued[index] += 1
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
 
     def complete_store(self, keys: Collection[ChunkKey], success: bool) -> None:
@@ -204,9 +205,11 @@ class ServerPlacement:
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
         failed = self._marks.stores_failed([slot.index for slot in slots])
         bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
-        self._cut(bad)
-        self._chain.abandon(bad)
-        self._chain.commit_in_step([slot for slot in slots if slot not in bad])
+        if bad:
+            self._cut(bad)
+            self._chain.abandon(bad)
+            slots = [slot for slot in slots if slot not in bad]
+        self._chain.commit_in_step(slots)
 
     def complete_ended_stores(self) -> None:
         """Complete the stores that the workers have finished, where the server reports that late or early."""
@@ -278,8 +281,6 @@ class ServerPlacement:
         return prompt
 
     def _cut(self, failed: Sequence[Slot]) -> None:
-        if not failed:
-            return
         prompts = {prompt.id: prompt for prompt in self._prompts.values()}
         for slot in failed:
             prompt = prompts.get(slot.prompt)
@@ -298,11 +299,13 @@ class ServerPlacement:
         return found
 
     def _is_quiet(self, index: int) -> bool:
-        issued = int(self._stores_issued[index]), int(self._loads_issued[index])
-        return self._marks.transfers_done(index, stores=issued[0], loads=issued[1])
+        stores, loads = self._stores_issued[index], self._loads_issued[index]
+        return self._marks.transfers_done(index, stores=stores, loads=loads)
 
     def _let_go(self, holds: Iterable[Found]) -> None:
-        self._chain.release(_slots(holds))
+        slots = _slots(holds)
+        if slots:
+            self._chain.release(slots)
 
 
 def _slots(found: Iterable[Found]) -> list[Slot]:
