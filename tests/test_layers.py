@@ -47,6 +47,7 @@ FLOORS = [
         "engine/movement",
         "engine/executor.py",
         "engine/loop.py",
+        "engine/waiting.py",
         "engine/bounded.py",
         "engine/events.py",
         "engine/job.py",
@@ -85,6 +86,7 @@ FLOORS = [
     [
         "engine/executor.py",
         "engine/loop.py",
+        "engine/waiting.py",
         "engine/movement/prompts.py",
         "engine/movement/placement.py",
         "engine/movement/transfers.py",
