@@ -75,12 +75,12 @@ class ReusePolicy:
         for key, position in zip(keys, positions, strict=True):
             line = once_line_of.get(key)
             if line is once:
-                self._once.move(once, key, position)
+                once.place(key, position)
             elif line is not None:
                 del once_line_of[key], line.chunks[key]
                 used[key] = position
             elif (line := again_line_of.get(key)) is again:
-                self._again.move(again, key, position)
+                again.place(key, position)
             elif line is not None:
                 del again_line_of[key], line.chunks[key]
                 used[key] = position
