@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ...tiers.base import ChunkKey, Failure, Outcome
@@ -262,19 +263,27 @@ class Cascades:
         for key in left_out:
             self.losses.failed(key, tier, Failure.DROPPED)
         if tier == self._first:
-            dirty = self._dirty
-            self._exposed.update((slot.key, slot) for slot in slots if slot.key not in dirty)
+            exposed = {slot.key: slot for slot in slots if slot.key not in self._dirty}
+            if self._exposed or not self._keep(exposed):
+                self._exposed.update(exposed)
 
     def _protect(self) -> None:
         """Keep slots for the first tier, oldest first, as many as may be; none where it fails."""
-        if self._first is None or self._queues[self._first].is_failing:
-            return
         count = min(len(self._exposed), self.dirty_max - len(self._dirty))
-        if count <= 0:
+        if count <= 0 or self._first is None or self._queues[self._first].is_failing:
             return
-        oldest = [self._exposed.popitem(last=False) for _ in range(count)]
-        self._table.pin(slot for _, slot in oldest)
-        self._dirty.update(oldest)
+        self._keep(dict(islice(self._exposed.items(), count)))
+        for _ in range(count):
+            self._exposed.popitem(last=False)
+
+    def _keep(self, slots: Mapping[ChunkKey, Slot]) -> bool:
+        """Keep all of these slots for the first tier, if there is room for them and it does not fail."""
+        assert self._first is not None, "slots are kept for a tier"
+        if len(slots) > self.dirty_max - len(self._dirty) or self._queues[self._first].is_failing:
+            return False
+        self._table.pin(slots.values())
+        self._dirty.update(slots)
+        return True
 
     def _expose(self) -> None:
         """Keep no slot for the first tier but those on their way."""

@@ -17,7 +17,7 @@ from ...engine.movement.placement import Found, Presence
 from ...engine.movement.prompts import GroupOf, Prompt, one_group
 from ...engine.server import ServerChain
 from ...tiers.base import ChunkKey
-from ...tiers.pinned.slots import Slot
+from ...tiers.pinned.slots import Slot, SlotState
 
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
@@ -147,7 +147,7 @@ class ServerPlacement:
         for key in keys:
             found = holds.pop(key)
             assert found.slot is not None, "the server loads only what lookup called a hit"
-            assert self._chain.state_of(found.slot) is Presence.READY, "a hit is readable"
+            assert found.slot.state is SlotState.READY, "a hit is readable"
             taken[key] = found
         for source, chunks in Counter(found.source for found in taken.values()).items():
             self._chain.count("hits", source, chunks)
