@@ -52,6 +52,7 @@ class Found(NamedTuple):
 
 
 _FULL = Found(Presence.FULL)
+_MISS = Found(Presence.MISS)
 
 
 class Reservation(NamedTuple):
@@ -173,11 +174,11 @@ class Placement:
         """Pin the chunk's slot, if it has one that is worth waiting for."""
         slot = self.table.get(key)
         if slot is None:
-            return Found(Presence.MISS)
-        presence = self.presence(slot)
+            return _MISS
+        presence = Presence.READY if slot.state is SlotState.READY else self.presence(slot)
         if presence is Presence.LATE:
             return Found(Presence.LATE, None, self.supplier(slot))
-        self.table.pin([slot])
+        self.table.pin((slot,))
         return Found(presence, slot, self.name)
 
     def presence(self, slot: Slot, deadlines: Deadlines | None = None) -> Presence:

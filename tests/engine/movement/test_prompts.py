@@ -13,6 +13,11 @@ def test_chunks_are_counted_as_they_are_first_named() -> None:
     assert prompt.place([b"d", b"a"]) == [3, 0]
 
 
+def test_a_chunk_that_is_named_twice_has_one_place() -> None:
+    prompt = Prompt(0)
+    assert prompt.place([b"a", b"b", b"a", b"c"]) == [0, 1, 0, 2]
+
+
 def test_groups_of_layers_are_counted_side_by_side() -> None:
     prompt = Prompt(0, lambda key: key[-1:])
     assert prompt.place([b"a0", b"b0", b"a1", b"b1", b"c0"]) == [0, 1, 0, 1, 2]
