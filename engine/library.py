@@ -342,11 +342,13 @@ class LibraryChain(Chain):
         return late
 
     async def _until(self, is_so: Callable[[], bool], limit_s: float) -> bool:
-        """Wait until `is_so()`, at most for `limit_s`; returns whether it is."""
+        """Wait until `is_so()`, asked under the lock, at most for `limit_s`; returns whether it is."""
+        with self._lock:
+            if is_so():
+                return True
         try:
             async with asyncio.timeout(max(0.0, limit_s)):
-                while not is_so():
-                    await self.mover.progress()
+                await self.mover.until(is_so)
         except TimeoutError:
             return False
         return True
@@ -375,15 +377,13 @@ class LibraryChain(Chain):
         return [self._pinned.buffer(slot) for slot in slots]
 
     def _has_places(self, count: int) -> bool:
-        """Whether so many more chunks may wait in slots for the first tier below."""
-        with self._lock:
-            cascades = self._placement.cascades
-            places = cascades.dirty_max - cascades.dirty_count - self._storing_chunks
+        """Whether so many more chunks may wait in slots for the first tier below. Call it under the lock."""
+        cascades = self._placement.cascades
+        places = cascades.dirty_max - cascades.dirty_count - self._storing_chunks
         return places >= min(count, cascades.dirty_max)
 
     def _has_room(self, spare: PromptId) -> bool:
-        with self._lock:
-            return self._placement.table.room(spare, 1) > 0
+        return self._placement.table.room(spare, 1) > 0
 
 
 def _are_filled(slots: Sequence[Slot]) -> bool:

@@ -48,6 +48,7 @@ FLOORS = [
         "engine/movement",
         "engine/executor.py",
         "engine/loop.py",
+        "engine/waiting.py",
         "engine/bounded.py",
         "engine/events.py",
         "engine/job.py",
@@ -86,6 +87,7 @@ FLOORS = [
     [
         "engine/executor.py",
         "engine/loop.py",
+        "engine/waiting.py",
         "engine/movement/prompts.py",
         "engine/movement/worth.py",
         "engine/movement/placement.py",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ...tiers.base import ChunkKey, Failure, Outcome
@@ -76,7 +77,10 @@ class Cascades:
     @property
     def may_move(self) -> bool:
         """Whether some tier is owed chunks that may move now."""
-        return any(queue.may_move for queue in self._queues)
+        for queue in self._queues:  # noqa: SIM110 - asked in every call of a server, and there is one mostly
+            if queue.may_move:
+                return True
+        return False
 
     @property
     def numbers(self) -> list[int]:
@@ -94,9 +98,9 @@ class Cascades:
     def stored(self, slots: Sequence[Slot]) -> None:
         """Slots were filled by a store, or named by one: the tiers that lack their chunks are owed them."""
         in_use = self._in_use
-        for slot in slots:
-            if in_use and not in_use & slot.below:
-                self.losses.stored(slot.key, in_use)
+        if not slots or not in_use:
+            return
+        self.losses.stored([slot.key for slot in slots if not in_use & slot.below], in_use)
         for tier in _bits(in_use):
             self._owe(tier, [slot for slot in slots if not slot.below >> tier & 1])
         self._protect()
@@ -105,7 +109,8 @@ class Cascades:
         """Chunks were used from their slots: what some tier lacks it is owed."""
         for tier in _bits(self._in_use):
             lacking = [slot for slot in slots if not (slot.below | slot.unfilled) >> tier & 1]
-            self._owe(tier, [slot for slot in lacking if slot.key not in self._queues[tier]])
+            if lacking:
+                self._owe(tier, [slot for slot in lacking if slot.key not in self._queues[tier]])
         self._protect()
 
     def promoted(self, slots: Sequence[Slot], name: str) -> None:
@@ -140,13 +145,13 @@ class Cascades:
                 slot.below &= ~(1 << tier)
             self._queues[tier].left(key)
 
-    def forget(self, keys: Iterable[ChunkKey]) -> None:
+    def forget(self, keys: Collection[ChunkKey]) -> None:
         """Chunks were removed: no tier is owed them any more."""
         for key in keys:
             for queue in self._queues:
                 queue.forget(key)
             self._release([key])
-            self.losses.kept(key)
+        self.losses.kept(keys)
 
     def forget_all(self) -> None:
         """Everything was invalidated."""
@@ -202,7 +207,7 @@ class Cascades:
             slot = self._table.get(key)
             if slot is not None:
                 slot.below |= 1 << tier
-            self.losses.kept(key)
+        self.losses.kept(settled.stored)
         for key in settled.declined:
             self.losses.declined(key, tier)
         for key, reason in settled.failed.items():
@@ -251,22 +256,34 @@ class Cascades:
         self._first = (tiers & -tiers).bit_length() - 1 if tiers else None
 
     def _owe(self, tier: int, slots: Sequence[Slot]) -> None:
-        owe, is_first = self._queues[tier].owe, tier == self._first
-        for slot in slots:
-            if not owe(slot.key):
-                self._tally.count("dropped_chunks", self._names[tier])
-                self.losses.failed(slot.key, tier, Failure.DROPPED)
-            elif is_first and slot.key not in self._dirty:
-                self._exposed[slot.key] = slot
+        left_out = dict.fromkeys(self._queues[tier].owe(slot.key for slot in slots))
+        if left_out:
+            self._tally.count("dropped_chunks", self._names[tier], len(left_out))
+            slots = [slot for slot in slots if slot.key not in left_out]
+        for key in left_out:
+            self.losses.failed(key, tier, Failure.DROPPED)
+        if tier == self._first:
+            exposed = {slot.key: slot for slot in slots if slot.key not in self._dirty}
+            if self._exposed or not self._keep(exposed):
+                self._exposed.update(exposed)
 
     def _protect(self) -> None:
         """Keep slots for the first tier, oldest first, as many as may be; none where it fails."""
-        if self._first is None or self._queues[self._first].is_failing:
-            return
         count = min(len(self._exposed), self.dirty_max - len(self._dirty))
-        oldest = [self._exposed.popitem(last=False) for _ in range(count)]
-        self._table.pin(slot for _, slot in oldest)
-        self._dirty.update(oldest)
+        if count <= 0 or self._first is None or self._queues[self._first].is_failing:
+            return
+        self._keep(dict(islice(self._exposed.items(), count)))
+        for _ in range(count):
+            self._exposed.popitem(last=False)
+
+    def _keep(self, slots: Mapping[ChunkKey, Slot]) -> bool:
+        """Keep all of these slots for the first tier, if there is room for them and it does not fail."""
+        assert self._first is not None, "slots are kept for a tier"
+        if len(slots) > self.dirty_max - len(self._dirty) or self._queues[self._first].is_failing:
+            return False
+        self._table.pin(slots.values())
+        self._dirty.update(slots)
+        return True
 
     def _expose(self) -> None:
         """Keep no slot for the first tier but those on their way."""

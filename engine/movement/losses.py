@@ -11,6 +11,7 @@ import asyncio
 import threading
 import weakref
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -79,20 +80,27 @@ class Losses:
         self._told_number = 0  # up to which store anybody was
         self._forgotten_mark: int | None = None  # the least of the callers that are not remembered
 
-    def stored(self, key: ChunkKey, tiers: int) -> None:
-        """A chunk was stored, or was again, and these tiers are owed it."""
-        self.number += 1
-        self._lost.pop(key, None)
-        one = self._open.get(key)
-        if one is None:
-            self._open[key] = _Open(self.number, self.number, tiers)
-        else:  # it keeps its place: who flushed before waits for it, too
-            one.last, one.tiers = self.number, one.tiers | tiers
+    def stored(self, keys: Iterable[ChunkKey], tiers: int) -> None:
+        """Chunks were stored, or were again, and these tiers are owed them."""
+        lost, opened, number = self._lost, self._open, self.number
+        for key in keys:
+            number += 1
+            if lost:
+                lost.pop(key, None)
+            one = opened.get(key)
+            if one is None:
+                opened[key] = _Open(number, number, tiers)
+            else:  # it keeps its place: who flushed before waits for it, too
+                one.last, one.tiers = number, one.tiers | tiers
+        self.number = number
 
-    def kept(self, key: ChunkKey) -> None:
-        """A tier has the chunk, or nobody misses it any more."""
-        self._open.pop(key, None)
-        self._lost.pop(key, None)
+    def kept(self, keys: Iterable[ChunkKey]) -> None:
+        """A tier has the chunks, or nobody misses them any more."""
+        lost, opened = self._lost, self._open
+        for key in keys:
+            opened.pop(key, None)
+            if lost:
+                lost.pop(key, None)
 
     def declined(self, key: ChunkKey, tier: int) -> None:
         """A tier has chosen not to keep the chunk, which is nobody's fault."""

@@ -52,6 +52,7 @@ class Found(NamedTuple):
 
 
 _FULL = Found(Presence.FULL)
+_MISS = Found(Presence.MISS)
 
 
 class Reservation(NamedTuple):
@@ -98,7 +99,7 @@ def plan_store(
 
     Args:
         held: keys of the store that have a slot, each of which is pinned.
-        new: the others, by position.
+        new: the others.
     """
     if prompt.is_spared:
         possible = table.room(prompt.id, len(new))
@@ -109,7 +110,7 @@ def plan_store(
     own = {*held, *table.line(prompt.id)} if prompt.is_spared else set(held)
     if len(own) + len(new) <= table.slots_count:
         return Refuse()
-    return Cut(prompt.positions[new[possible]])
+    return Cut(sorted(prompt.positions[key] for key in new)[possible])
 
 
 class Placement:
@@ -173,11 +174,11 @@ class Placement:
         """Pin the chunk's slot, if it has one that is worth waiting for."""
         slot = self.table.get(key)
         if slot is None:
-            return Found(Presence.MISS)
-        presence = self.presence(slot)
+            return _MISS
+        presence = Presence.READY if slot.state is SlotState.READY else self.presence(slot)
         if presence is Presence.LATE:
             return Found(Presence.LATE, None, self.supplier(slot))
-        self.table.pin([slot])
+        self.table.pin((slot,))
         return Found(presence, slot, self.name)
 
     def presence(self, slot: Slot, deadlines: Deadlines | None = None) -> Presence:
@@ -225,7 +226,7 @@ class Placement:
         slots = list(held.values())
         self.table.pin(slots)  # what the store names makes no room for the rest
         try:
-            plan = plan_store(self.table, prompt, list(held), sorted(new, key=prompt.positions.__getitem__))
+            plan = plan_store(self.table, prompt, list(held), new)
             if isinstance(plan, Refuse):
                 prompt.refused_chunks = len(new)
                 return Reservation([], [], [], [], [], refused=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from ...tiers.base import ChunkKey
@@ -56,12 +56,16 @@ class Prompt:
         """
         if told is not None:
             self.positions.update(zip(keys, told, strict=True))
-        return [self._position(key) for key in keys]
+        try:
+            return list(map(self.positions.__getitem__, keys))  # as at every mention but the first
+        except KeyError:
+            self._count([key for key in keys if key not in self.positions])
+            return list(map(self.positions.__getitem__, keys))
 
-    def _position(self, key: ChunkKey) -> int:
-        position = self.positions.get(key)
-        if position is None:
-            group = self._group_of(key)
-            position = self.positions[key] = self._counted.get(group, 0)
-            self._counted[group] = position + 1
-        return position
+    def _count(self, new: Iterable[ChunkKey]) -> None:
+        positions, counted, group_of = self.positions, self._counted, self._group_of
+        for key in new:
+            if key not in positions:  # else it is named twice
+                group = group_of(key)
+                positions[key] = position = counted.get(group, 0)
+                counted[group] = position + 1

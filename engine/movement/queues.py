@@ -122,17 +122,24 @@ class TierQueue:
         """Whether the chunk waits and never failed."""
         return key in self._fresh
 
-    def owe(self, key: ChunkKey) -> bool:
-        """Note that the tier is owed a chunk; False where no more may wait. One on its way stays there."""
-        moving = self._moving.get(key)
-        if key in self._fresh or (moving is not None and not moving.is_forgotten):
-            return True
-        self._again.pop(key, None)
-        if len(self._fresh) + len(self._again) >= self._limits.waiting_chunks:
-            return False
-        self.number += 1
-        self._fresh[key] = self.number
-        return True
+    def owe(self, keys: Iterable[ChunkKey]) -> list[ChunkKey]:
+        """Note that the tier is owed chunks; one on its way stays there. Returns those that may not wait."""
+        fresh, again, moving = self._fresh, self._again, self._moving
+        room = self._limits.waiting_chunks - len(fresh) - len(again)
+        left_out: list[ChunkKey] = []
+        for key in keys:
+            if key in fresh or (key in moving and not moving[key].is_forgotten):
+                continue
+            if key in again:
+                del again[key]
+                room += 1
+            if room <= 0:
+                left_out.append(key)
+                continue
+            room -= 1
+            self.number += 1
+            fresh[key] = self.number
+        return left_out
 
     def take(self, now_s: float, *, is_urgent: bool) -> list[ChunkKey]:
         """Take one batch, oldest first; nothing while enough is on its way, or the tier is given a pause.

@@ -41,6 +41,7 @@ from ...tiers.base import (
 )
 from ...tiers.pinned.slots import Slot, SlotTier
 from ..loop import LoopThread
+from ..waiting import Waiting
 from .cascades import Batch
 from .lower import LowerTiers
 from .placement import Placement
@@ -58,6 +59,31 @@ class Run(enum.IntEnum):
     NONE = 0
     AFTER_STEP = 1
     NOW = 2
+
+
+class _Call:
+    """A batch on its way to a tier, in parts. It ends once: then the next batch may begin."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def begin(self, parts: int, limit_s: float, is_late: Callable[[_Call], None]) -> None:
+        """Expect so many parts within the limit."""
+        self._parts = self._left = parts
+        self._has_ended = False
+        self._timer = asyncio.get_running_loop().call_later(limit_s, is_late, self)
+
+    def part_came_back(self) -> bool:
+        """Note that a part came back; returns whether the call ends with it."""
+        self._left -= 1
+        if not self._left:
+            self._timer.cancel()
+        return not self._left and not self._has_ended
+
+    def end_without_late_parts(self) -> bool:
+        """End the call if some part has come back; returns whether it does."""
+        self._has_ended = self._left < self._parts
+        return self._has_ended
 
 
 class Transfers:
@@ -88,7 +114,7 @@ class Transfers:
         self._retry: asyncio.TimerHandle | None = None  # the run after a pause of some tier
         self._relays: dict[int, Relay] = {}
         self._urgent = 0  # who waits for everything to be tried once
-        self._progress = asyncio.Event()  # set and replaced whenever something moved, or a pin was returned
+        self._waiting = Waiting()
         self._logged_s: dict[str, float] = {}  # when each tier's last traceback was logged
         self._stopped = False
         self._wakeup = loop.wakeup(self._woken)
@@ -110,7 +136,7 @@ class Transfers:
 
     def request_owed(self, run: Run) -> bool:
         """Request a run if some tier below is owed something; returns as `request`."""
-        return self._cascades.may_move and self.request(run)
+        return run > self._requested and self._cascades.may_move and self.request(run)
 
     def request_queued(self) -> bool:
         """Request a run at once if something is queued; returns as `request`."""
@@ -128,9 +154,14 @@ class Transfers:
 
     # --- on the loop thread -------------------------------------------------------------------------
 
-    async def progress(self) -> None:
-        """Return when something has moved, or somebody has returned a pin."""
-        await self._progress.wait()
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so()`, which is asked under the lock when something has moved or a pin is back."""
+
+        def asked() -> bool:
+            with self._lock:
+                return is_so()
+
+        await self._waiting.until(asked)
 
     def _woken(self) -> None:
         if self._requested is Run.NOW:
@@ -156,7 +187,7 @@ class Transfers:
         for batch in cascades:
             self._start(batch)
         self._retry_at(retry_at_s)
-        self._signal()
+        self._waiting.signal()
 
     def _taken(self) -> list[Batch]:
         """Take the cascades that may move now. Call it under the lock."""
@@ -169,18 +200,18 @@ class Transfers:
         return self._cascades.take(time.monotonic(), is_urgent=self._urgent > 0)
 
     def _start(self, batch: Batch) -> None:
-        tier = self._lower.all[batch.tier]
-        parts = [
-            self._spawn(self._cascade(batch.tier, part))
-            for part in (self._parts(tier, batch.slots) if batch.slots else ())
-        ]
+        call = _Call(batch)
+        parts = self._parts(self._lower.all[batch.tier], batch.slots) if batch.slots else ()
+        works = [self._cascade(call, part) for part in parts]
         if batch.keys:
             relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
-            parts += [
-                self._spawn(self._relay(relay, batch.tier, batch.keys[start : start + relay.chunks_max]))
+            works += [
+                self._relay(relay, call, batch.keys[start : start + relay.chunks_max])
                 for start in range(0, len(batch.keys), relay.chunks_max)
             ]
-        self._spawn(self._make_room(batch, parts))
+        call.begin(len(works), self._placement.load_deadline_s, self._is_late)
+        for work in works:
+            self._spawn(work)
 
     def _retry_at(self, retry_at_s: float | None) -> None:
         """Run again when the first pause of a tier is over."""
@@ -212,16 +243,17 @@ class Transfers:
             self._lower.rates[tier.name].queued_bytes -= len(slots) * self._placement.slot_bytes
             self._placement.promoted(tier, slots, outcome)
 
-    async def _cascade(self, index: int, slots: Sequence[Slot]) -> None:
+    async def _cascade(self, call: _Call, slots: Sequence[Slot]) -> None:
         keys = [slot.key for slot in slots]
         outcome = Outcome()
         try:
-            outcome = await self._store(index, dict(zip(keys, self._buffers(slots), strict=True)))
+            buffers = dict(zip(keys, self._buffers(slots), strict=True))
+            outcome = await self._store(call.batch.tier, buffers)
         finally:
-            self._settle(index, keys, slots, outcome)
+            self._settle(call, keys, slots, outcome)
 
-    async def _relay(self, relay: Relay, index: int, keys: Sequence[ChunkKey]) -> None:
-        outcome = Outcome()
+    async def _relay(self, relay: Relay, call: _Call, keys: Sequence[ChunkKey]) -> None:
+        index, outcome = call.batch.tier, Outcome()
         try:
             async with relay.lock:
                 filled = await relay.filled(self._lower.all[:index], keys)
@@ -231,7 +263,7 @@ class Transfers:
         except Exception as error:
             self._log(self._lower.all[index], error)
         finally:
-            self._settle(index, keys, (), outcome)
+            self._settle(call, keys, (), outcome)
 
     async def _store(self, index: int, buffers: dict[ChunkKey, Buffer]) -> Outcome:
         """Give a tier those chunks that are still of interest; one that raises has taken none."""
@@ -247,36 +279,25 @@ class Transfers:
         finally:
             self._count("stored_us", tier.name, _us_since(began_s))
 
-    def _settle(self, index: int, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome) -> None:
+    def _settle(self, call: _Call, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
-            self._cascades.settle(index, keys, slots, outcome, time.monotonic())
+            self._cascades.settle(call.batch.tier, keys, slots, outcome, time.monotonic())
+            if call.part_came_back():
+                self._cascades.ended(call.batch)
         self._pump()
 
-    async def _make_room(self, batch: Batch, parts: Sequence[asyncio.Task[None]]) -> None:
-        """Let the next batch begin once this one is through.
+    def _is_late(self, call: _Call) -> None:
+        """Some part of a call hangs.
 
-        A part that hangs while others are through, for one drive of several, holds up no other batch.
-        Where no part is through, it is the whole tier that is slow.
+        Where others are through, for one drive of several, it holds up no other batch. Where no part is
+        through, it is the whole tier that is slow.
         """
-        try:
-            done, late = await asyncio.wait(parts, timeout=self._placement.load_deadline_s)
-            if not done:
-                with self._lock:
-                    self._cascades.is_overdue(batch)
-                self._signal()
-                await asyncio.wait(late)
-        finally:
-            with self._lock:
-                self._cascades.ended(batch)
-            self._pump()
-
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so()`, which is asked under the lock."""
-        while True:
-            with self._lock:
-                if is_so():
-                    return
-            await self.progress()
+        with self._lock:
+            if call.end_without_late_parts():
+                self._cascades.ended(call.batch)
+            else:
+                self._cascades.is_overdue(call.batch)
+        self._pump()
 
     @contextmanager
     def _urgently(self) -> Iterator[None]:
@@ -287,10 +308,6 @@ class Transfers:
             yield
         finally:
             self._urgent -= 1
-
-    def _signal(self) -> None:
-        self._progress.set()
-        self._progress = asyncio.Event()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

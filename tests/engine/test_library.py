@@ -212,8 +212,7 @@ def test_a_removal_does_not_wait_for_what_is_stored_after_it(rig: Rig) -> None:
         return await store(keys, buffers)
 
     async def remove() -> None:
-        while not rig.lower.log:  # the first one is on its way down
-            await rig.chain.mover.progress()
+        await rig.chain.mover.until(lambda: bool(rig.lower.log))  # the first one is on its way down
         rig.lower.store = held  # type: ignore[method-assign]
         removal = asyncio.ensure_future(rig.chain.remove([b"a"]))
         await asyncio.sleep(0)

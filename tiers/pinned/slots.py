@@ -66,6 +66,7 @@ class SlotTable:
         # Mutable state; every method below changes it in one go.
         self._free = list(range(slots_count - 1, -1, -1))
         self._by_key: dict[ChunkKey, Slot] = {}
+        self.get = self._by_key.get  # the slot of a key; asked for every key of every call
         self._policy = policy
         self._leaving: set[Slot] = set()
         self._pinned_count = (
@@ -92,9 +93,6 @@ class SlotTable:
     def line(self, prompt: PromptId) -> Collection[ChunkKey]:
         """The readable chunks that the prompt was the last one to use."""
         return self._policy.line(prompt)
-
-    def get(self, key: ChunkKey) -> Slot | None:
-        return self._by_key.get(key)
 
     def is_ready(self, key: ChunkKey) -> bool:
         slot = self._by_key.get(key)
@@ -134,10 +132,11 @@ class SlotTable:
         """
         evicted = self._make_room(len(keys), prompt if spare is None else spare)
         self._policy.arrive(prompt)
+        free, by_key = self._free, self._by_key
         slots = []
-        for key, position in zip(keys[: len(self._free)], positions, strict=False):
-            assert key not in self._by_key, "a chunk has one slot"
-            slot = self._by_key[key] = Slot(key, self._free.pop(), prompt, position)
+        for key, position in zip(keys[: len(free)], positions, strict=False):
+            assert key not in by_key, "a chunk has one slot"
+            slot = by_key[key] = Slot(key, free.pop(), prompt, position)
             slots.append(slot)
         self._pinned_count += len(slots)
         return slots, evicted
@@ -204,9 +203,10 @@ class SlotTable:
         self._policy.check()
 
     def _make_room(self, count: int, spare: PromptId) -> list[ChunkKey]:
-        idle_count = self.slots_count - self._pinned_count - len(self._free)
-        missing = min(count - len(self._free), idle_count)
-        if missing <= 0:  # no victims can be found
+        missing = count - len(self._free)
+        if missing > 0:
+            missing = min(missing, self.slots_count - self._pinned_count - len(self._free))
+        if missing <= 0:  # none is needed, or none can be found
             return []
         victims = self._policy.evict(missing, self._is_idle, spare=spare)
         for key in victims:

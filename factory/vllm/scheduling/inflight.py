@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from ....tiers.base import ChunkKey
 from ....tiers.pinned.slots import Slot
 
@@ -36,8 +34,8 @@ class InFlight:
         self._storing: dict[ChunkKey, tuple[int, Slot]] = {}
         self._orphaned: list[Slot] = []
         self._stores_submitted = 0
-        self._stores_issued = np.zeros(slots_count, np.uint32)
-        self._loads_issued = np.zeros(slots_count, np.uint32)
+        self._stores_issued = [0] * slots_count  # no array of numpy's: a few change at a time
+        self._loads_issued = [0] * slots_count
 
     @property
     def orphaned_count(self) -> int:
@@ -50,13 +48,15 @@ class InFlight:
             self._stores_submitted += 1
             self._storing[slot.key] = (self._stores_submitted, slot)
         indexes = [slot.index for slot in slots]
-        self._stores_issued[indexes] += 1
+        for index in indexes:
+            self._stores_issued[index] += 1
         return indexes
 
     def load(self, slots: Sequence[Slot]) -> list[int]:
         """Loads from slots begin, several of which may be one; returns the slots' indexes."""
         indexes = [slot.index for slot in slots]
-        np.add.at(self._loads_issued, indexes, 1)
+        for index in indexes:
+            self._loads_issued[index] += 1
         return indexes
 
     def stored(self, keys: Collection[ChunkKey], success: bool) -> tuple[list[Slot], list[Slot]]:
@@ -64,7 +64,7 @@ class InFlight:
         slots = [slot for _, slot in sorted(self._storing.pop(key) for key in keys)]
         failed = self._marks.stores_failed([slot.index for slot in slots])
         bad = [slot for slot, is_bad in zip(slots, failed, strict=True) if is_bad or not success]
-        return [slot for slot in slots if slot not in bad], bad
+        return [slot for slot in slots if slot not in bad] if bad else slots, bad
 
     def ended_stores(self) -> list[ChunkKey]:
         """Stores that the workers have finished, whether or not the server has said so."""
@@ -84,5 +84,5 @@ class InFlight:
         return quiet
 
     def _is_quiet(self, index: int) -> bool:
-        issued = int(self._stores_issued[index]), int(self._loads_issued[index])
-        return self._marks.transfers_done(index, stores=issued[0], loads=issued[1])
+        stores, loads = self._stores_issued[index], self._loads_issued[index]
+        return self._marks.transfers_done(index, stores=stores, loads=loads)

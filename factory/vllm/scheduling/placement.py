@@ -17,7 +17,7 @@ from ....engine.movement.placement import Found, Presence
 from ....engine.movement.prompts import GroupOf, Prompt, one_group
 from ....engine.server import ServerChain
 from ....tiers.base import ChunkKey
-from ....tiers.pinned.slots import Slot
+from ....tiers.pinned.slots import Slot, SlotState
 from .inflight import InFlight, TransferMarks
 from .progress import Ends, Progress
 
@@ -145,7 +145,7 @@ class ServerPlacement:
         for key in keys:
             found = holds.pop(key)
             assert found.slot is not None, "the server loads only what lookup called a hit"
-            assert self._chain.state_of(found.slot) is Presence.READY, "a hit is readable"
+            assert found.slot.state is SlotState.READY, "a hit is readable"
             taken[key] = found
         for source, chunks in Counter(found.source for found in taken.values()).items():
             self._chain.count("hits", source, chunks)
@@ -179,11 +179,12 @@ class ServerPlacement:
         reserved = self._chain.reserve(prompt, keys)
         if reserved.refused:
             return None
-        self._chain.touch(prompt, keys)
-        self._chain.count("dropped_chunks", "pinned", len(reserved.left))
-        # What has a slot already was used by this request, be it from the device's own cache.
-        new = {slot.key for slot in reserved.slots}.union(reserved.left, reserved.busy)
-        self._chain.used(dict.fromkeys((key for key in keys if key not in new), "pinned"))
+        if reserved.held:
+            # What has a slot already was used by this request, be it from the device's own cache.
+            self._chain.touch(prompt, reserved.held)
+            self._chain.used(dict.fromkeys(reserved.held, "pinned"))
+        if reserved.left:
+            self._chain.count("dropped_chunks", "pinned", len(reserved.left))
         indexes = self._inflight.store(reserved.slots)
         return StorePlan([slot.key for slot in reserved.slots], indexes, reserved.evicted)
 
@@ -193,8 +194,9 @@ class ServerPlacement:
         Behind a chunk that failed, nothing more of its prompt is stored: it could not be reached.
         """
         stored, bad = self._inflight.stored(keys, success)
-        self._cut(bad)
-        self._chain.abandon(bad)
+        if bad:
+            self._cut(bad)
+            self._chain.abandon(bad)
         self._chain.commit_in_step(stored)
 
     def complete_ended_stores(self) -> None:
@@ -261,8 +263,6 @@ class ServerPlacement:
         return prompt
 
     def _cut(self, failed: Sequence[Slot]) -> None:
-        if not failed:
-            return
         prompts = {prompt.id: prompt for prompt in self._prompts.values()}
         for slot in failed:
             prompt = prompts.get(slot.prompt)
@@ -277,7 +277,9 @@ class ServerPlacement:
         return self._chain.promote(prompt, key, among=below, run_chunks=run_chunks)
 
     def _let_go(self, holds: Iterable[Found]) -> None:
-        self._chain.release(_slots(holds))
+        slots = _slots(holds)
+        if slots:
+            self._chain.release(slots)
 
 
 def _slots(found: Iterable[Found]) -> list[Slot]:

@@ -58,7 +58,7 @@ def keys_told(losses: Losses, caller: Caller | None, number: int) -> set[bytes]:
 
 def test_a_chunk_is_lost_once_every_tier_has_failed_it() -> None:
     losses = Losses()
-    losses.stored(b"a", BOTH)
+    losses.stored([b"a"], BOTH)
     losses.failed(b"a", 0, Failure.IO_ERROR)
     assert not losses.is_decided(1)
     losses.failed(b"a", 1, Failure.DROPPED)
@@ -70,16 +70,16 @@ def test_a_chunk_is_lost_once_every_tier_has_failed_it() -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_chunk_that_one_tier_has_is_not_lost(order: tuple[int, int]) -> None:
     losses = Losses()
-    losses.stored(b"a", BOTH)
+    losses.stored([b"a"], BOTH)
     for tier in order:
-        losses.kept(b"a") if tier == 0 else losses.failed(b"a", tier, Failure.IO_ERROR)
+        losses.kept([b"a"]) if tier == 0 else losses.failed(b"a", tier, Failure.IO_ERROR)
     assert losses.is_decided(1)
     assert keys_told(losses, None, 1) == set()
 
 
 def test_a_chunk_that_a_tier_chose_not_to_keep_is_not_lost_but_waits_for_the_others() -> None:
     losses = Losses()
-    losses.stored(b"a", BOTH)
+    losses.stored([b"a"], BOTH)
     losses.declined(b"a", 0)
     assert not losses.is_decided(1)
     losses.failed(b"a", 1, Failure.IO_ERROR)
@@ -91,8 +91,8 @@ def test_every_caller_is_told_once_of_what_was_lost_since_it_first_stored() -> N
     losses, one, other, late = Losses(), of_a_thread(), of_a_thread(), of_a_thread()
     losses.joins(one)
     losses.joins(other)
-    losses.stored(b"x", 1)
-    losses.stored(b"y", 1)
+    losses.stored([b"x"], 1)
+    losses.stored([b"y"], 1)
     losses.failed(b"x", 0, Failure.IO_ERROR)
     losses.failed(b"y", 0, Failure.IO_ERROR)
     losses.joins(late)
@@ -107,7 +107,7 @@ def test_every_caller_is_told_once_of_what_was_lost_since_it_first_stored() -> N
 def test_who_never_stored_is_told_what_nobody_was() -> None:
     losses, storer = Losses(), of_a_thread()
     losses.joins(storer)
-    losses.stored(b"x", 1)
+    losses.stored([b"x"], 1)
     losses.failed(b"x", 0, Failure.IO_ERROR)
     assert keys_told(losses, of_a_thread(), 1) == {b"x"}
     losses.told(of_a_thread(), 1)
@@ -117,19 +117,19 @@ def test_who_never_stored_is_told_what_nobody_was() -> None:
 
 def test_a_loss_that_is_mended_is_told_no_more() -> None:
     losses = Losses()
-    losses.stored(b"x", 1)
+    losses.stored([b"x"], 1)
     losses.failed(b"x", 0, Failure.IO_ERROR)
-    losses.kept(b"x")
+    losses.kept([b"x"])
     assert keys_told(losses, None, 1) == set()
 
 
 def test_a_chunk_that_is_stored_again_is_open_again_and_can_be_lost_again() -> None:
     losses, caller = Losses(), of_a_thread()
     losses.joins(caller)
-    losses.stored(b"x", 1)
+    losses.stored([b"x"], 1)
     losses.failed(b"x", 0, Failure.IO_ERROR)
     losses.told(caller, 1)
-    losses.stored(b"x", 1)
+    losses.stored([b"x"], 1)
     assert not losses.is_decided(2)
     losses.failed(b"x", 0, Failure.IO_ERROR)
     assert keys_told(losses, caller, 2) == {b"x"}
@@ -137,17 +137,17 @@ def test_a_chunk_that_is_stored_again_is_open_again_and_can_be_lost_again() -> N
 
 def test_who_flushed_first_waits_though_the_chunk_is_stored_again_meanwhile() -> None:
     losses = Losses()
-    losses.stored(b"x", 1)
-    losses.stored(b"y", 1)
-    losses.stored(b"x", 1)
-    losses.kept(b"y")
+    losses.stored([b"x"], 1)
+    losses.stored([b"y"], 1)
+    losses.stored([b"x"], 1)
+    losses.kept([b"y"])
     assert not losses.is_decided(1)
     losses.check()
 
 
 def test_what_is_open_at_the_end_is_lost() -> None:
     losses = Losses()
-    losses.stored(b"x", BOTH)
+    losses.stored([b"x"], BOTH)
     losses.give_up()
     assert losses.owed_to(None, 1).losses == {b"x": Loss(1, 1, Failure.CLOSED, 0)}
 
@@ -160,7 +160,7 @@ def test_losses_and_callers_are_bounded_and_none_is_told_too_little(monkeypatch:
     callers: list[Caller] = [weakref.ref(thread) for thread in threads]
     losses.joins(callers[0])
     for number in range(3):
-        losses.stored(b"%d" % number, 1)
+        losses.stored([b"%d" % number], 1)
         losses.failed(b"%d" % number, 0, Failure.IO_ERROR)
     for caller in callers[1:]:
         losses.joins(caller)

@@ -9,6 +9,13 @@ def test_chunks_are_counted_as_they_are_first_named() -> None:
     prompt = Prompt(0)
     assert prompt.place([b"a", b"b"]) == [0, 1]
     assert prompt.place([b"c", b"b"]) == [2, 1]
+    assert prompt.place([b"b", b"c", b"d"]) == [1, 2, 3]
+    assert prompt.place([b"d", b"a"]) == [3, 0]
+
+
+def test_a_chunk_that_is_named_twice_has_one_place() -> None:
+    prompt = Prompt(0)
+    assert prompt.place([b"a", b"b", b"a", b"c"]) == [0, 1, 0, 2]
 
 
 def test_groups_of_layers_are_counted_side_by_side() -> None:

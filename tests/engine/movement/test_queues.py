@@ -29,7 +29,7 @@ def failed(keys: list[bytes], why: Failure) -> Outcome:
 
 def queue_of(*keys: bytes, limits: Limits = WIDE) -> TierQueue:
     queue = TierQueue(limits)
-    assert all(queue.owe(key) for key in keys)
+    assert not queue.owe(keys)
     return queue
 
 
@@ -63,20 +63,28 @@ def test_what_was_owed_first_moves_first_and_no_more_than_may_be_on_its_way() ->
 def test_small_batches_wait_and_become_a_large_one() -> None:
     queue = TierQueue(Limits(4, 100, 100))
     for key in KEYS[:CALLS_IN_FLIGHT_MAX]:
-        queue.owe(key)
+        queue.owe([key])
         assert queue.take(0.0, is_urgent=False) == [key]
     for key in KEYS[CALLS_IN_FLIGHT_MAX : CALLS_IN_FLIGHT_MAX + 3]:
-        queue.owe(key)
+        queue.owe([key])
         assert queue.take(0.0, is_urgent=False) == []
     queue.ended(1)
     assert queue.take(0.0, is_urgent=False) == KEYS[CALLS_IN_FLIGHT_MAX : CALLS_IN_FLIGHT_MAX + 3]
 
 
 def test_beyond_what_may_wait_the_newest_is_left_out() -> None:
-    queue = queue_of(*KEYS[:3], limits=Limits(4, 16, 3))
-    assert not queue.owe(KEYS[3])
-    assert queue.owe(KEYS[0]), "it waits already"
+    queue = TierQueue(Limits(4, 16, 3))
+    assert queue.owe([KEYS[0]]) == []
+    assert queue.owe([*KEYS[:5], KEYS[1]]) == KEYS[3:5], "what waits already takes no room"
     assert queue.take(0.0, is_urgent=False) == KEYS[:3]
+
+
+def test_a_chunk_that_failed_and_is_owed_again_takes_no_more_room_than_it_had() -> None:
+    queue = queue_of(*KEYS[:3], limits=Limits(4, 16, 3))
+    assert queue.take(0.0, is_urgent=False) == KEYS[:3]
+    queue.settle(KEYS[:3], failed(KEYS[:3], Failure.IO_ERROR), 0.0)
+    assert queue.owe([KEYS[3], KEYS[1], KEYS[4]]) == [KEYS[3], KEYS[4]]
+    assert queue.waits(KEYS[1])
 
 
 @pytest.mark.parametrize("why", RETRIED)
@@ -121,7 +129,7 @@ def test_one_chunk_that_fails_holds_up_no_other_and_a_key_without_an_answer_has_
     settled = queue.settle(batch, Outcome((KEYS[0],), {KEYS[1]: Failure.IO_ERROR}), 0.0)
     assert settled.failed == dict.fromkeys(KEYS[1:4], Failure.IO_ERROR)
     queue.ended(4)
-    queue.owe(KEYS[5])
+    queue.owe([KEYS[5]])
     assert queue.take(0.0, is_urgent=False) == [KEYS[5]]
     assert queue.take(PAUSE_S, is_urgent=False) == KEYS[1:4]
 
@@ -131,7 +139,7 @@ def test_whoever_waits_for_everything_to_be_tried_waits_for_no_pause() -> None:
     batch = queue.take(0.0, is_urgent=False)
     queue.settle(batch, failed(batch, Failure.IO_ERROR), 0.0)
     queue.ended(1)
-    queue.owe(b"b")
+    queue.owe([b"b"])
     number = queue.number
     assert not queue.has_offered(number)
     assert queue.take(0.0, is_urgent=True) == [b"b"], "what failed before was tried"
@@ -153,7 +161,7 @@ def test_a_forgotten_chunk_can_be_owed_again_and_waits_for_the_old_one() -> None
     queue.forget(b"a")
     assert queue.is_leaving([b"a"])
     assert queue.wanted(old) == []
-    queue.owe(b"a")
+    queue.owe([b"a"])
     assert queue.take(0.0, is_urgent=False) == []
     assert queue.settle(old, Outcome((b"a",)), 0.0).stored == []
     queue.ended(1)
@@ -177,7 +185,7 @@ class QueueModel(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def owe(self, key: bytes) -> None:
         waiting = sum(where == "waiting" for where in self.where.values())
-        accepted = self.queue.owe(key)
+        accepted = not self.queue.owe([key])
         assert accepted == (key in self.where or waiting < self.limits.waiting_chunks) or (
             self.where.get(key) == "waiting"
         )

@@ -74,12 +74,12 @@ class ArcPolicy:
         for key, position in zip(keys, positions, strict=True):
             line = self._once.line_of.get(key)
             if line is once:
-                self._once.move(once, key, position)
+                once.place(key, position)
             elif line is not None:
                 self._once.remove(key)
                 self._again.add(again, [(key, position)])
             elif key in self._again:
-                self._again.move(again, key, position)
+                self._again.use(again, [(key, position)])
 
     def remove(self, key: ChunkKey) -> None:
         self._once.remove(key)

@@ -42,6 +42,12 @@ class Line:
         self.stamp = stamp
         self.last = 0
 
+    def place(self, key: ChunkKey, position: int) -> None:
+        """Give a chunk of this line its place."""
+        if self.chunks[key] != position:
+            self.chunks[key] = position
+            self.is_sorted = False
+
     def sort(self) -> None:
         """Put the tail last, where it is not."""
         if not self.is_sorted:  # runs of a few steps each, which sorting merges
@@ -122,14 +128,21 @@ class Lines:
             line_of[key] = line
         line.last = last
 
-    def move(self, line: Line, key: ChunkKey, position: int) -> None:
-        """Put a chunk of any line into this one, or give it its place there."""
-        if self.line_of[key] is not line:
-            self.remove(key)
-            self.add(line, [(key, position)])
-        elif line.chunks[key] != position:
-            line.chunks[key] = position
-            line.is_sorted = False
+    def use(self, line: Line, placed: Iterable[tuple[ChunkKey, int]]) -> None:
+        """Put those chunks that are in a line into this one, each with its position."""
+        line_of = self.line_of
+        joined: dict[ChunkKey, int] = {}
+        for key, position in placed:
+            other = line_of.get(key)
+            if other is not None and other is not line:
+                del other.chunks[key]
+                line_of[key] = line
+                joined[key] = position
+            elif key in joined:  # named twice
+                joined[key] = position
+            elif other is not None:
+                line.place(key, position)
+        self.add(line, joined.items())
 
     def remove(self, key: ChunkKey) -> None:
         """Take a chunk out of its line, if it is in one."""

@@ -26,11 +26,7 @@ class LruPolicy:
         assert len(self._lines) == count_before + len(keys), "a chunk became resident twice"
 
     def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
-        lines = self._lines
-        line = lines.arrive(prompt)
-        for key, position in zip(keys, positions, strict=True):
-            if key in lines:
-                lines.move(line, key, position)
+        self._lines.use(self._lines.arrive(prompt), zip(keys, positions, strict=True))
 
     def remove(self, key: ChunkKey) -> None:
         self._lines.remove(key)

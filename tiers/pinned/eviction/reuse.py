@@ -55,7 +55,7 @@ class ReusePolicy:
         self._once.arrive(prompt).stamp = self._again.arrive(prompt).stamp = self._accesses
 
     def insert(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
-        count_before = len(self)
+        count_before = len(self._once.line_of) + len(self._again.line_of)
         near = [key for key in keys if key in self._ghosts and self._comes_back_near(key)]
         again = dict.fromkeys(near)
         once: Iterable[tuple[ChunkKey, int]] = zip(keys, positions, strict=True)
@@ -64,7 +64,8 @@ class ReusePolicy:
             once = [one for one in placed if one[0] not in again]
             self._again.add(self._again.line(prompt), [one for one in placed if one[0] in again])
         self._once.add(self._once.line(prompt), once)
-        assert len(self) == count_before + len(keys), "a chunk became resident twice"
+        count = len(self._once.line_of) + len(self._again.line_of)
+        assert count == count_before + len(keys), "a chunk became resident twice"
         self._accessed(keys)
 
     def touch(self, prompt: PromptId, keys: Sequence[ChunkKey], positions: Sequence[int]) -> None:
@@ -74,12 +75,12 @@ class ReusePolicy:
         for key, position in zip(keys, positions, strict=True):
             line = once_line_of.get(key)
             if line is once:
-                self._once.move(once, key, position)
+                once.place(key, position)
             elif line is not None:
                 del once_line_of[key], line.chunks[key]
                 used[key] = position
             elif (line := again_line_of.get(key)) is again:
-                self._again.move(again, key, position)
+                again.place(key, position)
             elif line is not None:
                 del again_line_of[key], line.chunks[key]
                 used[key] = position
@@ -105,8 +106,9 @@ class ReusePolicy:
                 victims += again.take(again_line, count - len(victims))
             else:
                 break
-        victims += once.take_behind_tails(count - len(victims))
-        victims += again.take_behind_tails(count - len(victims))
+        if len(victims) < count:
+            victims += once.take_behind_tails(count - len(victims))
+            victims += again.take_behind_tails(count - len(victims))
         once.end()
         again.end()
         self._leave(victims)

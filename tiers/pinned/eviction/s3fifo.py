@@ -72,7 +72,7 @@ class S3FifoPolicy:
                 lines.remove(key)
                 lines.add(own, [(key, position)])
             else:
-                lines.move(own, key, position)
+                own.place(key, position)
 
     def remove(self, key: ChunkKey) -> None:
         for lines in (self._small, self._main, self._round):

@@ -20,6 +20,8 @@ class Sweep:
         spare: the prompt whose line is left alone.
     """
 
+    __slots__ = ("_evictable", "_lines", "_passed", "_spare")
+
     def __init__(self, lines: Lines, evictable: Evictable, spare: PromptId | None) -> None:
         self._lines = lines
         self._evictable = evictable

@@ -44,12 +44,11 @@ class LinesMachine(RuleBasedStateMachine):
             self.order.insert(0, prompt)
         self.held |= {key: (prompt, position) for key, position in new.items()}
 
-    @rule(prompt=prompts, key=keys, position=positions)
-    def move(self, prompt: PromptId, key: ChunkKey, position: int) -> None:
-        if key in self.held:
-            self.arrive(prompt)
-            self.lines.move(self.lines.line(prompt), key, position)
-            self.held[key] = prompt, position
+    @rule(prompt=prompts, placed=st.lists(st.tuples(keys, positions), max_size=5))
+    def use(self, prompt: PromptId, placed: list[tuple[ChunkKey, int]]) -> None:
+        self.arrive(prompt)
+        self.lines.use(self.lines.line(prompt), placed)
+        self.held |= {key: (prompt, position) for key, position in placed if key in self.held}
 
     @rule(key=keys)
     def remove(self, key: ChunkKey) -> None:
