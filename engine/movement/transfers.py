@@ -204,7 +204,9 @@ class Transfers:
         parts = self._parts(self._lower.all[batch.tier], batch.slots) if batch.slots else ()
         works = [self._cascade(call, part) for part in parts]
         if batch.keys:
-            relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
+            relay = self._relays.setdefault(
+                batch.tier, Relay(self._placement.slot_bytes, self._placement.load_deadlines_s)
+            )
             works += [
                 self._relay(relay, call, batch.keys[start : start + relay.chunks_max])
                 for start in range(0, len(batch.keys), relay.chunks_max)
