@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from multiprocessing import resource_tracker
@@ -97,9 +98,10 @@ def _held() -> set[str]:
 
 
 def _wait_for_the_end(before: set[str]) -> None:
+    end_s = time.monotonic() + THREAD_END_WAIT_S  # of all: a failed test may leave a tier open, with its lanes
     for name, thread in _threads().items():
         if name not in before and thread is not threading.current_thread():
-            thread.join(THREAD_END_WAIT_S)
+            thread.join(max(0.0, end_s - time.monotonic()))
     gc.collect()
 
 
