@@ -98,7 +98,7 @@ def _held() -> set[str]:
 
 
 def _wait_for_the_end(before: set[str]) -> None:
-    end_s = time.monotonic() + THREAD_END_WAIT_S  # of all: a failed test may leave a tier open, with its lanes
+    end_s = time.monotonic() + THREAD_END_WAIT_S  # all together: a tier has many
     for name, thread in _threads().items():
         if name not in before and thread is not threading.current_thread():
             thread.join(max(0.0, end_s - time.monotonic()))
