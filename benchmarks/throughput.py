@@ -1,6 +1,6 @@
 """What offloading costs a server that never hits: throughput of the real vLLM with and without it.
 
-    python benchmarks/throughput.py [--model llama|dense] [--json FILE] [--rounds N] [--dir D]
+    python benchmarks/throughput.py [--model llama|dense] [--threads N] [--json FILE] [--rounds N] [--dir D]
 
 The real vLLM on the CPU with a small model, and prompts that never repeat: every chunk is stored, and none is
 loaded. All servers are up at the same time, and one of them has work: they take turns in short rounds, and
@@ -10,6 +10,10 @@ in the same round.
 Both models have 8 KiB of keys and values a token. `llama` computes 5 MFLOP for them, 0.6 kFLOP a byte, where
 an 8B model in bf16 computes 125: it shows what offloading costs, and not what share of a server that is.
 `dense` computes 21 kFLOP a byte.
+
+All servers run their model in a worker process, with equally many threads: left alone, vLLM gives the model
+of a server with a connector more of them. With one thread on two cores the model has a core of its own, as it
+has a GPU elsewhere; with two, it misses whatever offloading computes.
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ def round_of(server: Server, requests: int, rng: random.Random) -> float:
     return requests / took_s
 
 
-def measured(root: Path, shape: str, rounds: int, console: Console) -> dict[str, list[float]]:
+def measured(root: Path, shape: str, threads: int, rounds: int, console: Console) -> dict[str, list[float]]:
     """Requests a second of every system, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     rng = random.Random(1_117)
@@ -78,7 +82,13 @@ def measured(root: Path, shape: str, rounds: int, console: Console) -> dict[str,
         servers: dict[str, Server] = {}
         for name, settings in SYSTEMS.items():
             (root / name).mkdir()
-            life = Settings(model=root / "model", shape=shape, **settings(root / name))
+            life = Settings(
+                model=root / "model",
+                shape=shape,
+                engine={"distributed_executor_backend": "mp"},
+                environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}"},
+                **settings(root / name),
+            )
             servers[name] = at_end.enter_context(Server(life, log=root / f"{name}.log"))
         order = deque(servers)
         for number in range(-1, rounds):  # the first one warms up
@@ -101,13 +111,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=REQUESTS, default="dense")
+    parser.add_argument("--threads", type=int, default=1, help="of the model of each server")
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dir", type=Path, help="a directory on the drive")
     options = parser.parse_args()
     console = Console(stderr=True)
     with scratch(options.dir) as root:
-        rates = measured(root, options.model, options.rounds, console)
+        rates = measured(root, options.model, options.threads, options.rounds, console)
         facts = machine(root)
     systems = {
         name: {
