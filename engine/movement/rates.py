@@ -21,7 +21,7 @@ class TierRate:
     However many loads run side by side, it is the time in which at least one runs that counts.
 
     Attributes:
-        queued_bytes: what is to come from the tier, under way or not begun.
+        queued_bytes: what is to come from the tier, under way or not begun, without what is late.
         measured_s: when a load last ended.
     """
 
@@ -58,6 +58,25 @@ class TierRate:
         if self._bytes > KNOWN_FROM_BYTES:
             kept = KNOWN_FROM_BYTES / self._bytes
             self._bytes, self._busy_s = float(KNOWN_FROM_BYTES), self._busy_s * kept
+
+
+class RatedLoad:
+    """A load as the rate of its tier counts it: until it ends or is late, as one that never returns may be.
+
+    The chain's lock guards it.
+    """
+
+    def __init__(self, rate: TierRate, size_bytes: int, began_s: float) -> None:
+        self._rate, self._size_bytes = rate, size_bytes
+        self._has_ended = False
+        rate.began(began_s)
+
+    def ended(self, now_s: float, moved_bytes: int) -> None:
+        """It brought so many bytes, or is waited for no longer; what comes after that does not count."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._rate.queued_bytes -= self._size_bytes
+            self._rate.ended(now_s, moved_bytes)
 
 
 class Prefill(Protocol):
