@@ -68,6 +68,10 @@ class ServerChain(Chain):
             self._placement.count_refused([found])
         return found
 
+    def is_decided(self, prompt: Prompt) -> bool:
+        """Whether the length of a run decides nothing any more."""
+        return self._advisor.is_decided(prompt)
+
     def commit_in_step(self, slots: Sequence[Slot]) -> None:
         """Commit filled slots; they begin to move after the step."""
         self.commit(slots, run=Run.AFTER_STEP)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ...tiers.errors import ConfigError
 from .prompts import Prompt
-from .rates import GivenPrefill, Prefill, TierRate
+from .rates import MEASURED_BYTES, GivenPrefill, Prefill, TierRate
 
 PROBE_EVERY_S = 30.0  # a minute or two after a drive has recovered it is used again
 PROBE_BYTES = 64 << 20  # a drive of 500 MB/s takes 0.13 s for it
@@ -107,18 +107,25 @@ class Advisor:
         self._probed_s: dict[str, float] = {}
 
     def lets(self, prompt: Prompt, tier: str, chunks: int | None) -> bool:
-        """Say whether a prompt loads one chunk more from below; its first such chunk decides for all.
+        """Say whether a prompt loads one chunk more from below; its first chunk there decides for a tier.
+
+        A no is for all tiers: what lies behind a chunk that is not loaded is computed, too.
 
         Args:
             tier: which has the chunk.
             chunks: of the prompt from this one on, where that is known.
         """
-        if prompt.loads is None:
-            prompt.loads = self.advised(tier, chunks)
+        if prompt.loads >= 1 and tier not in prompt.advised:
+            prompt.advised.add(tier)
+            prompt.loads = min(prompt.loads, self.advised(tier, chunks))
         if prompt.loads < 1:
             return False
         prompt.loads -= 1
         return True
+
+    def is_decided(self, prompt: Prompt) -> bool:
+        """Whether all tiers have been asked about, or one that says no."""
+        return prompt.loads < 1 or len(prompt.advised) == len(self.rates)
 
     def advised(self, tier: str, chunks: int | None) -> float:
         """How many leading chunks of a run to load; `EVERYTHING` for all.
@@ -139,7 +146,7 @@ class Advisor:
         )
         if estimate.is_loaded:
             return EVERYTHING
-        return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier) else 0
+        return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier, chunks) else 0
 
     def rates_per_s(self, pinned: str) -> dict[str, dict[str, int]]:
         """The rates that are known, by tier: of loads, and of computing, which is told beside the slots."""
@@ -153,13 +160,14 @@ class Advisor:
             known if tokens_per_s is None else {**known, pinned: {"prefill_tokens_per_s": int(tokens_per_s)}}
         )
 
-    def _may_probe(self, tier: str) -> bool:
+    def _may_probe(self, tier: str, chunks: int | None) -> bool:
         rate, now_s = self.rates[tier], self._clock()
         if (
             rate.queued_bytes
             or now_s - max(rate.measured_s, self._probed_s.get(tier, -math.inf)) < PROBE_EVERY_S
         ):
             return False
-        self._probed_s[tier] = now_s
+        if chunks is None or chunks * self._chunk_bytes >= MEASURED_BYTES:
+            self._probed_s[tier] = now_s  # a shorter one says too little to be the try, and costs as little
         rate.doubt()
         return True
