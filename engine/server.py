@@ -105,6 +105,8 @@ class ServerChain(Chain):
         """Say whether a chunk that a tier has is computed instead; counts it once. Call it under the lock."""
         if self._advisor.lets(prompt, tier, run_chunks):
             return False
+        if run_chunks is not None and not prompt.declined:
+            self._advisor.computes(run_chunks)
         if key not in prompt.declined:
             prompt.declined.add(key)
             self._placement.tally.count("declined_chunks", tier)

@@ -79,9 +79,11 @@ def worth(
     bytes_per_s: float,
     tokens_per_s: float,
     queued_bytes: int = 0,
+    busy_s: float = 0.0,
 ) -> Worth:
-    """Estimate a run of chunks from a tier that has other bytes to load before."""
-    return Worth((queued_bytes + chunks * chunk_bytes) / bytes_per_s, chunks * chunk_tokens / tokens_per_s)
+    """Estimate a run of chunks from a tier that has other bytes to load before, on a server that is busy."""
+    load_s = (queued_bytes + chunks * chunk_bytes) / bytes_per_s
+    return Worth(load_s, busy_s + chunks * chunk_tokens / tokens_per_s)
 
 
 class Advisor:
@@ -104,7 +106,9 @@ class Advisor:
         self.computing = computing
         self._chunk_bytes = chunk_bytes
         self._clock = clock
+        # Mutable state:
         self._probed_s: dict[str, float] = {}
+        self._busy_until_s = -math.inf  # with what it was advised to compute
 
     def lets(self, prompt: Prompt, tier: str, chunks: int | None) -> bool:
         """Say whether a prompt loads one chunk more from below; its first chunk there decides for a tier.
@@ -131,7 +135,7 @@ class Advisor:
         """How many leading chunks of a run to load; `EVERYTHING` for all.
 
         Args:
-            chunks: of the run; where nobody knows, what is queued before it is left out.
+            chunks: of the run; where nobody knows, what is queued before it is left out, either way.
         """
         rate = self.rates[tier]
         if self.computing is None or rate.bytes_per_s is None or self.computing.prefill.tokens_per_s is None:
@@ -143,10 +147,20 @@ class Advisor:
             bytes_per_s=rate.bytes_per_s,
             tokens_per_s=self.computing.prefill.tokens_per_s,
             queued_bytes=rate.queued_bytes if chunks else 0,
+            busy_s=max(0.0, self._busy_until_s - self._clock()) if chunks else 0.0,
         )
         if estimate.is_loaded:
             return EVERYTHING
         return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier, chunks) else 0
+
+    def computes(self, chunks: int) -> None:
+        """A run is computed, as was advised: others that come at the same time are computed after it.
+
+        Else one load would send all that come with it to the server, however fast the tier is.
+        """
+        if self.computing is not None and self.computing.prefill.tokens_per_s is not None:
+            takes_s = chunks * self.computing.chunk_tokens / self.computing.prefill.tokens_per_s
+            self._busy_until_s = max(self._busy_until_s, self._clock()) + takes_s
 
     def rates_per_s(self, pinned: str) -> dict[str, dict[str, int]]:
         """The rates that are known, by tier: of loads, and of computing, which is told beside the slots."""

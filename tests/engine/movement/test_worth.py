@@ -66,6 +66,30 @@ def test_what_waits_before_a_run_counts_where_its_length_is_known() -> None:
     assert rig.loaded(3) == 3, "the queue of a moment says nothing of a run that may be long"
 
 
+@pytest.mark.parametrize(("mib_per_s", "expected"), [(50, 10), (100, 15), (200, 20), (400, 24)])
+def test_of_runs_that_come_together_as_many_are_loaded_as_are_sooner_there(
+    mib_per_s: float, expected: int
+) -> None:
+    rig, loaded = Rig(mib_per_s), 0
+    for number in range(30):
+        if rig.advisor.lets(Prompt(number), "nvme", 100):
+            rig.rate.queued_bytes += 100 * MIB
+            loaded += 1
+        else:
+            rig.advisor.computes(100)
+    assert loaded == pytest.approx(expected, abs=1)
+
+
+def test_what_is_computed_is_waited_for_as_long_as_that_takes() -> None:
+    rig = Rig(90)
+    assert rig.loaded(100, run=100) == 0
+    rig.advisor.computes(100)
+    assert rig.loaded(100, run=100) == 100
+    assert rig.loaded(1) == 0, "the queue of a moment says nothing of a run that may be long"
+    rig.clock.now_s += 1.0
+    assert rig.loaded(100, run=100) == 0
+
+
 def test_the_answer_is_for_all_of_the_run() -> None:
     rig, prompt = Rig(200), Prompt(0)
     assert rig.advisor.lets(prompt, "nvme", 40)
