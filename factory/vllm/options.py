@@ -72,11 +72,11 @@ _EXAMPLE = (
 NEAR_RATIO_MIN = 0.85  # one or two slips in a word; other keys of vLLM's have half of their letters in common
 
 
-def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
-    """The tier-config document in a whole `--kv-transfer-config`, or its path; all around it is checked.
+def extra_of_transfer(config: Any) -> Mapping[str, Any]:
+    """kvtier's options in a whole `--kv-transfer-config`; what they are in is checked.
 
     Raises:
-        ConfigError: vLLM would refuse it later, or not use kvtier, or kvtier would refuse its options.
+        ConfigError: vLLM would refuse it later, or not use kvtier.
     """
     if not isinstance(config, Mapping):
         raise ConfigError("", f"{shown(config)} is not an object; {_EXAMPLE}")
@@ -85,7 +85,7 @@ def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
             raise ConfigError(key, f"belongs inside; move it into the object under {quoted(EXTRA)}")
     if config.get("kv_connector") == MULTI:
         _expect_role(config)
-        return document_of_transfer(_one_of_several(config.get(EXTRA)))
+        return extra_of_transfer(_one_of_several(config.get(EXTRA)))
     if config.get("kv_connector") == OWN_CONNECTOR:
         _expect(config, CONNECTOR_MODULE, MODULE)
     else:
@@ -98,7 +98,7 @@ def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
         raise ConfigError(EXTRA, f"is missing or not an object; {_EXAMPLE}")
     _expect(extra, "spec_name", SPEC, f"{EXTRA}.")
     _expect(extra, "spec_module_path", MODULE, f"{EXTRA}.")
-    return checked_document(extra)
+    return extra
 
 
 def _one_of_several(extra: Any) -> Any:
@@ -163,9 +163,14 @@ def checked_document(extra_config: Mapping[str, Any]) -> str | Mapping[str, Any]
 
 def warn_of_unread(extra_config: Mapping[str, Any]) -> None:
     """Name the keys that neither kvtier nor any vLLM it knows reads."""
-    unread = extra_config.keys() - VLLM_KEYS - {KEY}
-    if unread:
-        logger.warning("kvtier: nothing in kvtier reads %s in %s", listed(unread), EXTRA)
+    for warning in unread(extra_config):
+        logger.warning("kvtier: %s", warning)
+
+
+def unread(extra_config: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the keys that neither kvtier nor any vLLM it knows reads."""
+    keys = extra_config.keys() - VLLM_KEYS - {KEY}
+    return [f"nothing in kvtier reads {listed(keys)} in {EXTRA}"] if keys else []
 
 
 def _refusal(key: str, extra_config: Mapping[str, Any]) -> str | None:

@@ -10,8 +10,9 @@ import kvtier.factory.vllm as plugin
 from kvtier.factory.vllm.options import (
     REPLACED,
     VLLM_KEYS,
+    checked_document,
     composite_spec,
-    document_of_transfer,
+    extra_of_transfer,
     warn_of_unread,
 )
 from kvtier.tiers.errors import ConfigError
@@ -105,6 +106,10 @@ TRANSFER: dict[str, Any] = {
     "kv_role": "kv_both",
     "kv_connector_extra_config": EXTRA,
 }
+
+
+def document_of_transfer(config: Any) -> Any:
+    return checked_document(extra_of_transfer(config))
 
 
 def without(config: dict[str, Any], key: str) -> dict[str, Any]:
