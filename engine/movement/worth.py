@@ -20,6 +20,7 @@ from .prompts import Prompt
 from .rates import MEASURED_BYTES, GivenPrefill, Prefill, TierRate
 
 PROBE_EVERY_S = 30.0  # a minute or two after a drive has recovered it is used again
+SHORT_TRY_EVERY_S = 3.0  # a short run says less, and costs less
 PROBE_BYTES = 64 << 20  # a drive of 500 MB/s takes 0.13 s for it
 
 EVERYTHING = math.inf
@@ -107,7 +108,8 @@ class Advisor:
         self._chunk_bytes = chunk_bytes
         self._clock = clock
         # Mutable state:
-        self._probed_s: dict[str, float] = {}
+        self._tries_s: dict[str, float] = {}  # when each tier was last tried, with a run that can be measured
+        self._short_tries_s: dict[str, float] = {}  # and with one that can only show that it is faster
         self._busy_until_s = -math.inf  # with what it was advised to compute
 
     def lets(self, prompt: Prompt, tier: str, chunks: int | None) -> bool:
@@ -176,12 +178,14 @@ class Advisor:
 
     def _may_probe(self, tier: str, chunks: int | None) -> bool:
         rate, now_s = self.rates[tier], self._clock()
-        if (
-            rate.queued_bytes
-            or now_s - max(rate.measured_s, self._probed_s.get(tier, -math.inf)) < PROBE_EVERY_S
-        ):
+        is_short = chunks is not None and chunks * self._chunk_bytes < MEASURED_BYTES
+        tries_s, every_s = (
+            (self._short_tries_s, SHORT_TRY_EVERY_S) if is_short else (self._tries_s, PROBE_EVERY_S)
+        )
+        if rate.queued_bytes or now_s - rate.measured_s < PROBE_EVERY_S:
             return False
-        if chunks is None or chunks * self._chunk_bytes >= MEASURED_BYTES:
-            self._probed_s[tier] = now_s  # a shorter one says too little to be the try, and costs as little
+        if now_s - tries_s.get(tier, -math.inf) < every_s:
+            return False
+        tries_s[tier] = now_s
         rate.doubt()
         return True
