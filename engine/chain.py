@@ -293,7 +293,8 @@ class Chain:
     def _queued(self, prompt: Prompt, below: Mapping[ChunkKey, Tier]) -> dict[ChunkKey, Found]:
         found = self._placement.promote(prompt, below)
         for key, tier in below.items():
-            if found[key].source == tier.name:
+            presence, _, source = found[key]
+            if presence is Presence.PENDING and source == tier.name:  # else another has promoted it before
                 self._lower.rates[tier.name].queued_bytes += self._pinned.slot_bytes
         return found
 

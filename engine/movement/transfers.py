@@ -43,8 +43,10 @@ from ...tiers.pinned.slots import Slot, SlotTier
 from ..loop import LoopThread
 from ..waiting import Waiting
 from .cascades import Batch
+from .deadlines import Deadlines
 from .lower import LowerTiers
 from .placement import Placement
+from .rates import RatedLoad
 from .relay import Relay
 
 logger = logging.getLogger(__name__)
@@ -204,7 +206,9 @@ class Transfers:
         parts = self._parts(self._lower.all[batch.tier], batch.slots) if batch.slots else ()
         works = [self._cascade(call, part) for part in parts]
         if batch.keys:
-            relay = self._relays.setdefault(batch.tier, Relay(self._placement.slot_bytes))
+            relay = self._relays.setdefault(
+                batch.tier, Relay(self._placement.slot_bytes, self._placement.load_deadlines_s)
+            )
             works += [
                 self._relay(relay, call, batch.keys[start : start + relay.chunks_max])
                 for start in range(0, len(batch.keys), relay.chunks_max)
@@ -224,23 +228,29 @@ class Transfers:
 
     async def _promote(self, tier: Tier, slots: Sequence[Slot]) -> None:
         outcome, began_s = Outcome(), time.monotonic()
-        rate = self._lower.rates[tier.name]
+        slot_bytes = self._placement.slot_bytes
         with self._lock:
-            rate.began(began_s)
+            load = RatedLoad(self._lower.rates[tier.name], len(slots) * slot_bytes, began_s)
+        deadlines = Deadlines(0.0, self._placement.load_deadlines_s)
+        late = asyncio.get_running_loop().call_later(deadlines.at_s(tier.name), self._is_late_load, load)
         try:
             outcome = await tier.load([slot.key for slot in slots], self._buffers(slots))
         except Exception as error:
             self._log(tier, error)
         finally:
+            late.cancel()
             with self._lock:
-                rate.ended(time.monotonic(), len(outcome.succeeded) * self._placement.slot_bytes)
+                load.ended(time.monotonic(), len(outcome.succeeded) * slot_bytes)
             self._end_promotion(tier, slots, outcome)
             self._count("loaded_us", tier.name, _us_since(began_s))
             self._pump()
 
+    def _is_late_load(self, load: RatedLoad) -> None:
+        with self._lock:
+            load.ended(time.monotonic(), 0)
+
     def _end_promotion(self, tier: Tier, slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
-            self._lower.rates[tier.name].queued_bytes -= len(slots) * self._placement.slot_bytes
             self._placement.promoted(tier, slots, outcome)
 
     async def _cascade(self, call: _Call, slots: Sequence[Slot]) -> None:

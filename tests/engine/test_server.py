@@ -1,5 +1,6 @@
 """The chain as a scheduler uses it: steps, and invalidations from any thread."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +10,7 @@ from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.movement import transfers as transfers_module
 from kvtier.engine.movement.placement import Found, Presence
-from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
+from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill, TierRate
 from kvtier.engine.movement.worth import Computing
 from kvtier.tiers.testing import MemoryTier, pattern
 
@@ -159,6 +160,16 @@ def test_a_yes_holds_for_the_run_whatever_comes_to_the_queue(fast: FastServer) -
     assert fast.rate.queued_bytes == 0
 
 
+def test_what_is_computed_is_waited_for_as_what_is_loaded_is(fast: FastServer) -> None:
+    fast.loads_take(0.9)
+    found = [fast.chain.promote(fast.chain.new_prompt(), key, run_chunks=1) for key in (b"x", b"y", b"z")]
+    expected = [Presence.PENDING, Presence.MISS, Presence.PENDING]
+    assert [one.presence for one in found] == expected, "loaded, computed meanwhile, and the next one loaded"
+    fast.chain.start_queued()
+    slots, _ = fast.rig.fetch([b"x", b"z"]).result(5)
+    fast.chain.release([*slots, *(one.slot for one in found if one.slot is not None)])
+
+
 def test_promotions_that_fail_are_queued_no_more(fast: FastServer) -> None:
     fast.rig.lower.broken.add(b"x")
     found = fast.chain.promote(fast.chain.new_prompt(), b"x")
@@ -168,3 +179,59 @@ def test_promotions_that_fail_are_queued_no_more(fast: FastServer) -> None:
     assert fast.rate.queued_bytes == 0
     assert found.slot is not None
     fast.chain.release([found.slot, *slots])
+
+
+class WatchedRate(TierRate):
+    """Says when a load is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = threading.Event()
+
+    def ended(self, now_s: float, moved_bytes: int) -> None:
+        super().ended(now_s, moved_bytes)
+        self.counted.set()
+
+
+def test_a_load_that_hangs_makes_the_tier_neither_slow_nor_busy_for_ever(fast: FastServer) -> None:
+    """Else nothing would ever be loaded again from a tier that answers every other call."""
+    rig, rate = fast.rig, WatchedRate()
+    fast.chain._lower.rates["memory"] = rate
+    fast.chain._placement.load_deadlines_s = {"memory": 0.01}
+    rig.gate(opened=False)
+    found = fast.chain.promote(fast.chain.new_prompt(), b"x")
+    fast.chain.start_queued()
+    assert rate.counted.wait(5)
+    assert rate.queued_bytes == 0
+    later_s = time.monotonic() + 1000
+    rate.began(later_s)
+    rate.ended(later_s + 1, 2 * KNOWN_FROM_BYTES)
+    known = rate.bytes_per_s
+    assert known is not None
+    assert known > KNOWN_FROM_BYTES, "the time between the two is not the tier's"
+    rig.gate(opened=True)
+    slots, _ = rig.fetch([b"x"]).result(5)
+    assert (rate.queued_bytes, rate.bytes_per_s) == (0, known), "it was counted already"
+    assert found.slot is not None
+    fast.chain.release([found.slot, *slots])
+
+
+def test_what_another_has_promoted_meanwhile_is_queued_once_also_where_it_is_late(
+    fast: FastServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, look = fast.rig, fast.rig.lower.lookup
+    others: list[Found] = []
+
+    def another_promotes_it_first(keys: Sequence[bytes]) -> Sequence[bool | None]:
+        monkeypatch.setattr(rig.lower, "lookup", look)
+        others.append(fast.chain.promote(fast.chain.new_prompt(), b"x"))
+        rig.clock.now_s += 10
+        return look(keys)
+
+    monkeypatch.setattr(rig.lower, "lookup", another_promotes_it_first)
+    assert fast.chain.promote(fast.chain.new_prompt(), b"x").presence is Presence.LATE
+    assert fast.rate.queued_bytes == SLOT_BYTES
+    fast.chain.start_queued()
+    slots, _ = rig.fetch([b"x"]).result(5)
+    assert fast.rate.queued_bytes == 0
+    fast.chain.release([*slots, *(one.slot for one in others if one.slot is not None)])

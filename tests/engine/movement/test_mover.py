@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
@@ -404,12 +405,20 @@ class Moody(MemoryTier):
 class Three:
     """A chain of few slots over three tiers of which one is moody."""
 
-    def __init__(self, moody: int = 0, slots: int = 8, unfilled: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        moody: int = 0,
+        slots: int = 8,
+        unfilled: frozenset[str] = frozenset(),
+        deadlines_s: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.loop, self.slots = LoopThread(), Slots(slots)
         self.tiers = [Moody(name) for name in ("first", "second", "third")]
         self.moody = self.tiers[moody]
         self.others = [tier for tier in self.tiers if tier is not self.moody]
-        self.chain = BothFaces(self.slots, self.tiers, self.loop, load_deadlines_s={}, unfilled=unfilled)
+        self.chain = BothFaces(
+            self.slots, self.tiers, self.loop, load_deadlines_s=deadlines_s, unfilled=unfilled
+        )
 
     def put(self, *keys: bytes) -> None:
         slots = self.chain.reserve(self.chain.new_prompt(), keys).slots
@@ -495,6 +504,33 @@ def test_a_chunk_that_no_tier_above_has_any_more_is_left_out_and_counted() -> No
     rig.drain()
     assert b"a" not in rig.moody.chunks
     assert rig.chain.stats().tiers["third"].counters["dropped_chunks"] == 1
+    rig.close()
+
+
+def test_a_near_tier_whose_loads_hang_keeps_no_far_one_from_what_lies_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, never = Three(moody=2, deadlines_s={"first": SHORT_S, "third": SHORT_S}), asyncio.Event()
+
+    async def hangs(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        await never.wait()
+        raise OSError("nobody waits for it any more")
+
+    rig.moody.mood = "hangs"
+    rig.put(b"holds", b"up")
+    rig.until(lambda: not rig.moody.gate.is_set())
+    for key in (b"a", b"b", *(b"%d" % number for number in range(8))):  # of the first two only keys are left
+        rig.put(key)
+        rig.until(lambda key=key: all(key in tier.chunks for tier in rig.others))  # type: ignore[misc]
+    del rig.tiers[1].chunks[b"a"]
+    monkeypatch.setattr(rig.tiers[0], "load", hangs)
+    rig.mend()
+    rig.put(b"new")
+    rig.until(lambda: b"new" in rig.moody.chunks)
+    rig.drain()
+    assert rig.moody.chunks[b"b"] == pattern(b"b", SLOT_BYTES), "the second tier has it, too"
+    assert b"a" not in rig.moody.chunks
+    rig.loop.submit(_call(never.set)).result(PATIENCE_S)
     rig.close()
 
 

@@ -34,7 +34,7 @@ from ..index.transaction import Transaction
 from ..log.budget import SEGMENT_SLACK_BYTES
 from ..log.room import KEPT_BYTES
 from ..log.segments import Segments
-from ..wear.record import add_written
+from ..wear.record import add_written, note_unknown
 from .directory import StoreDirectory
 
 logger = logging.getLogger(__name__)
@@ -279,6 +279,8 @@ def _put_frame(
     filled = [one.opened for one in found.values() if not one.is_empty]
     newer = max(0, max(filled, default=0) - txn.number("opened"))
     add_written(txn, newer * directory.facts.segment_bytes)
+    if not txn.number("opened"):  # there was no checkpoint: that may be years' worth
+        note_unknown(txn)
     _raise(txn, "opened", [one.opened for one in found.values()])
     for one in found.values():
         order.note(txn, one.order, removal=False)

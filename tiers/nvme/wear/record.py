@@ -115,3 +115,8 @@ class Wear(NamedTuple):
 def add_written(txn: Transaction, size_bytes: int) -> None:
     """Count what was written to the drive."""
     txn.set_number(WRITTEN, txn.number(WRITTEN) + size_bytes)
+
+
+def note_unknown(txn: Transaction) -> None:
+    """Nobody knows when what was written so far was: it is of no rate, and of no budget."""
+    txn.set_number(_NOTED, txn.number(WRITTEN))

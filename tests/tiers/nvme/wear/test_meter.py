@@ -113,6 +113,29 @@ async def test_after_a_power_loss_it_is_right_to_the_segments_that_were_open(
     await after.close()
 
 
+async def test_what_was_written_before_the_checkpoint_was_lost_is_no_debt(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """The log says what was written, and not when: it may be years' worth."""
+    memory, lost, terms = tmp_path / "memory", tmp_path / "lost", budget_for(64, clock)
+    memory.mkdir()
+    tier = await small(tmp_path / "store", terms)
+    for first in (0, 1000, 2000):
+        await stored(tier, keys_of(first, 48))
+        await tier._count_uses()
+        clock.now_s += 2 * HOUR_S
+    await tier.flush()
+    shutil.copytree(tmp_path / "store", lost, copy_function=shutil.copy)
+    await tier.close()
+    (lost / "checkpoint").unlink(missing_ok=True)
+    (lost / "lock").unlink()
+    after = await opened(lost, capacity_bytes=CAPACITY, terms=terms, memory=memory)
+    assert written(after) > 64 * CHUNK_BYTES
+    assert after.stats().gauges["written_bytes_a_day"] == 0, "it is of no rate, either"
+    await stored(after, keys_of(3000, 32))
+    await after.close()
+
+
 async def test_stores_stop_at_the_budget_and_go_on_when_time_has_passed(tmp_path: Path, clock: Clock) -> None:
     tier = await small(tmp_path / "store", budget_for(64, clock))
     keys = keys_of(0, 100)
