@@ -68,6 +68,10 @@ class ServerChain(Chain):
             self._placement.count_refused([found])
         return found
 
+    def is_decided(self, prompt: Prompt) -> bool:
+        """Whether the length of a run decides nothing any more."""
+        return self._advisor.is_decided(prompt)
+
     def commit_in_step(self, slots: Sequence[Slot]) -> None:
         """Commit filled slots; they begin to move after the step."""
         self.commit(slots, run=Run.AFTER_STEP)
@@ -101,6 +105,8 @@ class ServerChain(Chain):
         """Say whether a chunk that a tier has is computed instead; counts it once. Call it under the lock."""
         if self._advisor.lets(prompt, tier, run_chunks):
             return False
+        if run_chunks is not None and not prompt.declined:
+            self._advisor.computes(run_chunks)
         if key not in prompt.declined:
             prompt.declined.add(key)
             self._placement.tally.count("declined_chunks", tier)

@@ -40,6 +40,8 @@ from .sizes import Capacity, Percent, Size, WholeSize, format_size, parse_size, 
 from .validation import import_named, refused
 from .wording import shown, suggested
 
+DRIVE_WRITES_MAX = 1e9  # a day: no drive is so fast, and so many bytes can be counted
+
 
 class GpuConfig(TierConfig):
     """The server's own KV tensors, in device memory or, without a device, in ordinary memory."""
@@ -207,6 +209,7 @@ class NvmeConfig(TierConfig):
     write_budget: float | None = Field(
         default=None,
         gt=0,
+        le=DRIVE_WRITES_MAX,
         allow_inf_nan=False,
         description="Maximum drive writes a day: how often the capacity may be written, of each drive if "
         "there are several. When it is spent, nothing is carried, and then nothing is stored.",

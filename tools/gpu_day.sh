@@ -19,7 +19,14 @@ device=${DEVICE:-cuda}
 quick=${QUICK:+--quick}
 ends=$(($(date +%s) + ${LIMIT_S:-350}))
 unpacked=$(mktemp -d)
+child=
+stopped() {
+    [ -z "$child" ] || kill "$child" # `timeout`, which hands it on; then it waits for no more than a kill takes
+    [ -z "$child" ] || wait "$child"
+    exit 130
+}
 trap 'rm -rf "$unpacked"' EXIT
+trap stopped INT TERM HUP
 mkdir -p "$folder"
 
 for wheel in "${WHEELS:-$root/build/wheels}"/*.whl; do
@@ -39,7 +46,11 @@ part() {
         return
     fi
     status=0
-    timeout --kill-after=5 "$left" "$@" >"$folder/$name.txt" 2>&1 || status=$?
+    # In the background: a shell that waits for a foreground command hears of no signal until that has ended.
+    timeout --kill-after=5 "$left" "$@" >"$folder/$name.txt" 2>&1 &
+    child=$!
+    wait "$child" || status=$?
+    child=
     [ "$status" -eq 0 ] || failed=1
     echo "$name: status $status, $left s were left before it" | tee -a "$folder/parts.txt"
 }

@@ -8,7 +8,8 @@ which must not grow, and one that is killed and started again. The engines are r
 NVMe tier on a layer of files with faults, and a tier of another package that misbehaves. Every byte that is
 loaded is compared, and the cap is looked at all the time.
 
-Exit status: 0, or 1 where anything was wrong; then the seed and the folder with the logs are named.
+Exit status: 0, or 1 where anything was wrong; then the seed and the folder with the logs are named. 130 where
+it was interrupted before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -285,12 +287,11 @@ class Soak:
     def _look_for_leftovers(self, world: World) -> None:
         """An index that has no checkpoint, because it would not fit the cap, stays in shared memory."""
         is_kept = not Path(world.path, "nvme", "checkpoint").exists()
-        for owner in SHARED_MEMORY.glob(f"kvtier-index-*/{OWNER}"):
-            if owner.read_text().startswith(world.path + "/"):
-                self.counts["indexes_without_checkpoint"] += is_kept
-                if not is_kept:
-                    self._note(f"{owner.parent} is left in shared memory")
-                shutil.rmtree(owner.parent)
+        for index in indexes_below(Path(world.path)):
+            self.counts["indexes_without_checkpoint"] += is_kept
+            if not is_kept:
+                self._note(f"{index} is left in shared memory")
+            shutil.rmtree(index)
 
     def _judge_growth(self) -> None:
         for member in self._members():
@@ -320,11 +321,13 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="kvtier-soak-", dir=options.path))
     print(f"seed {seed}, in {base}", flush=True)
     soak = Soak(base, options.seconds, seed)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # by hand, by `timeout`, as a session ends
+        signal.signal(number, signal.default_int_handler)
+    status = 0
     try:
         soak.run()
     except KeyboardInterrupt:
-        soak.wrong.clear()
-        return 130
+        status = 130
     finally:
         summary = {"seed": seed, **soak.summary()}
         print(json.dumps(summary, indent=1))
@@ -335,15 +338,22 @@ def main() -> int:
     if soak.wrong:
         print(f"{len(soak.wrong)} things were wrong: --seed {seed}; {base} is kept", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 def remove(base: Path) -> None:
     """Remove all worlds, and the indexes of those that were interrupted."""
-    for owner in SHARED_MEMORY.glob(f"kvtier-index-*/{OWNER}"):
-        if owner.read_text().startswith(f"{base}/"):
-            shutil.rmtree(owner.parent)
+    for index in indexes_below(base):
+        shutil.rmtree(index)
     shutil.rmtree(base)
+
+
+def indexes_below(folder: Path) -> Iterator[Path]:
+    """The directories in shared memory with indexes of stores below a folder."""
+    for owner in SHARED_MEMORY.glob(f"kvtier-index-*/{OWNER}"):
+        with suppress(OSError):  # others come and go meanwhile
+            if owner.read_bytes().startswith(os.fsencode(f"{folder}/")):
+                yield owner.parent
 
 
 def arguments() -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -31,8 +32,8 @@ class Prompt:
         refused_chunks: chunks that found no slot when they were last offered; they are offered again.
         asks_since_s: when a tier below first had to find out whether it has one of its chunks.
         is_spared: whether its chunks are surely one prompt's: then none makes room for another of them.
-        loads: how many chunks more are loaded from tiers below; None until that is decided, once for all that
-            the prompt has only there.
+        loads: how many chunks more are loaded from tiers below.
+        advised: tiers below of which that is decided, each once for all that the prompt has only there.
         declined: chunks below that are computed instead.
     """
 
@@ -43,7 +44,8 @@ class Prompt:
         self.refused_chunks = 0
         self.asks_since_s: float | None = None
         self.is_spared = True
-        self.loads: float | None = None
+        self.loads = math.inf
+        self.advised: set[str] = set()
         self.declined: set[ChunkKey] = set()
         self._group_of = group_of
         self._counted: dict[bytes, int] = {}  # chunks named so far, by group
@@ -61,6 +63,12 @@ class Prompt:
         except KeyError:
             self._count([key for key in keys if key not in self.positions])
             return list(map(self.positions.__getitem__, keys))
+
+    def starts(self) -> None:
+        """It is being computed: should it be preempted and looked for again, that is another search."""
+        self.loads = math.inf
+        self.advised.clear()
+        self.asks_since_s = None
 
     def _count(self, new: Iterable[ChunkKey]) -> None:
         positions, counted, group_of = self.positions, self._counted, self._group_of

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from ...tiers.errors import ConfigError
 from .prompts import Prompt
-from .rates import GivenPrefill, Prefill, TierRate
+from .rates import MEASURED_BYTES, GivenPrefill, Prefill, TierRate
 
 PROBE_EVERY_S = 30.0  # a minute or two after a drive has recovered it is used again
+SHORT_TRY_EVERY_S = 3.0  # a short run says less, and costs less
 PROBE_BYTES = 64 << 20  # a drive of 500 MB/s takes 0.13 s for it
 
 EVERYTHING = math.inf
@@ -79,9 +80,11 @@ def worth(
     bytes_per_s: float,
     tokens_per_s: float,
     queued_bytes: int = 0,
+    busy_s: float = 0.0,
 ) -> Worth:
-    """Estimate a run of chunks from a tier that has other bytes to load before."""
-    return Worth((queued_bytes + chunks * chunk_bytes) / bytes_per_s, chunks * chunk_tokens / tokens_per_s)
+    """Estimate a run of chunks from a tier that has other bytes to load before, on a server that is busy."""
+    load_s = (queued_bytes + chunks * chunk_bytes) / bytes_per_s
+    return Worth(load_s, busy_s + chunks * chunk_tokens / tokens_per_s)
 
 
 class Advisor:
@@ -104,27 +107,37 @@ class Advisor:
         self.computing = computing
         self._chunk_bytes = chunk_bytes
         self._clock = clock
-        self._probed_s: dict[str, float] = {}
+        # Mutable state:
+        self._tries_s: dict[str, float] = {}  # when each tier was last tried, with a run that can be measured
+        self._short_tries_s: dict[str, float] = {}  # and with one that can only show that it is faster
+        self._busy_until_s = -math.inf  # with what it was advised to compute
 
     def lets(self, prompt: Prompt, tier: str, chunks: int | None) -> bool:
-        """Say whether a prompt loads one chunk more from below; its first such chunk decides for all.
+        """Say whether a prompt loads one chunk more from below; its first chunk there decides for a tier.
+
+        A no is for all tiers: what lies behind a chunk that is not loaded is computed, too.
 
         Args:
             tier: which has the chunk.
             chunks: of the prompt from this one on, where that is known.
         """
-        if prompt.loads is None:
-            prompt.loads = self.advised(tier, chunks)
+        if prompt.loads >= 1 and tier not in prompt.advised:
+            prompt.advised.add(tier)
+            prompt.loads = min(prompt.loads, self.advised(tier, chunks))
         if prompt.loads < 1:
             return False
         prompt.loads -= 1
         return True
 
+    def is_decided(self, prompt: Prompt) -> bool:
+        """Whether all tiers have been asked about, or one that says no."""
+        return prompt.loads < 1 or len(prompt.advised) == len(self.rates)
+
     def advised(self, tier: str, chunks: int | None) -> float:
         """How many leading chunks of a run to load; `EVERYTHING` for all.
 
         Args:
-            chunks: of the run; where nobody knows, what is queued before it is left out.
+            chunks: of the run; where nobody knows, what is queued before it is left out, either way.
         """
         rate = self.rates[tier]
         if self.computing is None or rate.bytes_per_s is None or self.computing.prefill.tokens_per_s is None:
@@ -136,10 +149,20 @@ class Advisor:
             bytes_per_s=rate.bytes_per_s,
             tokens_per_s=self.computing.prefill.tokens_per_s,
             queued_bytes=rate.queued_bytes if chunks else 0,
+            busy_s=max(0.0, self._busy_until_s - self._clock()) if chunks else 0.0,
         )
         if estimate.is_loaded:
             return EVERYTHING
-        return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier) else 0
+        return max(1, PROBE_BYTES // self._chunk_bytes) if self._may_probe(tier, chunks) else 0
+
+    def computes(self, chunks: int) -> None:
+        """A run is computed, as was advised: others that come at the same time are computed after it.
+
+        Else one load would send all that come with it to the server, however fast the tier is.
+        """
+        if self.computing is not None and self.computing.prefill.tokens_per_s is not None:
+            takes_s = chunks * self.computing.chunk_tokens / self.computing.prefill.tokens_per_s
+            self._busy_until_s = max(self._busy_until_s, self._clock()) + takes_s
 
     def rates_per_s(self, pinned: str) -> dict[str, dict[str, int]]:
         """The rates that are known, by tier: of loads, and of computing, which is told beside the slots."""
@@ -153,13 +176,16 @@ class Advisor:
             known if tokens_per_s is None else {**known, pinned: {"prefill_tokens_per_s": int(tokens_per_s)}}
         )
 
-    def _may_probe(self, tier: str) -> bool:
+    def _may_probe(self, tier: str, chunks: int | None) -> bool:
         rate, now_s = self.rates[tier], self._clock()
-        if (
-            rate.queued_bytes
-            or now_s - max(rate.measured_s, self._probed_s.get(tier, -math.inf)) < PROBE_EVERY_S
-        ):
+        is_short = chunks is not None and chunks * self._chunk_bytes < MEASURED_BYTES
+        tries_s, every_s = (
+            (self._short_tries_s, SHORT_TRY_EVERY_S) if is_short else (self._tries_s, PROBE_EVERY_S)
+        )
+        if rate.queued_bytes or now_s - rate.measured_s < PROBE_EVERY_S:
             return False
-        self._probed_s[tier] = now_s
+        if now_s - tries_s.get(tier, -math.inf) < every_s:
+            return False
+        tries_s[tier] = now_s
         rate.doubt()
         return True

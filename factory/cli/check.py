@@ -70,7 +70,11 @@ def _source(file: Path | None, kv_transfer_config: str | None) -> str | Path | M
     if kv_transfer_config is None:
         assert file is not None, "one of both is there"
         return file
-    from ..vllm.options import document_of_transfer
+    from ..vllm.options import checked_document, extra_of_transfer, unread
 
     text = sys.stdin.read() if kv_transfer_config == "-" else kv_transfer_config
-    return document_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))
+    extra = extra_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))
+    document = checked_document(extra)
+    for warning in unread(extra):
+        typer.echo(f"warning: {warning}", err=True)
+    return document

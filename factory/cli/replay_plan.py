@@ -82,8 +82,14 @@ def plan_replay(
     """Turn a checked document into a chain without bytes.
 
     Raises:
-        ConfigError: a tier is too small for such chunks, or of a type that cannot be replayed.
+        ConfigError: a tier is too small for such chunks, or of a type that cannot be replayed; or there are
+            speeds, and the document lets nobody decide by them.
     """
+    if speeds is not None and config.recompute == "never":
+        raise ConfigError(
+            "recompute",
+            '"never" loads all that a tier has; remove it, or --prefill-tokens-per-s and --load-bytes-per-s',
+        )
     _, pinned, *lower = config.tiers
     assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
     pinned = pinned.resolve(chunk_bytes=chunk_bytes, json_path="tiers[1]")

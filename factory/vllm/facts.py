@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...tiers.errors import ConfigError
-from .options import EXTRA
+from .options import CANONICAL, EXTRA, IN_OWN_LAYOUT
 from .served import served_fields
 
 GROUP_BYTES = 4  # the end of each key says which group of layers it is of
@@ -86,9 +86,7 @@ def of_offloading_config(config: Any, *, served: Mapping[str, str] | None = None
         ConfigError: the server asks for a layout of chunks that kvtier does not have.
     """
     if getattr(config, "canonical_layout", False):
-        raise ConfigError(
-            f"{EXTRA}.canonical_layout", "kvtier stores blocks in the server's own layout; remove this key"
-        )
+        raise ConfigError(f"{EXTRA}.{CANONICAL}", IN_OWN_LAYOUT)
     parallel = config.parallel
     return ServerFacts(
         engine_id=config.engine_id,

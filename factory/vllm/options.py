@@ -27,16 +27,21 @@ KEY = "kvtier"
 MODULE = "kvtier.factory.vllm"
 SPEC = "CompositeOffloadingSpec"
 CONNECTOR = "OffloadingConnector"
+CONNECTOR_MODULE = "kv_connector_module_path"
 OWN_CONNECTOR = "KvtierConnector"
 MULTI = "MultiConnector"
-CHUNK_KEYS = frozenset({"block_size", "blocks_per_chunk", "offload_prompt_only"})
+ROLES = ("kv_both", "kv_producer", "kv_consumer")
+CHUNK_SIZES = ("block_size", "blocks_per_chunk")  # in tokens, in the server's blocks
+CHUNK_KEYS = frozenset({*CHUNK_SIZES, "offload_prompt_only"})
+CANONICAL = "canonical_layout"
+IN_OWN_LAYOUT = "kvtier stores blocks in the server's own layout; remove this key"
 VLLM_KEYS = frozenset(
     {
         *CHUNK_KEYS,
         "spec_name",
         "spec_module_path",
         "self_describing_kv_events",
-        "canonical_layout",
+        CANONICAL,
         "sync_load_budget_bytes",
     }
 )
@@ -67,11 +72,11 @@ _EXAMPLE = (
 NEAR_RATIO_MIN = 0.85  # one or two slips in a word; other keys of vLLM's have half of their letters in common
 
 
-def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
-    """The tier-config document in a whole `--kv-transfer-config`, or its path; all around it is checked.
+def extra_of_transfer(config: Any) -> Mapping[str, Any]:
+    """kvtier's options in a whole `--kv-transfer-config`; what they are in is checked.
 
     Raises:
-        ConfigError: vLLM would refuse it later, or not use kvtier, or kvtier would refuse its options.
+        ConfigError: vLLM would refuse it later, or not use kvtier.
     """
     if not isinstance(config, Mapping):
         raise ConfigError("", f"{shown(config)} is not an object; {_EXAMPLE}")
@@ -79,19 +84,21 @@ def document_of_transfer(config: Any) -> str | Mapping[str, Any]:
         if key in (KEY, *VLLM_KEYS):
             raise ConfigError(key, f"belongs inside; move it into the object under {quoted(EXTRA)}")
     if config.get("kv_connector") == MULTI:
-        return document_of_transfer(_one_of_several(config.get(EXTRA)))
+        _expect_role(config)
+        return extra_of_transfer(_one_of_several(config.get(EXTRA)))
     if config.get("kv_connector") == OWN_CONNECTOR:
-        _expect(config, "kv_connector_module_path", MODULE)
+        _expect(config, CONNECTOR_MODULE, MODULE)
     else:
         _expect(config, "kv_connector", CONNECTOR)
-    if config.get("kv_role") is None:
-        raise ConfigError("kv_role", 'is missing; add "kv_role": "kv_both"')
+        if config.get(CONNECTOR_MODULE) is not None:
+            raise ConfigError(CONNECTOR_MODULE, f"belongs to {quoted(OWN_CONNECTOR)}; remove it")
+    _expect_role(config)
     extra = config.get(EXTRA)
     if not isinstance(extra, Mapping):
         raise ConfigError(EXTRA, f"is missing or not an object; {_EXAMPLE}")
     _expect(extra, "spec_name", SPEC, f"{EXTRA}.")
     _expect(extra, "spec_module_path", MODULE, f"{EXTRA}.")
-    return checked_document(extra)
+    return extra
 
 
 def _one_of_several(extra: Any) -> Any:
@@ -105,6 +112,14 @@ def _one_of_several(extra: Any) -> Any:
         where = f"{EXTRA}.connectors"
         raise ConfigError(where, f"{len(own)} entries with {quoted(CONNECTOR)}; kvtier needs one")
     return own[0]
+
+
+def _expect_role(config: Mapping[str, Any]) -> None:
+    role = config.get("kv_role")
+    if role is None:
+        raise ConfigError("kv_role", 'is missing; add "kv_role": "kv_both"')
+    if role not in ROLES:
+        raise ConfigError("kv_role", f'{shown(role)} is none of vLLM\'s roles; set it to "kv_both"')
 
 
 def _expect(config: Mapping[str, Any], key: str, value: str, place: str = "") -> None:
@@ -148,13 +163,22 @@ def checked_document(extra_config: Mapping[str, Any]) -> str | Mapping[str, Any]
 
 def warn_of_unread(extra_config: Mapping[str, Any]) -> None:
     """Name the keys that neither kvtier nor any vLLM it knows reads."""
-    unread = extra_config.keys() - VLLM_KEYS - {KEY}
-    if unread:
-        logger.warning("kvtier: nothing in kvtier reads %s in %s", listed(unread), EXTRA)
+    for warning in unread(extra_config):
+        logger.warning("kvtier: %s", warning)
+
+
+def unread(extra_config: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the keys that neither kvtier nor any vLLM it knows reads."""
+    keys = extra_config.keys() - VLLM_KEYS - {KEY}
+    return [f"nothing in kvtier reads {listed(keys)} in {EXTRA}"] if keys else []
 
 
 def _refusal(key: str, extra_config: Mapping[str, Any]) -> str | None:
     """Why the key may not stand there, and what to write instead."""
+    if key in CHUNK_SIZES:
+        return _refused_size(key, {name: extra_config.get(name) for name in CHUNK_SIZES})
+    if key == CANONICAL and extra_config[key]:
+        return IN_OWN_LAYOUT
     if key == KEY or key in VLLM_KEYS:
         return None
     if key in REPLACED:
@@ -169,6 +193,17 @@ def _refusal(key: str, extra_config: Mapping[str, Any]) -> str | None:
     place = f" of the document under {quoted(KEY)}" if meant in KvtierConfig.model_fields else ""
     too = "; it is there, too" if meant in extra_config else ""
     return f"unknown key; did you mean {quoted(meant)}{place}?{too}"
+
+
+def _refused_size(key: str, sizes: Mapping[str, Any]) -> str | None:
+    if None not in sizes.values():
+        return f"{listed(sizes)} say the same; keep one of them"
+    value = sizes[key]
+    try:
+        is_size = value is None or int(value) > 0  # as vLLM reads it
+    except (TypeError, ValueError, OverflowError):
+        is_size = False
+    return None if is_size else f"should be a whole number above zero, not {shown(value)}"
 
 
 def _meant(key: str, names: Iterable[str]) -> str | None:

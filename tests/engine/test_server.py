@@ -160,6 +160,16 @@ def test_a_yes_holds_for_the_run_whatever_comes_to_the_queue(fast: FastServer) -
     assert fast.rate.queued_bytes == 0
 
 
+def test_what_is_computed_is_waited_for_as_what_is_loaded_is(fast: FastServer) -> None:
+    fast.loads_take(0.9)
+    found = [fast.chain.promote(fast.chain.new_prompt(), key, run_chunks=1) for key in (b"x", b"y", b"z")]
+    expected = [Presence.PENDING, Presence.MISS, Presence.PENDING]
+    assert [one.presence for one in found] == expected, "loaded, computed meanwhile, and the next one loaded"
+    fast.chain.start_queued()
+    slots, _ = fast.rig.fetch([b"x", b"z"]).result(5)
+    fast.chain.release([*slots, *(one.slot for one in found if one.slot is not None)])
+
+
 def test_promotions_that_fail_are_queued_no_more(fast: FastServer) -> None:
     fast.rig.lower.broken.add(b"x")
     found = fast.chain.promote(fast.chain.new_prompt(), b"x")

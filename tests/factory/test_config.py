@@ -290,6 +290,11 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "tiers[2].write_budget: should be a finite number, not Infinity; for example 1.0",
     ),
     (
+        "budget beyond what can be counted",
+        with_(2, write_budget=1e308),
+        "tiers[2].write_budget: should be less than or equal to 1000000000, not 1e+308; for example 1.0",
+    ),
+    (
         "endurance as a share",
         with_(2, endurance="80%"),
         'tiers[2].endurance: should be bytes, not a percentage like "80%"; for example "1.2PB"',

@@ -124,6 +124,7 @@ def test_a_drive_without_a_capacity_is_refused(fields: dict[str, Any]) -> None:
         (2, {"fill": "no"}),
         (2, {"admission": "twice"}),
         (2, {"write_budget": 0}),
+        (2, {"write_budget": 1e308}),
         (2, {"endurance": "80%"}),
         (2, {"mount": "relative"}),
         (2, {"path": []}),

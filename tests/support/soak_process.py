@@ -66,7 +66,8 @@ def _become(
     """Be the process; never returns."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the parent ends us
         for other in others:
             os.close(other.orders)
             os.close(other.answers)

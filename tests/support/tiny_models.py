@@ -44,6 +44,18 @@ _DEEPSEEK = {
     "v_head_dim": 32,
 }
 
+# Computes 21 kFLOP for each byte of its keys and values. A large model computes more (8B in bf16: 125), and
+# the tiny Llama 0.6.
+_DENSE = {
+    **_COMMON,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.02,
+}
+
 _GRANITE = {
     **_COMMON,
     "num_hidden_layers": 4,
@@ -83,5 +95,6 @@ _SHAPES = {
     "llama": make_llama,
     "gemma": _maker("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA),
     "deepseek": _maker("DeepseekV2Config", "DeepseekV2ForCausalLM", _DEEPSEEK),
+    "dense": _maker("LlamaConfig", "LlamaForCausalLM", _DENSE),
     "granite": _maker("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM", _GRANITE),
 }

@@ -28,9 +28,9 @@ from vllm_server import (
     STEP_S,
     Samples,
     ServerFailed,
-    _environment,
     _is_tracker,
     _living,
+    base_environment,
 )
 
 ANSWER_WAIT_S = 60.0  # an answer takes half a second on two free cores
@@ -81,7 +81,7 @@ class ApiServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_environment(), "VLLM_SERVER_DEV_MODE": "1", **self._environment},
+                env={**base_environment(), "VLLM_SERVER_DEV_MODE": "1", **self._environment},
                 start_new_session=True,
             )
         try:

@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import psutil
 from vllm_child import TINY_PROMPT
+from vllm_nursery import Forked, Nursery
 
 HERE = Path(__file__).parent
 SPECS = HERE.parent / "factory" / "vllm"  # where `saboteurs` lies
@@ -157,11 +158,12 @@ class Server:
         ServerFailed: from any method, and from entering the `with` block.
     """
 
-    def __init__(self, settings: Settings, *, log: Path) -> None:
+    def __init__(self, settings: Settings, *, log: Path, nursery: Nursery | None = None) -> None:
         self._settings = settings
         self._log = log
+        self._nursery = nursery
         # Mutable state: the child while it lives, and what it said beyond the last whole line.
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | Forked | None = None
         self._received = b""
 
     def __enter__(self) -> Server:
@@ -181,15 +183,19 @@ class Server:
 
     def begin(self) -> None:
         """Start the child, without waiting for it to be ready."""
+        environment = base_environment() | dict(self._settings.environment)
         with self._log.open("ab") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, str(HERE / "vllm_child.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment() | dict(self._settings.environment),
-                start_new_session=True,
-            )
+            if self._nursery is not None:
+                self._child = self._nursery.fork(environment, log)
+            else:
+                self._child = subprocess.Popen(
+                    [sys.executable, str(HERE / "vllm_child.py")],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                )
         self._say(self._settings.document())
 
     def generate(
@@ -408,7 +414,8 @@ def _is_tracker(process: psutil.Process) -> bool:
     return False
 
 
-def _environment() -> dict[str, str]:
+def base_environment() -> dict[str, str]:
+    """What every server is started with."""
     path = os.pathsep.join(filter(None, [str(SPECS), os.environ.get("PYTHONPATH")]))
     return os.environ | {
         "PYTHONPATH": path,  # for the specs of tests

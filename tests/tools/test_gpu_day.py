@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,26 @@ def test_what_is_needed_comes_from_the_wheels_that_were_carried(tmp_path: Path) 
     wheels.mkdir()
     with zipfile.ZipFile(wheels / "carried-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("sitecustomize.py", "print('carried')")
-    run("correctness", tmp_path / "out", WHEELS=str(wheels), QUICK="1", LIMIT_S="1")
+    run("correctness", tmp_path / "out", WHEELS=str(wheels), QUICK="1", LIMIT_S="5")
     assert "carried" in (tmp_path / "out" / "round-trips.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_what_runs_and_leaves_no_files_of_its_own(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    python, pid, temporary = tmp_path / "python", tmp_path / "pid", tmp_path / "temporary"
+    temporary.mkdir()
+    python.write_text(f"#!/bin/sh\necho $$ >{pid}.new\nmv {pid}.new {pid}\nexec sleep 60\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(temporary)}
+    with subprocess.Popen([DAY, "figures", tmp_path / "out"], env=environment) as day:
+        while not pid.exists():
+            time.sleep(0.01)
+        day.send_signal(number)
+        assert day.wait(10) == 130
+    assert not Path("/proc", pid.read_text().strip()).exists()
+    assert list(temporary.iterdir()) == []
 
 
 def test_another_word_is_refused(tmp_path: Path) -> None:

@@ -68,19 +68,51 @@ def test_a_wrong_byte_is_found_and_the_seed_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     command: list[str | Path] = [sys.executable, SOAK, "--path", tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as soak:
         assert soak.stdout is not None
         lines = iter(soak.stdout)
         assert "seed" in next(lines)
         assert " stored" in next(lines), "the line of progress: it is in the middle of its work"
-        os.kill(soak.pid, signal.SIGINT)
+        os.kill(soak.pid, number)
         assert "true_flushes" in "".join(lines), "it tells what it has done so far"
         assert soak.wait() == 130
     assert list(tmp_path.iterdir()) == []
     owners = SHARED_MEMORY.glob(f"kvtier-index-*/{OWNER}")
     assert not [owner for owner in owners if owner.read_text().startswith(f"{tmp_path}/")]
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_found_wrong(tmp_path: Path) -> None:
+    command: list[str | Path] = [sys.executable, "-c", SABOTAGED, ROOT / "tests" / "support"]
+    command += [SOAK, "--seed", "7", "--path", tmp_path]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as soak:
+        assert soak.stdout is not None
+        assert soak.stderr is not None
+        assert any(line.startswith("WRONG") for line in soak.stdout)
+        os.kill(soak.pid, signal.SIGINT)
+        assert "is kept" in soak.stderr.read()
+        assert soak.wait() == 1
+    assert list(tmp_path.iterdir()) != []
+
+
+@pytest.mark.slow
+def test_other_indexes_in_shared_memory_are_left_alone(tmp_path: Path) -> None:
+    owner = SHARED_MEMORY / "kvtier-index-0-soak-test" / OWNER
+    owner.parent.mkdir()
+    try:
+        owner.write_bytes(os.fsencode(tmp_path) + b"/\xff\n")  # no text
+        command: list[str | Path] = [sys.executable, SOAK, "--seconds", "0", "--path", tmp_path]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert owner.exists()
+    finally:
+        owner.unlink()
+        owner.parent.rmdir()
 
 
 def test_what_is_promised_holds_until_it_is_taken_back() -> None:

@@ -260,29 +260,35 @@ async def _copied_on_a_thread(submit: Callable[[], CopyJob]) -> CopyJob:
 class _ThreadJob:
     """A copy on a thread."""
 
-    def __init__(self, size_bytes: int, copied: Future[float]) -> None:
+    def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self._copied = copied
+        self.error: str | None = None
+        self.seconds = 0.0
+        self._copied: Future[None] | None = None
+        self._is_done = False  # read in every step of a server, which takes no lock for it
 
-    @property
-    def error(self) -> str | None:
-        error = self._copied.exception() if self.done() else None
-        return None if error is None else f"{type(error).__name__}: {error}"
-
-    @property
-    def seconds(self) -> float:
-        return 0.0 if not self.done() or self._copied.exception() else self._copied.result()
+    def begin(self, thread: ThreadPoolExecutor, copy: Callable[[], float]) -> None:
+        """Have the thread copy; `copy` returns the seconds it took."""
+        self._copied = thread.submit(self._run, copy)
 
     def done(self) -> bool:
-        return self._copied.done()
+        return self._is_done
 
     def wait(self, timeout: float | None) -> bool:
+        assert self._copied is not None, "it has begun"
         return bool(wait([self._copied], timeout).done)
 
     async def ended(self) -> None:
-        copied = asyncio.wrap_future(self._copied)
-        await asyncio.wait([copied])
-        copied.exception()  # retrieved, so that asyncio does not log it; `error` reports it
+        assert self._copied is not None, "it has begun"
+        await asyncio.wait([asyncio.wrap_future(self._copied)])
+
+    def _run(self, copy: Callable[[], float]) -> None:
+        try:
+            self.seconds = copy()
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+        finally:
+            self._is_done = True
 
 
 class CpuCopies:
@@ -301,7 +307,9 @@ class CpuCopies:
         return ()
 
     def submit(self, plan: CopyPlan, lane: Lane, after: Mark) -> CopyJob:
-        return _ThreadJob(plan.size_bytes, self._threads[lane].submit(self.copy, plan, lane))
+        job = _ThreadJob(plan.size_bytes)
+        job.begin(self._threads[lane], partial(self.copy, plan, lane))
+        return job
 
     def copy(self, plan: CopyPlan, lane: Lane) -> float:
         """Copy every run; returns the seconds it took. On the lane's thread."""

@@ -158,9 +158,10 @@ class Arena:
         return np.asarray(indexes, np.int64) * self.slot_bytes + first
 
     def store_ended(self, slots: npt.NDArray[np.integer], rank: int, *, failed: bool) -> None:
-        """Mark that this rank's copies into these slots have ended."""
-        self._open().store_failed[rank, slots] = failed
-        np.add.at(self._open().stores_done[rank], slots, 1)
+        """Mark that this rank's copies into these slots have ended; each slot once."""
+        views = self._open()
+        views.store_failed[rank, slots] = failed
+        views.stores_done[rank, slots] += np.uint32(1)
 
     def load_ended(self, slots: npt.NDArray[np.integer], rank: int) -> None:
         """Mark that this rank's copies from these slots have ended."""

@@ -176,6 +176,7 @@ class ServerPlacement:
         self._progress.offered(request, keys)
         self._running.add(request)
         prompt = self._placed(request, keys, told)
+        prompt.starts()
         reserved = self._chain.reserve(prompt, keys)
         if reserved.refused:
             return None
@@ -273,7 +274,7 @@ class ServerPlacement:
         found = self._chain.pin(key)
         if found.presence is not Presence.MISS:
             return found
-        run_chunks = self._progress.run_chunks(key, ends) if prompt.loads is None else None
+        run_chunks = None if self._chain.is_decided(prompt) else self._progress.run_chunks(key, ends)
         return self._chain.promote(prompt, key, among=below, run_chunks=run_chunks)
 
     def _let_go(self, holds: Iterable[Found]) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from kvtier.engine.movement.rates import (
     KNOWN_FROM_BYTES,
+    MEASURED_S,
     RECENT_BYTES,
     RUN_STEPS_MAX,
     RUNS_MIN,
@@ -53,6 +54,43 @@ def test_loads_that_bring_nothing_take_time_all_the_same() -> None:
     loaded(rate, 64 * MIB, 1.0)
     loaded(rate, 0, 1.0)
     assert rate.bytes_per_s == 32 * MIB
+
+
+def test_short_loads_whose_time_is_that_of_a_call_lower_no_rate() -> None:
+    rate = TierRate()
+    loaded(rate, 64 * MIB, 0.064)
+    for second in range(1000):
+        loaded(rate, MIB, 0.002, began_s=1.0 + second)
+    assert rate.bytes_per_s == pytest.approx(1000 * MIB)
+
+
+def test_where_only_short_loads_come_they_make_the_rate() -> None:
+    rate = TierRate()
+    for second in range(1000):
+        loaded(rate, MIB, 0.2 if second % 2 else 0.002, began_s=second)
+    assert rate.bytes_per_s == pytest.approx(2 * MIB / 0.202, rel=0.01)
+
+
+def test_short_loads_that_take_long_or_come_side_by_side_are_measured() -> None:
+    slow = TierRate()
+    for second in range(40):
+        loaded(slow, MIB, 2 * MEASURED_S, began_s=second)
+    assert slow.bytes_per_s == pytest.approx(MIB / MEASURED_S / 2)
+    busy = TierRate()
+    busy.began(0.0)
+    for step in range(1, 65):
+        busy.began(0.001 * step)
+        busy.ended(0.001 * step, MIB)
+    assert busy.bytes_per_s == pytest.approx(1000 * MIB)
+
+
+def test_a_short_load_that_is_faster_than_was_known_is_believed() -> None:
+    rate = TierRate()
+    loaded(rate, 64 * MIB, 6.4)
+    for second in range(10, 74):
+        loaded(rate, MIB, 0.001, began_s=second)
+    assert rate.bytes_per_s == pytest.approx(20 * MIB, rel=0.1)
+    assert rate.measured_s == pytest.approx(6.4), "a long one says more"
 
 
 def test_a_rate_in_doubt_is_known_and_soon_another() -> None:

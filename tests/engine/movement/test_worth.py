@@ -4,7 +4,7 @@ import pytest
 from chain_rig import Clock
 
 from kvtier.engine.movement.prompts import Prompt
-from kvtier.engine.movement.rates import GivenPrefill, MeasuredPrefill, Prefill, TierRate
+from kvtier.engine.movement.rates import MEASURED_BYTES, GivenPrefill, MeasuredPrefill, Prefill, TierRate
 from kvtier.engine.movement.worth import (
     EVERYTHING,
     PROBE_BYTES,
@@ -66,6 +66,30 @@ def test_what_waits_before_a_run_counts_where_its_length_is_known() -> None:
     assert rig.loaded(3) == 3, "the queue of a moment says nothing of a run that may be long"
 
 
+@pytest.mark.parametrize(("mib_per_s", "expected"), [(50, 10), (100, 15), (200, 20), (400, 24)])
+def test_of_runs_that_come_together_as_many_are_loaded_as_are_sooner_there(
+    mib_per_s: float, expected: int
+) -> None:
+    rig, loaded = Rig(mib_per_s), 0
+    for number in range(30):
+        if rig.advisor.lets(Prompt(number), "nvme", 100):
+            rig.rate.queued_bytes += 100 * MIB
+            loaded += 1
+        else:
+            rig.advisor.computes(100)
+    assert loaded == pytest.approx(expected, abs=1)
+
+
+def test_what_is_computed_is_waited_for_as_long_as_that_takes() -> None:
+    rig = Rig(90)
+    assert rig.loaded(100, run=100) == 0
+    rig.advisor.computes(100)
+    assert rig.loaded(100, run=100) == 100
+    assert rig.loaded(1) == 0, "the queue of a moment says nothing of a run that may be long"
+    rig.clock.now_s += 1.0
+    assert rig.loaded(100, run=100) == 0
+
+
 def test_the_answer_is_for_all_of_the_run() -> None:
     rig, prompt = Rig(200), Prompt(0)
     assert rig.advisor.lets(prompt, "nvme", 40)
@@ -75,6 +99,28 @@ def test_the_answer_is_for_all_of_the_run() -> None:
     assert not rig.advisor.lets(late, "nvme", 40)
     rig.rate.queued_bytes = 0
     assert not rig.advisor.lets(late, "nvme", 40)
+
+
+def test_each_tier_is_decided_upon_and_a_no_is_for_all() -> None:
+    rig, prompt = Rig(200), Prompt(0)
+    far = rig.advisor.rates["far"] = TierRate()  # type: ignore[index]
+    far.began(-1000.0)
+    far.ended(0.0, 1000 * MIB)
+    assert rig.advisor.lets(prompt, "nvme", 100)
+    assert not rig.advisor.is_decided(prompt)
+    assert not rig.advisor.lets(prompt, "far", 90), "a second a chunk, which is computed in a hundredth"
+    assert rig.advisor.is_decided(prompt)
+    assert not rig.advisor.lets(prompt, "nvme", 50), "what is before it is not loaded"
+
+
+def test_a_prompt_that_is_preempted_and_looked_for_again_is_decided_upon_anew() -> None:
+    rig, prompt = Rig(200), Prompt(0)
+    rig.rate.queued_bytes = 1000 * MIB
+    assert not rig.advisor.lets(prompt, "nvme", 40)
+    rig.rate.queued_bytes = 0
+    assert not rig.advisor.lets(prompt, "nvme", 40)
+    prompt.starts()
+    assert rig.advisor.lets(prompt, "nvme", 40)
 
 
 def test_nothing_is_decided_on_a_rate_that_is_not_known() -> None:
@@ -105,6 +151,14 @@ def test_a_tier_that_is_read_no_more_is_tried_now_and_then_and_not_more() -> Non
         loaded.append(rig.loaded(1000, run=1000))
     assert sorted(set(loaded)) == [0, probe_chunks]
     assert loaded.count(probe_chunks) == 4
+
+
+def test_a_try_is_not_spent_on_a_run_that_is_too_short_to_be_measured() -> None:
+    rig, short = Rig(50), MEASURED_BYTES // CHUNK_BYTES - 1
+    rig.clock.now_s += PROBE_EVERY_S
+    assert rig.loaded(short, run=short) == short
+    assert rig.loaded(1000, run=1000) == PROBE_BYTES // CHUNK_BYTES
+    assert rig.loaded(short, run=short) == 0
 
 
 def test_a_tier_that_has_become_faster_is_soon_used_again() -> None:

@@ -202,6 +202,12 @@ def test_what_vllm_gets_may_come_from_standard_input(
     assert (status, errors.startswith("--kv-transfer-config: line 1, column 2: ")) == (2, True)
 
 
+def test_what_nothing_reads_is_a_warning(run: Run, file: Path) -> None:
+    status, _, errors = run("check", "--kv-transfer-config", transfer_config(str(file), colour="red"))
+    assert status == 0
+    assert 'warning: nothing in kvtier reads "colour" in kv_connector_extra_config' in errors
+
+
 def test_one_thing_is_checked_at_a_time(run: Run, file: Path) -> None:
     for arguments in ((), (file, "--kv-transfer-config", "{}")):
         status, _, errors = run("check", *arguments)

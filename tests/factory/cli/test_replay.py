@@ -345,3 +345,14 @@ def test_speeds_come_in_pairs(
     status, _, errors = run("replay", trace, "--config", document(pinned("128MiB")), *options)
     assert status == 2
     assert message in errors
+
+
+def test_speeds_and_a_document_that_lets_nobody_decide_contradict_each_other(
+    run: Run, trace: Path, document: Document
+) -> None:
+    file = document(pinned("128MiB"), nvme("1TiB"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "recompute": "never"}))
+    status, _, errors = run("replay", trace, "--config", file, *SPEEDS, "--load-bytes-per-s", "1GB")
+    assert status == 2
+    assert errors.startswith('recompute: "never" loads all that a tier has; remove it, or --prefill')
+    assert run("replay", trace, "--config", file)[0] == 0

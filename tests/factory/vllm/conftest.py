@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prompts import Prompt, flat, full_blocks, prompt_pairs
+from vllm_nursery import Nursery, nursery
 from vllm_phases import KilledOutcome, MakeServer, Outcome, Tokens, alone, in_pairs, nobodys_shared_memory
-from vllm_server import Server, Settings, has_vllm, tier_document
+from vllm_server import Server, Settings, base_environment, has_vllm, tier_document
 
 MIB = 1 << 20
 
@@ -33,14 +35,25 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_server(directory: Path) -> MakeServer:
-    """Make a life of a server over a tiny model, not begun yet; arguments as `Settings` takes them."""
+def vllm_nursery(directory: Path) -> Iterator[Nursery]:
     if not has_vllm():
         pytest.skip("needs vLLM; `make install` installs it")
+    with nursery(base_environment(), directory / "vllm.log") as begun:
+        yield begun
 
-    def make(*, shape: str = "llama", **settings: Any) -> Server:
+
+@pytest.fixture(scope="session")
+def make_server(directory: Path, vllm_nursery: Nursery) -> MakeServer:
+    """Make a life of a server over a tiny model, not begun yet; arguments as `Settings` takes them.
+
+    It is one process, unless it has several ranks, an environment of its own, or is told to be `apart`.
+    """
+
+    def make(*, shape: str = "llama", apart: bool = False, **settings: Any) -> Server:
         model = directory / f"model-{shape}"
-        return Server(Settings(model=model, shape=shape, **settings), log=directory / "vllm.log")
+        life = Settings(model=model, shape=shape, **settings)
+        apart = apart or bool(life.environment)
+        return Server(life, log=directory / "vllm.log", nursery=None if apart else vllm_nursery)
 
     return make
 

@@ -10,8 +10,9 @@ import kvtier.factory.vllm as plugin
 from kvtier.factory.vllm.options import (
     REPLACED,
     VLLM_KEYS,
+    checked_document,
     composite_spec,
-    document_of_transfer,
+    extra_of_transfer,
     warn_of_unread,
 )
 from kvtier.tiers.errors import ConfigError
@@ -32,7 +33,7 @@ def test_options_of_the_plugin_may_stand_beside_the_document() -> None:
 def test_what_the_connector_reads_in_any_release_passes_without_a_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    extra = {"kvtier": DOCUMENT, **dict.fromkeys(VLLM_KEYS, 1)}
+    extra = {"kvtier": DOCUMENT, **dict.fromkeys(VLLM_KEYS, 1), "canonical_layout": False, "block_size": None}
     composite_spec(extra)
     warn_of_unread(extra)
     assert not caplog.records
@@ -107,6 +108,10 @@ TRANSFER: dict[str, Any] = {
 }
 
 
+def document_of_transfer(config: Any) -> Any:
+    return checked_document(extra_of_transfer(config))
+
+
 def without(config: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != key}
 
@@ -133,6 +138,12 @@ def test_kvtiers_own_connector_comes_from_its_module() -> None:
         ({}, 'kv_connector: is missing; add "kv_connector": "OffloadingConnector"'),
         ({**TRANSFER, "kv_connector": "OffloadConnector"}, 'set it to "OffloadingConnector"'),
         (without(TRANSFER, "kv_role"), 'kv_role: is missing; add "kv_role": "kv_both"'),
+        (
+            {**TRANSFER, "kv_connector_module_path": "kvtier.factory.vllm"},
+            "kv_connector_module_path: belongs to",
+        ),
+        ({**TRANSFER, "kv_role": "both"}, 'kv_role: "both" is none of vLLM\'s roles; set it to "kv_both"'),
+        ({**without(TRANSFER, "kv_role"), "kv_connector": "MultiConnector"}, "kv_role: is missing"),
         (without(TRANSFER, "kv_connector_extra_config"), "kv_connector_extra_config: is missing"),
         ({**TRANSFER, "kvtier": DOCUMENT}, "kvtier: belongs inside"),
         ({**TRANSFER, "spec_name": "CompositeOffloadingSpec"}, "spec_name: belongs inside"),
@@ -155,6 +166,10 @@ def test_what_vllm_would_refuse_later_or_not_use_is_found(config: Any, message: 
         ({"spec_module_path": "kvtier"}, 'set it to "kvtier.factory.vllm"'),
         ({"kvtier": ""}, "kvtier: is missing"),
         ({"weights_epoch": 3}, "weights_epoch: belongs inside the document"),
+        ({"canonical_layout": True}, "canonical_layout: kvtier stores blocks in the server's own layout"),
+        ({"block_size": 32, "blocks_per_chunk": 2}, '"block_size" and "blocks_per_chunk" say the same'),
+        ({"block_size": "many"}, 'block_size: should be a whole number above zero, not "many"'),
+        ({"blocks_per_chunk": 0}, "blocks_per_chunk: should be a whole number above zero, not 0"),
         ({"cpu_bytes_to_use": 1}, "cpu_bytes_to_use: is an option of vLLM's own specs"),
     ],
 )
