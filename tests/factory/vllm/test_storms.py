@@ -98,6 +98,7 @@ def storms(make_server: MakeServer, directory: Path) -> StormsOutcome:
     known = known[::2] + known[1::2]  # neighbours share nothing: the load of one would hold up the other
     new = [prompt[::-1] for prompt in known]
     with make_server(
+        apart=True,  # the front end and the engine disturb each other as they do in production
         tiers=tier_document(pinned="48MiB", nvme=directory / "nvme-storms"),
         engine=ENGINE,
         spec=("saboteurs", "StormSpec"),

@@ -92,10 +92,10 @@ async def use(tier: NvmeTier) -> None:
     await tier._upkeep.once()
 
 
-async def assert_healed(path: Path) -> None:
+async def assert_healed(path: Path, *, may_lack: bool = False) -> None:
     tier = await opened(path, capacity_bytes=CAPACITY_BYTES)
     await tier._keeper.caught_up()
-    assert await right(tier, KEYS) == KEYS
+    assert await right(tier, KEYS) == KEYS or may_lack
     await stored(tier, keys_of(2000, 40))
     assert len(await right(tier, keys_of(2000, 40))) == 40
     assert not tier._index.damaged
@@ -133,30 +133,32 @@ async def test_damage_that_is_met_while_serving_is_healed_at_the_next_start(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pages_of_an_index_that_are_torn_or_stale_are_healed_by_a_restart_or_two(tmp_path: Path) -> None:
-    """LMDB ends the process where it finds some kinds of damage: then it is the start after that."""
+    """LMDB ends the process where it finds some kinds of damage: then it is the start after that.
+
+    A page that stands in for another may look right, and hide what that one named: those chunks are misses.
+    """
     for seed in range(PAGES_SEEDS):
         rng, path = random.Random(seed), tmp_path / f"store-{seed}"
         left_by_the_killed(path, lambda _: None)
-        _harm_pages(damage.home_of(path) / "data.mdb", rng)
+        has_stale = _harm_pages(damage.home_of(path) / "data.mdb", rng)
         ends = [in_child(partial(_one_life, path)) for _ in range(2)]
-        print(f"seed {seed}: {ends}")
+        print(f"seed {seed}: {ends}, stale: {has_stale}")
         assert set(ends) <= {0, -signal.SIGABRT, -signal.SIGSEGV}, f"seed {seed}"
-        asyncio.run(assert_healed(path))
+        asyncio.run(assert_healed(path, may_lack=has_stale))
 
 
-def _harm_pages(data: Path, rng: random.Random) -> None:
+def _harm_pages(data: Path, rng: random.Random) -> bool:
+    """Harm one page or three; returns whether some page now stands in for another."""
+    has_stale = False
     with data.open("r+b") as file:
         pages = range(META_PAGES, data.stat().st_size // LMDB_PAGE_BYTES)
         used = [page for page in pages if any(_read(file.fileno(), page))]
         for page in rng.sample(used, rng.choice([1, 1, 3])):
-            harmed = rng.choice(
-                [
-                    bytes(LMDB_PAGE_BYTES),
-                    rng.randbytes(LMDB_PAGE_BYTES),
-                    _read(file.fileno(), rng.choice(used)),
-                ]
-            )
+            other = _read(file.fileno(), rng.choice(used))
+            harmed = rng.choice([bytes(LMDB_PAGE_BYTES), rng.randbytes(LMDB_PAGE_BYTES), other])
+            has_stale |= harmed is other
             os.pwrite(file.fileno(), harmed, page * LMDB_PAGE_BYTES)
+    return has_stale
 
 
 def _read(fd: int, page: int) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import resource
+import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from kvtier.tiers.base import RemoveReason
 from kvtier.tiers.nvme.index.environment import Index
 from kvtier.tiers.nvme.index.ledger import Ledger
 from kvtier.tiers.nvme.index.transaction import Transaction
-from kvtier.tiers.nvme.store import chores
+from kvtier.tiers.nvme.store import checkpoint, chores
 from kvtier.tiers.nvme.store.checkpoint import checkpoint_footer, write_checkpoint
 
 
@@ -97,27 +98,27 @@ async def test_a_store_in_which_nothing_is_stored_gets_a_checkpoint_a_day(
     await tier.close()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_a_checkpoint_that_is_written_in_part_leaves_the_one_before(tmp_path: Path) -> None:
-    """Its last block does not fit within a limit, or within the drive."""
+async def test_a_checkpoint_that_is_written_in_part_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last block does not fit within the drive."""
     path = tmp_path / "store"
     tier = await opened(path, capacity_bytes=16 * MIB)
     await stored(tier, keys_of(0, 200))
     directory, index = tier._store.directory, tier._index
-    footer = write_checkpoint(directory, index)
-    assert footer is not None
-    again = write_checkpoint(directory, index)
-    assert again is not None
-    assert again.index_bytes == footer.index_bytes
-    resource_limit = again.index_bytes + 100
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource_limit, hard))
-    try:
-        with pytest.raises(OSError, match="too large"):
+    before = write_checkpoint(directory, index)
+    assert before is not None
+
+    def written_in_part(fd: int, data: bytes, offset: int) -> None:
+        os.pwrite(fd, data[:100], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_whole", written_in_part)
+        with pytest.raises(OSError, match="No space"):
             write_checkpoint(directory, index)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert checkpoint_footer(path / "checkpoint", directory.facts.store) == again
+    assert checkpoint_footer(path / "checkpoint", directory.facts.store) == before
+    assert [file.name for file in path.glob("checkpoint*")] == ["checkpoint"]
     await tier.close()
 
 
