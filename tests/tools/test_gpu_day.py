@@ -77,7 +77,13 @@ def test_an_interrupt_ends_what_runs_and_leaves_no_files_of_its_own(
     python.write_text(f"#!/bin/sh\necho $$ >{pid}.new\nmv {pid}.new {pid}\nexec sleep 60\n")
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(temporary)}
-    with subprocess.Popen([DAY, "figures", tmp_path / "out"], env=environment) as day:
+    # A shell does not heed what was ignored before it, as it is for tests that run in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        day = subprocess.Popen([DAY, "figures", tmp_path / "out"], env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with day:
         while not pid.exists():
             time.sleep(0.01)
         day.send_signal(number)
