@@ -82,6 +82,11 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.fullest = 0.0  # the largest share of its cap that a directory has taken
+        self.is_interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """End with the present turn: in the middle of one, a fork may not be known yet."""
+        self.is_interrupted = True
 
     def run(self) -> None:
         said_s = time.monotonic()
@@ -130,7 +135,7 @@ class Soak:
 
     def _is_over(self) -> bool:
         done = self._age_s() > self._seconds and all(place.world is None for place in self._places)
-        return done or len(self.wrong) >= WRONGS_MAX
+        return self.is_interrupted or done or len(self.wrong) >= WRONGS_MAX
 
     def _turn(self, place: Place) -> None:
         if place.checker is not None:
@@ -319,15 +324,12 @@ def main() -> int:
     options = arguments()
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     base = Path(tempfile.mkdtemp(prefix="kvtier-soak-", dir=options.path))
-    print(f"seed {seed}, in {base}", flush=True)
     soak = Soak(base, options.seconds, seed)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # by hand, by `timeout`, as a session ends
-        signal.signal(number, signal.default_int_handler)
-    status = 0
+        signal.signal(number, soak.interrupt)
+    print(f"seed {seed}, in {base}", flush=True)
     try:
         soak.run()
-    except KeyboardInterrupt:
-        status = 130
     finally:
         summary = {"seed": seed, **soak.summary()}
         print(json.dumps(summary, indent=1))
@@ -338,7 +340,7 @@ def main() -> int:
     if soak.wrong:
         print(f"{len(soak.wrong)} things were wrong: --seed {seed}; {base} is kept", file=sys.stderr)
         return 1
-    return status
+    return 130 if soak.is_interrupted else 0
 
 
 def remove(base: Path) -> None:
