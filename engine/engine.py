@@ -252,10 +252,11 @@ class OffloadEngine(ClosedByWith):
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
-        None waits for as long as the tiers take something. Who still waits for a job or a flush then gets ClosedError.
-        Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
-        not be brought down in time is dropped, and logged, as is a tier that fails. A drive or device that
-        hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
+        None waits for as long as the tiers take something. Who still waits for a job or a flush then gets
+        ClosedError. Idempotent, and a second call waits for the first, also where an interrupt cut that
+        short. What could not be brought down in time is dropped, and logged, as is a tier that fails. A drive
+        or device that hangs is left behind, with the memory that it may still touch, after some tens of
+        seconds more.
         """
         self._lifetime.end(timeout)
 
