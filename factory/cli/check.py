@@ -70,10 +70,12 @@ def _source(file: Path | None, kv_transfer_config: str | None) -> str | Path | M
     if kv_transfer_config is None:
         assert file is not None, "one of both is there"
         return file
-    from ..vllm.options import checked_document, extra_of_transfer, unread
+    from ..vllm.options import checked_document, document_of_native, extra_of_transfer, native_entries, unread
 
     text = sys.stdin.read() if kv_transfer_config == "-" else kv_transfer_config
     extra = extra_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))
+    if native_entries(extra):
+        return document_of_native(extra)
     document = checked_document(extra)
     for warning in unread(extra):
         typer.echo(f"warning: {warning}", err=True)

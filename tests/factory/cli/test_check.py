@@ -190,6 +190,44 @@ def test_what_vllm_gets_is_checked_whole(run: Run, file: Path) -> None:
     assert (status, errors.partition(":")[0]) == (2, "tiers[1].capacity")
 
 
+def below_vllms_own(directory: Path, **changes: Any) -> str:
+    """kvtier's NVMe tier below vLLM's CPU tier, as docs/vllm.md has it."""
+    entry: dict[str, Any] = {
+        "type": "KvtierNvmeTier",
+        "module_path": "kvtier.factory.vllm",
+        "path": str(directory),
+    }
+    entry |= {"capacity": "64MiB", "weights_epoch": 3, **changes}
+    extra = {
+        "spec_name": "TieringOffloadingSpec",
+        "cpu_bytes_to_use": 1 << 20,
+        "secondary_tiers": [{"type": "fs", "root_dir": "/mnt/other"}, entry],
+    }
+    config = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    return json.dumps({**config, "kv_connector_extra_config": extra})
+
+
+def test_the_nvme_tier_below_vllms_own_is_checked_too(run: Run, tmp_path: Path) -> None:
+    def checked(config: str) -> tuple[int, str, str]:
+        return run("check", "--kv-transfer-config", config)
+
+    status, output, errors = checked(below_vllms_own(tmp_path / "store"))
+    assert (status, output.splitlines()[0]) == (0, "the document: 3 tiers"), errors
+    place = "kv_connector_extra_config.secondary_tiers[1]"
+    for changes, message in (
+        ({"capacity": "lots"}, f"{place}.capacity: "),
+        ({"capacitty": "64MiB"}, f"{place}.capacitty: unknown key"),
+        ({"module_path": "kvtier"}, f'{place}.module_path: "kvtier" is not kvtier\'s'),
+        ({"type": "KvtierTier"}, 'kv_connector_extra_config.spec_name: "TieringOffloadingSpec" is not'),
+    ):
+        status, _, errors = checked(below_vllms_own(tmp_path / "store", **changes))
+        assert (status, errors[: len(message)]) == (2, message)
+    config = json.loads(below_vllms_own(tmp_path / "store"))
+    del config["kv_connector_extra_config"]["cpu_bytes_to_use"]
+    status, _, errors = checked(json.dumps(config))
+    assert (status, errors.partition(" ")[0]) == (2, "kv_connector_extra_config.cpu_bytes_to_use:")
+
+
 def test_what_vllm_gets_may_come_from_standard_input(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
