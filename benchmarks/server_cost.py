@@ -25,8 +25,10 @@ from rich.table import Table
 
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.movement.placement import Presence
+from kvtier.engine.movement.rates import MeasuredPrefill
 from kvtier.engine.server import ServerChain
-from kvtier.factory.vllm.placement import ServerPlacement
+from kvtier.factory.vllm.scheduling.placement import ServerPlacement
+from kvtier.factory.vllm.scheduling.progress import Progress
 from kvtier.tiers.base import Buffer, ChunkKey, Outcome
 from kvtier.tiers.null import NullTier
 from kvtier.tiers.pinned.eviction import POLICIES
@@ -41,6 +43,11 @@ CHUNKS = 20
 STEPS = 40  # of one request
 STEPS_PER_CHUNK = 8
 BETWEEN_STEPS_S = 0.0005  # the loop's thread has the interpreter meanwhile
+GROUP = bytes(4)  # of layers: all chunks are of one
+
+
+def group_of(key: ChunkKey) -> bytes:
+    return key[-len(GROUP) :]
 
 
 class Slots:
@@ -119,7 +126,7 @@ class Scheduler:
             time.sleep(BETWEEN_STEPS_S)
 
     def _keys(self, count: int) -> list[ChunkKey]:
-        return [self._rng.randbytes(32) + bytes(4) for _ in range(count)]
+        return [self._rng.randbytes(32) + GROUP for _ in range(count)]
 
     def _request(self) -> Request:
         self._names += 1
@@ -181,7 +188,8 @@ def measured(policy: str, requests: int) -> dict[str, float]:
     """Microseconds of CPU a request, by call."""
     loop = LoopThread()
     chain = ServerChain(Slots(policy), [Known()], loop, load_deadlines_s={})
-    placement = ServerPlacement(chain, NoWorkers(), group_of=lambda key: key[-4:])
+    progress = Progress(MeasuredPrefill(), {GROUP: 1}, group_of)
+    placement = ServerPlacement(chain, NoWorkers(), progress, group_of=group_of)
     scheduler = Scheduler(placement, random.Random(1_609))
     scheduler.run(requests)  # until the slots are full, and the drive has the prefixes
     scheduler.took_ns.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +27,7 @@ class Finished(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Transfer:
+class _Transfer(NamedTuple):
     job_id: int
     copy: CopyJob
     slots: NDArray[np.int64]
@@ -49,13 +47,15 @@ class CopyWorker:
         self._arena = arena
         self._rank = rank
         self._part = part
+        # Mutable state:
         self._lanes: dict[Lane, deque[_Transfer]] = {lane: deque() for lane in Lane}
+        self._in_flight = 0  # transfers in all lanes: a step in which there are none looks at this alone
 
     def store(self, job_id: int, spans: Spans, slots: Indexes) -> None:
         """Copy device blocks into this rank's part of the slots."""
         indexes = np.asarray(slots, np.int64)
         copy = self._gpu.submit_store(spans, self._arena.part_address(indexes, self._part))
-        self._lanes[Lane.STORE].append(_Transfer(job_id, copy, indexes, is_store=True))
+        self._begin(Lane.STORE, _Transfer(job_id, copy, indexes, is_store=True))
 
     def load(self, job_id: int, spans: Spans, slots: Indexes, *, expedited: bool = False) -> None:
         """Copy this rank's part of the slots into device blocks; an expedited load overtakes waiting ones."""
@@ -63,13 +63,18 @@ class CopyWorker:
         addresses = self._arena.part_address(indexes, self._part)
         copy = self._gpu.submit_load(spans, addresses, expedited=expedited)
         lane = Lane.EXPEDITED if expedited else Lane.LOAD
-        self._lanes[lane].append(_Transfer(job_id, copy, indexes, is_store=False))
+        self._begin(lane, _Transfer(job_id, copy, indexes, is_store=False))
 
-    def finished(self) -> Iterator[Finished]:
-        """Yield what has ended since the last call, each lane in the order of submission."""
+    def finished(self) -> list[Finished]:
+        """What has ended since the last call, each lane in the order of submission."""
+        if not self._in_flight:
+            return []
+        finished: list[Finished] = []
         for queue in self._lanes.values():
             while queue and queue[0].copy.done():
-                yield self._finish(queue.popleft())
+                finished.append(self._finish(queue.popleft()))
+        self._in_flight -= len(finished)
+        return finished
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
@@ -87,11 +92,14 @@ class CopyWorker:
     def _under_way(self) -> Iterator[_Transfer]:
         return itertools.chain(*self._lanes.values())
 
+    def _begin(self, lane: Lane, transfer: _Transfer) -> None:
+        self._lanes[lane].append(transfer)
+        self._in_flight += 1
+
     def _finish(self, transfer: _Transfer) -> Finished:
         copy, failed = transfer.copy, transfer.copy.error is not None
         if transfer.is_store:
             self._arena.store_ended(transfer.slots, self._rank, failed=failed)
         else:
             self._arena.load_ended(transfer.slots, self._rank)
-        succeeded = transfer.is_store or not failed
-        return Finished(transfer.job_id, succeeded, copy.size_bytes, copy.seconds)
+        return Finished(transfer.job_id, transfer.is_store or not failed, copy.size_bytes, copy.seconds)

@@ -9,8 +9,9 @@ the answer is a miss, never a wait.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import TypeAlias
 
 from ....engine.movement.placement import Found, Presence
@@ -23,6 +24,8 @@ from .progress import Ends, Progress
 
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
+
+AHEAD_CHUNKS = 32  # asked for at once; one that is asked for in vain costs a microsecond
 
 _NOTHING = Found(Presence.MISS)
 _NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
@@ -103,6 +106,8 @@ class ServerPlacement:
             found = self._find(prompt, key, below, ends)
             if found.slot is not None:
                 holds[key] = found
+                if ends is not None and found.source != "pinned":
+                    self._look_ahead(prompt, key, found.source, ends, holds)
             return found.presence
         if found.slot is None:
             return found.presence
@@ -276,6 +281,22 @@ class ServerPlacement:
             return found
         run_chunks = None if self._chain.is_decided(prompt) else self._progress.run_chunks(key, ends)
         return self._chain.promote(prompt, key, among=below, run_chunks=run_chunks)
+
+    def _look_ahead(
+        self,
+        prompt: Prompt,
+        key: ChunkKey,
+        source: str,
+        ends: Mapping[ChunkKey, int],
+        holds: dict[ChunkKey, Found],
+    ) -> None:
+        """The tier that has this chunk may have the next ones, which the server asks for in this step too."""
+        group, following = self._group_of(key), iter(ends)
+        if key in following:  # which leaves what comes behind it
+            ahead = takewhile(lambda one: self._group_of(one) == group, islice(following, AHEAD_CHUNKS))
+            keys = [one for one in ahead if one not in holds]
+            prompt.place(keys, [ends[one] for one in keys])
+            holds.update(self._chain.promote_ahead(prompt, keys, source))
 
     def _let_go(self, holds: Iterable[Found]) -> None:
         slots = _slots(holds)
