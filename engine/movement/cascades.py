@@ -63,7 +63,7 @@ class Cascades:
         self._dirty: dict[ChunkKey, Slot] = {}  # pinned: the first tier is owed them
         self._exposed: OrderedDict[ChunkKey, Slot] = OrderedDict()  # the same, not pinned
         self._losses = Losses()
-        self._noted: list[Slot] = []  # pinned: stored, and not yet owed to any tier
+        self._noted: dict[Slot, None] = {}  # pinned: stored, and not yet owed to any tier; in this order
 
     @property
     def dirty_count(self) -> int:
@@ -107,16 +107,22 @@ class Cascades:
     # What a tier is owed.
 
     def note(self, slots: Iterable[Slot]) -> None:
-        """Slots were filled by a store, whose pins they keep until `catch_up` treats them as stored.
+        """Slots were filled by a store, or named by one. They stay pinned until `catch_up` treats them so.
 
-        A server's step waits for this: what follows from it can be done by whoever looks at it first, mostly
+        A server's step waits for this. What follows from it can be done by whoever looks at it first, mostly
         the loop's thread.
         """
-        self._noted += slots
+        noted, in_use, settled = self._noted, self._in_use, []
+        for slot in slots:
+            if slot in noted or slot.below & in_use == in_use:
+                settled.append(slot)
+            else:
+                noted[slot] = None
+        self._table.unpin(settled)
 
     def catch_up(self) -> bool:
         """Treat what was noted as stored; returns whether there was anything."""
-        noted, self._noted = self._noted, []
+        noted, self._noted = self._noted, {}
         if noted:
             self.stored([slot for slot in noted if _is_ready(slot)])  # others were removed meanwhile
             self._table.unpin(noted)
@@ -134,6 +140,8 @@ class Cascades:
 
     def used(self, slots: Sequence[Slot]) -> None:
         """Chunks were used from their slots: what some tier lacks it is owed."""
+        if self._noted:  # these are owed in their turn
+            slots = [slot for slot in slots if slot not in self._noted]
         for tier in _bits(self._in_use):
             lacking = [slot for slot in slots if not (slot.below | slot.unfilled) >> tier & 1]
             if lacking:
@@ -336,7 +344,7 @@ class Cascades:
 
     def _clear(self) -> None:
         self._table.unpin(self._noted)
-        self._noted = []
+        self._noted = {}
         for queue in self._queues:
             queue.forget_all()
         self._release([*self._dirty, *self._exposed])

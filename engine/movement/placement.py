@@ -236,8 +236,11 @@ class Placement:
                 prompt.ends_at = plan.ends_at
                 _, new, left = self._sorted_out(prompt, keys)
             prompt.refused_chunks = 0
-            spare = prompt.id if prompt.is_spared else NOBODY
-            return self._reserved(prompt, held, new, left, spare)
+            reserved = self._reserved(prompt, held, new, left, prompt.id if prompt.is_spared else NOBODY)
+            there = [held[key] for key in reserved.held]
+            self.table.pin(there)
+            self.cascades.note(there)
+            return reserved
         finally:
             self.table.unpin(slots)
 
@@ -247,7 +250,9 @@ class Placement:
         slots = list(held.values())
         self.table.pin(slots)
         try:
-            return self._reserved(prompt, held, new, [], spare)
+            reserved = self._reserved(prompt, held, new, [], spare)
+            self.cascades.stored([held[key] for key in reserved.held])
+            return reserved
         finally:
             self.table.unpin(slots)
 
@@ -379,11 +384,9 @@ class Placement:
         spare: PromptId,
     ) -> Reservation:
         slots, evicted = self._take_slots(prompt, new, spare)
-        there = [slot for slot in held.values() if slot.state is SlotState.READY]
-        self.cascades.stored(there)
+        there = [key for key, slot in held.items() if slot.state is SlotState.READY]
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
-        left = [*new[len(slots) :], *left]
-        return Reservation(slots, busy, left, evicted, [slot.key for slot in there])
+        return Reservation(slots, busy, [*new[len(slots) :], *left], evicted, there)
 
     def _take_slots(
         self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId

@@ -86,6 +86,18 @@ def test_a_flush_tells_of_what_a_step_stored_before_the_end(stepping: Rig) -> No
     assert set(error.value.keys) == {b"a"}
 
 
+def test_what_a_step_stored_first_goes_down_first_also_where_the_step_names_the_rest_again(
+    stepping: Rig,
+) -> None:
+    prompt = stepping.chain.new_prompt()
+    stepping.chain.commit_in_step(stepping.chain.reserve(prompt, [b"a", b"b"]).slots)
+    assert stepping.chain.reserve(prompt, [b"b"]).held == [b"b"]
+    stepping.chain.touch(prompt, [b"b"])
+    stepping.drain()
+    assert stepping.lower.log == [("store", (b"a",)), ("store", (b"b",))]
+    assert stepping.chain.stats().pinned_slots == 0
+
+
 @pytest.mark.parametrize("goes", ["removed", "invalidated"])
 def test_what_a_step_stored_and_is_gone_again_reaches_no_tier(stepping: Rig, goes: str) -> None:
     stored_in_step(stepping, [b"a"])

@@ -9,7 +9,7 @@ the answer is a miss, never a wait.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import TypeAlias
@@ -27,6 +27,7 @@ Told: TypeAlias = Sequence[int | None] | None
 
 AHEAD_CHUNKS = 32  # asked for at once; one that is asked for in vain costs a microsecond
 
+_NOBODY = "", 0, iter(())
 _NOTHING = Found(Presence.MISS)
 _NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
 
@@ -69,6 +70,8 @@ class ServerPlacement:
         self._running: set[str] = set()  # requests that have loaded or stored
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._inflight = InFlight(marks, chain.slots_count)
+        # Whose lookups went ahead in this step, of how many chunks, and what comes behind those:
+        self._following: tuple[str, int, Iterator[ChunkKey]] = _NOBODY
 
     @property
     def orphaned_count(self) -> int:
@@ -107,7 +110,7 @@ class ServerPlacement:
             if found.slot is not None:
                 holds[key] = found
                 if ends is not None and found.source != "pinned":
-                    self._look_ahead(prompt, key, found.source, ends, holds)
+                    self._look_ahead(request, key, found.source, ends, holds)
             return found.presence
         if found.slot is None:
             return found.presence
@@ -123,6 +126,7 @@ class ServerPlacement:
 
     def scheduled(self) -> None:
         """A step is planned: start the promotions it asked for, and free what no worker touches any more."""
+        self._following = _NOBODY
         self._progress.step_begins()
         self._chain.start_queued()
         self.sweep()
@@ -284,17 +288,20 @@ class ServerPlacement:
 
     def _look_ahead(
         self,
-        prompt: Prompt,
+        request: str,
         key: ChunkKey,
         source: str,
         ends: Mapping[ChunkKey, int],
         holds: dict[ChunkKey, Found],
     ) -> None:
         """The tier that has this chunk may have the next ones, which the server asks for in this step too."""
-        group, following = self._group_of(key), iter(ends)
+        if self._following[:2] != (request, len(ends)):
+            self._following = request, len(ends), iter(ends)
+        group, following = self._group_of(key), self._following[2]
         if key in following:  # which leaves what comes behind it
             ahead = takewhile(lambda one: self._group_of(one) == group, islice(following, AHEAD_CHUNKS))
             keys = [one for one in ahead if one not in holds]
+            prompt = self._prompts[request]
             prompt.place(keys, [ends[one] for one in keys])
             holds.update(self._chain.promote_ahead(prompt, keys, source))
 

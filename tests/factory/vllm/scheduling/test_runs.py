@@ -100,6 +100,23 @@ def test_what_is_found_ahead_and_never_asked_for_is_let_go(large: Server) -> Non
     assert large.pins() == 0
 
 
+def test_a_prompt_that_is_asked_for_from_its_end_is_gone_through_once(large: Server) -> None:
+    class Ends(dict[bytes, int]):
+        begun = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            Ends.begun += 1
+            return super().__iter__()
+
+    keys = prompt_of(50)
+    large.only_below(keys)
+    ends = Ends({key: number * CHUNK_TOKENS for number, key in enumerate(keys, start=1)})
+    for key in reversed(keys):
+        assert large.placement.lookup("r1", key, told=ends[key], ends=ends) is Presence.PENDING
+    assert Ends.begun == 1
+    large.placement.forget("r1")
+
+
 def test_a_run_ends_with_its_group_of_layers(large: Server) -> None:
     large.placement._group_of = lambda key: key[3:]
     keys = [*prompt_of(3, b"a"), *prompt_of(3, b"b")]
