@@ -20,6 +20,8 @@ from .losses import Losses
 from .queues import Limits, TierQueue
 from .tally import Tally
 
+NOTED_AT_ONCE = 64  # some 0.2 ms of the loop's thread, after which others may have the interpreter
+
 
 class Batch(NamedTuple):
     """Chunks on their way to one tier.
@@ -64,6 +66,7 @@ class Cascades:
         self._exposed: OrderedDict[ChunkKey, Slot] = OrderedDict()  # the same, not pinned
         self._losses = Losses()
         self._noted: dict[Slot, None] = {}  # pinned: stored, and not yet owed to any tier; in this order
+        self._is_behind = False  # with those, though some were treated
 
     @property
     def dirty_count(self) -> int:
@@ -100,7 +103,9 @@ class Cascades:
 
     @property
     def retry_at_s(self) -> float | None:
-        """When some tier that failed is tried again; None where none waits for that."""
+        """When to take again, without another event: for a tier that failed, or at once for what is noted."""
+        if self._is_behind:
+            return 0.0
         times = [queue.retry_at_s for queue in self._queues if queue.retry_at_s is not None]
         return min(times, default=None)
 
@@ -122,10 +127,8 @@ class Cascades:
 
     def catch_up(self) -> bool:
         """Treat what was noted as stored; returns whether there was anything."""
-        noted, self._noted = self._noted, {}
-        if noted:
-            self.stored([slot for slot in noted if _is_ready(slot)])  # others were removed meanwhile
-            self._table.unpin(noted)
+        noted, self._noted, self._is_behind = self._noted, {}, False
+        self._treat_as_stored(noted)
         return bool(noted)
 
     def stored(self, slots: Sequence[Slot]) -> None:
@@ -215,10 +218,16 @@ class Cascades:
     def take(self, now_s: float, *, is_urgent: bool) -> list[Batch]:
         """Take what may move now. `settle` gives each slot and key back, and `ended` each batch.
 
+        Of what was noted it treats a part; `retry_at_s` says at once then.
+
         Args:
             is_urgent: somebody waits for every chunk to be tried once, also where a tier is given a pause.
         """
-        self.catch_up()
+        noted = list(islice(self._noted, NOTED_AT_ONCE))
+        for one in noted:
+            del self._noted[one]
+        self._treat_as_stored(noted)
+        self._is_behind = bool(self._noted)
         batches = []
         for tier, queue in enumerate(self._queues):
             while keys := queue.take(now_s, is_urgent=is_urgent):
@@ -289,6 +298,11 @@ class Cascades:
         if first is not None:
             assert all(key in self._queues[first] for key in (*self._dirty, *self._exposed))
 
+    def _treat_as_stored(self, noted: Collection[Slot]) -> None:
+        if noted:
+            self.stored([slot for slot in noted if _is_ready(slot)])  # others were removed meanwhile
+            self._table.unpin(noted)
+
     def _use(self, tiers: int) -> None:
         """Owe something to these tiers only, of which each has a bit."""
         self._in_use = tiers
@@ -344,7 +358,7 @@ class Cascades:
 
     def _clear(self) -> None:
         self._table.unpin(self._noted)
-        self._noted = {}
+        self._noted, self._is_behind = {}, False
         for queue in self._queues:
             queue.forget_all()
         self._release([*self._dirty, *self._exposed])

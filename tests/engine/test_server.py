@@ -8,6 +8,7 @@ import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.movement import cascades as cascades_module
 from kvtier.engine.movement import transfers as transfers_module
 from kvtier.engine.movement.losses import calling
 from kvtier.engine.movement.placement import Found, Presence
@@ -96,6 +97,22 @@ def test_what_a_step_stored_first_goes_down_first_also_where_the_step_names_the_
     stepping.drain()
     assert stepping.lower.log == [("store", (b"a",)), ("store", (b"b",))]
     assert stepping.chain.stats().pinned_slots == 0
+
+
+@pytest.fixture
+def wide() -> Iterator[Rig]:
+    yield from rigged(20)
+
+
+def test_what_a_large_step_stored_is_owed_part_by_part_and_comes_down_in_its_order(
+    wide: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cascades_module, "NOTED_AT_ONCE", 3)
+    keys = [b"%03d" % number for number in range(20)]
+    stored_in_step(wide, keys)
+    wide.chain.start_queued()
+    wide.loop.submit(wide.chain.mover.until(lambda: len(wide.lower.chunks) == len(keys))).result(5)
+    assert [key for call, stored in wide.lower.log if call == "store" for key in stored] == keys
 
 
 @pytest.mark.parametrize("goes", ["removed", "invalidated"])
