@@ -96,6 +96,7 @@ class NoWorkers:
 class Request:
     name: str
     keys: list[ChunkKey]
+    ends: dict[ChunkKey, int]  # of the chunks of the prompt, as vLLM tells them
     hits: int = 0
     steps: int = 0
     stored: int = 0
@@ -131,7 +132,8 @@ class Scheduler:
     def _request(self) -> Request:
         self._names += 1
         keys = self._rng.choice(self._prefixes) + self._keys(CHUNKS - PREFIX_CHUNKS)
-        return Request(str(self._names), keys)
+        ends = {key: number for number, key in enumerate(keys[:PROMPT_CHUNKS], start=1)}
+        return Request(str(self._names), keys, ends)
 
     def _step(self, request: Request) -> None:
         if request.is_loading:
@@ -150,8 +152,9 @@ class Scheduler:
     def _look_up(self, request: Request) -> bool:
         """Count the hits; False where some of them are still on their way."""
         request.hits, is_ready = 0, True
-        for position, key in enumerate(request.keys[:PREFIX_CHUNKS]):
-            found = self._timed("lookup", self._placement.lookup, request.name, key, told=position)
+        lookup, ends = self._placement.lookup, request.ends
+        for key in request.keys[:PREFIX_CHUNKS]:
+            found = self._timed("lookup", lookup, request.name, key, told=ends[key], ends=ends)
             if found not in (Presence.READY, Presence.PENDING):
                 break
             is_ready &= found is Presence.READY
@@ -163,7 +166,7 @@ class Scheduler:
         request.steps += 1
         end = min(CHUNKS, PROMPT_CHUNKS + (request.steps - 1) // STEPS_PER_CHUNK)
         if end > request.stored:
-            told = range(request.stored, end)
+            told = range(request.stored + 1, end + 1)
             keys = request.keys[request.stored : end]
             plan = self._timed("prepare_store", self._placement.prepare_store, request.name, keys, told)
             if plan is not None:

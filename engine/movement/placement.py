@@ -237,9 +237,10 @@ class Placement:
                 _, new, left = self._sorted_out(prompt, keys)
             prompt.refused_chunks = 0
             reserved = self._reserved(prompt, held, new, left, prompt.id if prompt.is_spared else NOBODY)
-            there = [held[key] for key in reserved.held]
-            self.table.pin(there)
-            self.cascades.note(there)
+            if reserved.held:
+                there = [held[key] for key in reserved.held]
+                self.table.pin(there)
+                self.cascades.note(there)
             return reserved
         finally:
             self.table.unpin(slots)
