@@ -15,6 +15,8 @@ from ...tiers.device.copyplan import Spans
 from ...tiers.device.gpu import GpuTier
 from ...tiers.pinned.arena import Arena
 
+UNMARKED_MAX = 64  # transfers; a worker that always has some to report marks them, too
+
 Indexes = Sequence[int] | NDArray[np.int32]
 
 
@@ -39,6 +41,8 @@ class CopyWorker:
 
     A store whose copy fails is marked in the arena and reported as finished. The scheduler drops its
     chunks, and the server, which would end at a failed job, goes on. A load that fails is reported as failed.
+
+    The other marks only say which slots no copy touches any more. Who reads them waits for nothing else.
     """
 
     def __init__(self, gpu: GpuTier, arena: Arena, *, rank: int, part: int) -> None:
@@ -49,7 +53,9 @@ class CopyWorker:
         self._part = part
         # Mutable state:
         self._lanes: dict[Lane, deque[_Transfer]] = {lane: deque() for lane in Lane}
-        self._in_flight = 0  # transfers in all lanes: a step in which there are none looks at this alone
+        self._in_flight = 0  # transfers in all lanes: a step with none of these does not look at the lanes
+        self._unmarked: list[_Transfer] = []  # reported as ended
+        self._has_failed = False  # some store: then marks say which, and are due at once
 
     def store(self, job_id: int, spans: Spans, slots: Indexes) -> None:
         """Copy device blocks into this rank's part of the slots."""
@@ -66,15 +72,33 @@ class CopyWorker:
         self._begin(lane, _Transfer(job_id, copy, indexes, is_store=False))
 
     def finished(self) -> list[Finished]:
-        """What has ended since the last call, each lane in the order of submission."""
-        if not self._in_flight:
+        """What has ended since the last call, each lane in the order of submission.
+
+        Its slots are marked when there is time, which is a call that finds nothing, or else by `mark`.
+        """
+        if not self._in_flight and not self._unmarked:
             return []
-        finished: list[Finished] = []
+        ended: list[_Transfer] = []
         for queue in self._lanes.values():
             while queue and queue[0].copy.done():
-                finished.append(self._finish(queue.popleft()))
-        self._in_flight -= len(finished)
+                ended.append(queue.popleft())
+        self._in_flight -= len(ended)
+        self._unmarked += ended
+        finished = [_finished(transfer) for transfer in ended]
+        self._has_failed |= any(transfer.is_store and transfer.copy.error is not None for transfer in ended)
+        if not ended or self._has_failed or len(self._unmarked) >= UNMARKED_MAX:
+            self.mark()
         return finished
+
+    def mark(self) -> None:
+        """Mark the slots of what was reported as ended."""
+        unmarked, self._unmarked = self._unmarked, []
+        for transfer in unmarked:
+            if transfer.is_store:
+                failed = transfer.copy.error is not None
+                self._arena.store_ended(transfer.slots, self._rank, failed=failed)
+            else:
+                self._arena.load_ended(transfer.slots, self._rank)
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
@@ -96,10 +120,7 @@ class CopyWorker:
         self._lanes[lane].append(transfer)
         self._in_flight += 1
 
-    def _finish(self, transfer: _Transfer) -> Finished:
-        copy, failed = transfer.copy, transfer.copy.error is not None
-        if transfer.is_store:
-            self._arena.store_ended(transfer.slots, self._rank, failed=failed)
-        else:
-            self._arena.load_ended(transfer.slots, self._rank)
-        return Finished(transfer.job_id, transfer.is_store or not failed, copy.size_bytes, copy.seconds)
+
+def _finished(transfer: _Transfer) -> Finished:
+    copy = transfer.copy
+    return Finished(transfer.job_id, transfer.is_store or copy.error is None, copy.size_bytes, copy.seconds)

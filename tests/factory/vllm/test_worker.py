@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvtier.factory.vllm.worker import CopyWorker, Finished
+from kvtier.factory.vllm.worker import UNMARKED_MAX, CopyWorker, Finished
 from kvtier.tiers.pinned.arena import Arena
 
 PART_BYTES = 4096
@@ -78,7 +78,7 @@ def test_each_copy_is_reported_once_and_its_slots_are_marked(rig: Rig) -> None:
     assert rig.arena.transfers_done(0, stores=0, loads=0)
     store.has_ended = load.has_ended = True
     assert rig.worker.finished() == [ended(1), ended(2)]
-    assert rig.worker.finished() == []
+    assert rig.worker.finished() == [], "there is time to mark them"
     assert rig.arena.transfers_done(1, stores=1, loads=0)
     assert rig.arena.transfers_done(2, stores=0, loads=2)
     assert rig.arena.transfers_done(3, stores=0, loads=1)
@@ -99,13 +99,30 @@ def test_a_store_that_failed_is_marked_and_a_load_that_failed_is_told(rig: Rig) 
     store.has_ended = load.has_ended = True
     assert rig.worker.finished() == [ended(1), ended(2, succeeded=False)]
     assert rig.arena.stores_failed([0, 1]) == [True, False]
+    assert rig.arena.transfers_done(0, stores=1, loads=0)
     rig.store(3, 0).has_ended = True
     assert rig.worker.finished() == [ended(3)]
     assert rig.arena.stores_failed([0]) == [False]
 
 
+def test_a_worker_that_always_has_something_to_report_marks_it_in_time(rig: Rig) -> None:
+    for number in range(UNMARKED_MAX):
+        assert rig.arena.transfers_done(0, stores=0, loads=0)
+        rig.load(number, 0).has_ended = True
+        assert rig.worker.finished() == [ended(number)]
+    assert rig.arena.transfers_done(0, stores=0, loads=UNMARKED_MAX)
+
+
+def test_marks_are_there_at_once_for_who_asks_for_them(rig: Rig) -> None:
+    rig.store(1, 0).has_ended = True
+    rig.worker.finished()
+    rig.worker.mark()
+    assert rig.arena.transfers_done(0, stores=1, loads=0)
+
+
 def test_with_nothing_in_flight_no_lane_is_looked_at(rig: Rig) -> None:
     rig.store(1, 0).has_ended = True
     rig.worker.finished()
-    rig.worker._lanes = {}
+    rig.worker.finished()
+    rig.worker._lanes = None  # type: ignore[assignment]
     assert rig.worker.finished() == []
