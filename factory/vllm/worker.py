@@ -15,7 +15,8 @@ from ...tiers.device.copyplan import Spans
 from ...tiers.device.gpu import GpuTier
 from ...tiers.pinned.arena import Arena
 
-UNMARKED_MAX = 64  # transfers; a worker that always has some to report marks them, too
+MARKED_AT_ONCE = 16  # transfers, in a call that reports none: some 50 µs
+UNMARKED_MAX = 1024  # a worker that always has some to report marks them, too
 
 Indexes = Sequence[int] | NDArray[np.int32]
 
@@ -54,7 +55,7 @@ class CopyWorker:
         # Mutable state:
         self._lanes: dict[Lane, deque[_Transfer]] = {lane: deque() for lane in Lane}
         self._in_flight = 0  # transfers in all lanes: a step with none of these does not look at the lanes
-        self._unmarked: list[_Transfer] = []  # reported as ended
+        self._unmarked: deque[_Transfer] = deque()  # reported as ended, the oldest first
         self._has_failed = False  # some store: then marks say which, and are due at once
 
     def store(self, job_id: int, spans: Spans, slots: Indexes) -> None:
@@ -86,14 +87,21 @@ class CopyWorker:
         self._unmarked += ended
         finished = [_finished(transfer) for transfer in ended]
         self._has_failed |= any(transfer.is_store and transfer.copy.error is not None for transfer in ended)
-        if not ended or self._has_failed or len(self._unmarked) >= UNMARKED_MAX:
+        if self._has_failed:
             self.mark()
+        elif not ended:
+            self._mark(MARKED_AT_ONCE)
+        else:
+            self._mark(len(self._unmarked) - UNMARKED_MAX)
         return finished
 
     def mark(self) -> None:
         """Mark the slots of what was reported as ended."""
-        unmarked, self._unmarked = self._unmarked, []
-        for transfer in unmarked:
+        self._mark(len(self._unmarked))
+
+    def _mark(self, count: int) -> None:
+        for _ in range(min(count, len(self._unmarked))):
+            transfer = self._unmarked.popleft()
             if transfer.is_store:
                 failed = transfer.copy.error is not None
                 self._arena.store_ended(transfer.slots, self._rank, failed=failed)

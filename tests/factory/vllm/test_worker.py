@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvtier.factory.vllm.worker import UNMARKED_MAX, CopyWorker, Finished
+from kvtier.factory.vllm.worker import MARKED_AT_ONCE, UNMARKED_MAX, CopyWorker, Finished
 from kvtier.tiers.pinned.arena import Arena
 
 PART_BYTES = 4096
@@ -106,11 +106,19 @@ def test_a_store_that_failed_is_marked_and_a_load_that_failed_is_told(rig: Rig) 
 
 
 def test_a_worker_that_always_has_something_to_report_marks_it_in_time(rig: Rig) -> None:
-    for number in range(UNMARKED_MAX):
-        assert rig.arena.transfers_done(0, stores=0, loads=0)
+    for number in range(UNMARKED_MAX + 2):
         rig.load(number, 0).has_ended = True
         assert rig.worker.finished() == [ended(number)]
-    assert rig.arena.transfers_done(0, stores=0, loads=UNMARKED_MAX)
+    assert rig.arena.transfers_done(0, stores=0, loads=2)
+
+
+def test_a_worker_with_little_to_report_marks_all_in_a_few_calls(rig: Rig) -> None:
+    for number in range(2 * MARKED_AT_ONCE):
+        rig.load(number, 0).has_ended = True
+    assert len(rig.worker.finished()) == 2 * MARKED_AT_ONCE
+    for done in (0, 1, 2):
+        assert rig.arena.transfers_done(0, stores=0, loads=done * MARKED_AT_ONCE)
+        assert rig.worker.finished() == []
 
 
 def test_marks_are_there_at_once_for_who_asks_for_them(rig: Rig) -> None:
