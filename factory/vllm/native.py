@@ -126,6 +126,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._failed_at_s: dict[OffloadKey, float] = {}  # changed on the loop thread only; the oldest first
         self._moved_us = Counter({"loaded_us": 0, "stored_us": 0})  # changed on the loop thread only
         self._reporter = metrics.Reporter(self._stats)
+        self._loop.submit(self._reporter.run())  # until the loop is closed
         self._closed = False
 
     @classmethod

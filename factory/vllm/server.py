@@ -17,6 +17,7 @@ from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
 from .identity import warn_of_random_hashes
+from .metrics import Reporter
 from .scheduling.placement import ServerPlacement
 from .scheduling.progress import Progress
 from .telling.facts import NAMESPACE_DIGITS, TierFacts
@@ -121,7 +122,13 @@ class SchedulerSide:
         self.tiers = self._facts(composite, geometry.chunk_tokens)
         log.info("%s", start_line(self.tiers, self.chain.stats()))
         self._saved = SavedLines(self.chain.stats, geometry.chunk_tokens, log)
-        self._saying = self._lifetime.loop.submit(self._saved.run())
+        self._telling = [self._lifetime.loop.submit(self._saved.run())]
+
+    def reporter(self) -> Reporter:
+        """Begin to make reports of the tiers' numbers."""
+        reporter = Reporter(self.chain.stats)
+        self._telling.append(self._lifetime.loop.submit(reporter.run()))
+        return reporter
 
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
@@ -130,7 +137,8 @@ class SchedulerSide:
         """
         if self._refusal_logger is not None:
             self._refusal_logger.removeFilter(self._refusals)
-        self._saying.cancel()
+        for telling in self._telling:
+            telling.cancel()
         self._saved.say()
         self._lifetime.end(DRAIN_S)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,9 @@ from ...tiers.device.copies import CopyJob, Lane
 from ...tiers.device.copyplan import Spans
 from ...tiers.device.gpu import GpuTier
 from ...tiers.pinned.arena import Arena
+
+MARKED_AT_ONCE = 16  # transfers, in a call that reports none: some 50 µs
+UNMARKED_MAX = 1024  # a worker that always has some to report marks them, too
 
 Indexes = Sequence[int] | NDArray[np.int32]
 
@@ -28,8 +30,7 @@ class Finished(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Transfer:
+class _Transfer(NamedTuple):
     job_id: int
     copy: CopyJob
     slots: NDArray[np.int64]
@@ -41,6 +42,8 @@ class CopyWorker:
 
     A store whose copy fails is marked in the arena and reported as finished. The scheduler drops its
     chunks, and the server, which would end at a failed job, goes on. A load that fails is reported as failed.
+
+    The other marks only say which slots no copy touches any more. Who reads them waits for nothing else.
     """
 
     def __init__(self, gpu: GpuTier, arena: Arena, *, rank: int, part: int) -> None:
@@ -49,13 +52,17 @@ class CopyWorker:
         self._arena = arena
         self._rank = rank
         self._part = part
+        # Mutable state:
         self._lanes: dict[Lane, deque[_Transfer]] = {lane: deque() for lane in Lane}
+        self._in_flight = 0  # transfers in all lanes: a step with none of these does not look at the lanes
+        self._unmarked: deque[_Transfer] = deque()  # reported as ended, the oldest first
+        self._has_failed = False  # some store: then marks say which, and are due at once
 
     def store(self, job_id: int, spans: Spans, slots: Indexes) -> None:
         """Copy device blocks into this rank's part of the slots."""
         indexes = np.asarray(slots, np.int64)
         copy = self._gpu.submit_store(spans, self._arena.part_address(indexes, self._part))
-        self._lanes[Lane.STORE].append(_Transfer(job_id, copy, indexes, is_store=True))
+        self._begin(Lane.STORE, _Transfer(job_id, copy, indexes, is_store=True))
 
     def load(self, job_id: int, spans: Spans, slots: Indexes, *, expedited: bool = False) -> None:
         """Copy this rank's part of the slots into device blocks; an expedited load overtakes waiting ones."""
@@ -63,13 +70,43 @@ class CopyWorker:
         addresses = self._arena.part_address(indexes, self._part)
         copy = self._gpu.submit_load(spans, addresses, expedited=expedited)
         lane = Lane.EXPEDITED if expedited else Lane.LOAD
-        self._lanes[lane].append(_Transfer(job_id, copy, indexes, is_store=False))
+        self._begin(lane, _Transfer(job_id, copy, indexes, is_store=False))
 
-    def finished(self) -> Iterator[Finished]:
-        """Yield what has ended since the last call, each lane in the order of submission."""
+    def finished(self) -> list[Finished]:
+        """What has ended since the last call, each lane in the order of submission.
+
+        Its slots are marked when there is time, which is a call that finds nothing, or else by `mark`.
+        """
+        if not self._in_flight and not self._unmarked:
+            return []
+        ended: list[_Transfer] = []
         for queue in self._lanes.values():
             while queue and queue[0].copy.done():
-                yield self._finish(queue.popleft())
+                ended.append(queue.popleft())
+        self._in_flight -= len(ended)
+        self._unmarked += ended
+        finished = [_finished(transfer) for transfer in ended]
+        self._has_failed |= any(transfer.is_store and transfer.copy.error is not None for transfer in ended)
+        if self._has_failed:
+            self.mark()
+        elif not ended:
+            self._mark(MARKED_AT_ONCE)
+        else:
+            self._mark(len(self._unmarked) - UNMARKED_MAX)
+        return finished
+
+    def mark(self) -> None:
+        """Mark the slots of what was reported as ended."""
+        self._mark(len(self._unmarked))
+
+    def _mark(self, count: int) -> None:
+        for _ in range(min(count, len(self._unmarked))):
+            transfer = self._unmarked.popleft()
+            if transfer.is_store:
+                failed = transfer.copy.error is not None
+                self._arena.store_ended(transfer.slots, self._rank, failed=failed)
+            else:
+                self._arena.load_ended(transfer.slots, self._rank)
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
@@ -87,11 +124,11 @@ class CopyWorker:
     def _under_way(self) -> Iterator[_Transfer]:
         return itertools.chain(*self._lanes.values())
 
-    def _finish(self, transfer: _Transfer) -> Finished:
-        copy, failed = transfer.copy, transfer.copy.error is not None
-        if transfer.is_store:
-            self._arena.store_ended(transfer.slots, self._rank, failed=failed)
-        else:
-            self._arena.load_ended(transfer.slots, self._rank)
-        succeeded = transfer.is_store or not failed
-        return Finished(transfer.job_id, succeeded, copy.size_bytes, copy.seconds)
+    def _begin(self, lane: Lane, transfer: _Transfer) -> None:
+        self._lanes[lane].append(transfer)
+        self._in_flight += 1
+
+
+def _finished(transfer: _Transfer) -> Finished:
+    copy = transfer.copy
+    return Finished(transfer.job_id, transfer.is_store or copy.error is None, copy.size_bytes, copy.seconds)
