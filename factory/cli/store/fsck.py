@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...tiers import KvtierError
-from .exits import interruptible
+from ....tiers import KvtierError
+from ..exits import interruptible
+from ..output import AsJson, progress
 from .opened import Directory, refuse_no_store, say_from_checkpoint
-from .output import AsJson, progress
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.finding import Report
+    from ....tiers.nvme.admin.finding import Report
 
 EXIT_FOUND = 1  # something is wrong
 EXIT_UNCHECKED = 2  # the check could not run
@@ -44,10 +44,10 @@ def fsck(
 
 
 def _checked(path: Path, deep: bool, repair: bool) -> Report:
-    from ...tiers.nvme.admin.afar import check_afar
-    from ...tiers.nvme.admin.fsck import check_directory
-    from ...tiers.nvme.io.files import Files
-    from ...tiers.nvme.store.directory import OutOfReach
+    from ....tiers.nvme.admin.afar import check_afar
+    from ....tiers.nvme.admin.fsck import check_directory
+    from ....tiers.nvme.io.files import Files
+    from ....tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
     with interruptible(), progress("reading chunks") as bar:

@@ -11,9 +11,9 @@ import pytest
 from kvtier.engine.replay import replay as replay_module
 from kvtier.engine.replay.tiers import LogWithoutBytes
 from kvtier.engine.replay.trace import Requests
-from kvtier.factory.cli.replay import _curve_counts
+from kvtier.factory.cli.planning.replay import _curve_counts
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 
 Run = Callable[..., tuple[int, str, str]]
 

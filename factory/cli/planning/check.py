@@ -40,8 +40,8 @@ def check(
     or the document may be for another machine. Some problems show only when a server starts: page-locking, a
     damaged index.
     """
-    from ..config import load_config, probe_config, remarks, resolve_config, shortages
-    from ..sizes import parse_chunk_bytes
+    from ...config import load_config, probe_config, remarks, resolve_config, shortages
+    from ...sizes import parse_chunk_bytes
 
     source = _source(file, kv_transfer_config)
     least_bytes = CHUNK_BYTES_MIN if chunk_bytes is None else parse_chunk_bytes(chunk_bytes)
@@ -63,14 +63,14 @@ def check(
 
 def _source(file: Path | None, kv_transfer_config: str | None) -> str | Path | Mapping[str, Any]:
     """The document, or the path of its file."""
-    from ..config import parse_json
+    from ...config import parse_json
 
     if (file is None) == (kv_transfer_config is None):
         raise typer.BadParameter("name a file, or pass --kv-transfer-config")
     if kv_transfer_config is None:
         assert file is not None, "one of both is there"
         return file
-    from ..vllm.options import checked_document, extra_of_transfer, unread
+    from ...vllm.options import checked_document, extra_of_transfer, unread
 
     text = sys.stdin.read() if kv_transfer_config == "-" else kv_transfer_config
     extra = extra_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))

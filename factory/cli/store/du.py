@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..sizes import format_size
+from ...text.units import format_size
+from ..output import AsJson, print_pairs
 from .opened import Directories, looked_at
-from .output import AsJson, print_pairs
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.survey import Usage
+    from ....tiers.nvme.admin.survey import Usage
 
 
 def du(paths: Directories, as_json: AsJson = False) -> None:
@@ -40,7 +40,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
 
 
 def _usage(path: Path) -> Usage:
-    from ...tiers.nvme.admin.survey import usage
+    from ....tiers.nvme.admin.survey import usage
 
     with looked_at(path) as store:
         return usage(store)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..ages import format_age
-from ..sizes import format_size
+from ...text.ages import format_age
+from ...text.units import format_size
+from ..output import DIGEST_DIGITS, AsJson, print_pairs
 from .opened import Directory, looked_at
-from .output import DIGEST_DIGITS, AsJson, print_pairs
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.survey import NamespaceUsage
+    from ....tiers.nvme.admin.survey import NamespaceUsage
 
 COLUMNS = ("epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest")
 
@@ -27,7 +27,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List a directory's namespaces with size, hits and age."""
-    from ...tiers.nvme.admin.survey import namespaces
+    from ....tiers.nvme.admin.survey import namespaces
 
     with looked_at(path) as store:
         found = namespaces(store)

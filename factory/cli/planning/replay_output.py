@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from ...engine.replay.first_tokens import FirstTokenFigures
-from ...engine.replay.replay import ReplayFigures, TierFigures
-from ...tiers import ConfigError, KvtierError
-from ..sizes import format_size
+from ....engine.replay.first_tokens import FirstTokenFigures
+from ....engine.replay.replay import ReplayFigures, TierFigures
+from ....tiers import ConfigError, KvtierError
+from ...text.units import format_size
 from .replay_plan import ReplayPlan
 
 _HEADINGS = ("tier", "capacity", "chunks", "hit rate", "promoted", "evicted", "written", "dropped")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loop_rig import MIB, drive
 
-from kvtier.factory.cli.check import NOT_CHECKED
+from kvtier.factory.cli.planning.check import NOT_CHECKED
 from kvtier.tiers.nvme.volume.mounts import mount_of
 
 Run = Callable[..., tuple[int, str, str]]
