@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from ...tiers import ConfigError, KvtierError
-from .exits import EXIT_FAILED, EXIT_WRONG_INPUT
+from .exits import EXIT_NO, EXIT_WRONG_INPUT
 from .planning.check import check
 from .planning.replay import replay
 from .schema import schema
@@ -64,7 +64,7 @@ def main() -> None:
         app()
     except KvtierError as error:
         typer.echo(str(error), err=True)
-        sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_FAILED)
+        sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_NO)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..output import AsJson, emit
+
 CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
 
 NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. Pass --chunk-bytes to check."
@@ -28,7 +30,7 @@ def check(
         str | None,
         typer.Option(help="Size of one chunk, such as 2MiB.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the resolved document as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a tier-config document against this machine.
 
@@ -50,7 +52,7 @@ def check(
     for warning in (*shortages(config, chunk_bytes=least_bytes), *remarks(config)):
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        typer.echo(config.model_dump_json(indent=2, exclude_none=True))
+        emit("check", {"document": config.model_dump(mode="json", exclude_none=True)})
         return
     typer.echo(f"{'the document' if isinstance(source, Mapping) else source}: {len(config.tiers)} tiers")
     for i, tier in enumerate(config.tiers):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..exits import interruptible
+from ..output import AsJson, emit
 
 if TYPE_CHECKING:
     from ....engine.replay.first_tokens import Speeds
@@ -59,7 +60,7 @@ def replay(
         str | None,
         typer.Option(help="How fast tiers below the pinned one load, for example 5GB.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
     plot_file: Annotated[
         Path | None,
         typer.Option(
@@ -140,7 +141,10 @@ def _replay(
     with _progress(len(requests) * len(counts), shown=not as_json) as advance:
         curve = [_point(plan.resized(count), requests, advance) for count in counts]
     figures = next(point.figures for point in curve if point.slots_count == plan.slots_count)
-    typer.echo((to_json if as_json else as_text)(figures, plan, unlimited_percent))
+    if as_json:
+        emit("replay", to_json(figures, plan, unlimited_percent))
+    else:
+        typer.echo(as_text(figures, plan, unlimited_percent))
     if plot_file is not None:
         plot(curve, plan, unlimited_percent, plot_file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import typer
 
 from ...text.ages import format_age
 from ...text.units import format_size
-from ..output import DIGEST_DIGITS, AsJson, print_pairs
+from ..output import DIGEST_DIGITS, AsJson, emit, print_pairs
 from .opened import Directory, looked_at
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def ls(
     with looked_at(path) as store:
         found = namespaces(store)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        emit("ls", {"path": str(path), "namespaces": [asdict(one) for one in found]})
         return
     _print_table(found)
     for one in found:
@@ -59,7 +58,8 @@ def _print_table(found: Sequence[NamespaceUsage]) -> None:
 
 def _row(one: NamespaceUsage, now_s: float) -> list[str]:
     counts = (one.epoch, one.chunks, format_size(one.chunk_bytes), one.never_read_chunks, one.hits)
-    ages = [format_age(now_s - when_s) if one.chunks else "-" for when_s in (one.newest_s, one.oldest_s)]
+    stored = (one.newest_unix_s, one.oldest_unix_s)
+    ages = [format_age(now_s - when_s) if one.chunks else "-" for when_s in stored]
     return [*map(str, counts), *ages]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from ....tiers import ConfigError
 from ...text.ages import parse_age
 from ...text.units import format_size
-from ..output import DIGEST_DIGITS, AsJson, progress
+from ..output import DIGEST_DIGITS, AsJson, emit, progress
 from .opened import Directory, opened
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def rm(
         chosen = choose(store, selection)
         removed = _would_remove(chosen) if dry_run else _remove(store, chosen)
     if as_json:
-        typer.echo(_as_json(removed, dry_run))
+        emit("rm", _as_json(removed, dry_run))
     else:
         _print(removed, dry_run)
 
@@ -106,11 +105,10 @@ def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
         return [asyncio.run(remove(store, one, advance)) for one in chosen]
 
 
-def _as_json(removed: Sequence[Removed], dry_run: bool) -> str:
+def _as_json(removed: Sequence[Removed], dry_run: bool) -> dict[str, object]:
     chunks, size_bytes = _sums(removed)
     parts = [{**asdict(one), "digest": one.digest.hex()} for one in removed]
-    whole = {"chunks": chunks, "bytes": size_bytes, "removed": not dry_run, "namespaces": parts}
-    return json.dumps(whole, indent=2)
+    return {"dry_run": dry_run, "chunks": chunks, "size_bytes": size_bytes, "namespaces": parts}
 
 
 def _print(removed: Sequence[Removed], dry_run: bool) -> None:

@@ -67,6 +67,8 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
     status, output, errors = run("replay", trace, "--config", config, "--chunk-bytes", 4096, "--json")
     assert (status, errors) == (0, "")
     assert json.loads(output) == {
+        "command": "replay",
+        "version": 1,
         "hit_rate_percent": 0.0,
         "unlimited_hit_rate_percent": 33.333,
         "chunk_bytes": 4096,
