@@ -104,6 +104,7 @@ FLOORS = [
         "factory/vllm/options.py",
         "factory/cli/exits.py",
         "factory/cli/output.py",
+        "factory/cli/input.py",
         "factory/cli/store",
         "factory/cli/planning",
         "factory/cli/watching",
