@@ -158,9 +158,9 @@ def test_two_tiers_on_one_file_system_are_counted_once(run: Run, file: Path) -> 
     assert status == 0
     assert "tiers[2].path and tiers[3].path are on one file system" in errors
     found = json.loads(output)
-    for drive in found["drives"]:  # others write to this machine's drive between two looks at it
-        assert 0.4 * drive["free_bytes"] < drive["cap_bytes"] < 0.6 * drive["free_bytes"]
-        assert drive["bound_by"] == "other tiers"
+    for one in found["drives"]:  # others write to this machine's drive between two looks at it
+        assert 0.4 * one["free_bytes"] < one["cap_bytes"] < 0.6 * one["free_bytes"]
+        assert one["bound_by"] == "other tiers"
     assert any("on one file system" in warning for warning in found["warnings"])
 
 
