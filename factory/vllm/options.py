@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ...tiers.errors import ConfigError
 from ..config import KvtierConfig
 from ..entries import NvmeConfig, PinnedConfig
+from ..text.wording import listed, quoted, shown
 from ..validation import validated
-from ..wording import listed, quoted, shown
 
 if TYPE_CHECKING:
     from ..composite import CompositeSpec

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...tiers import KvtierError
-from .exits import interruptible
+from ....tiers import KvtierError
+from ..exits import EXIT_NO, EXIT_WRONG_INPUT
+from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store, say_from_checkpoint
-from .output import AsJson, progress
+from .owner import as_owner
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.finding import Report
-
-EXIT_FOUND = 1  # something is wrong
-EXIT_UNCHECKED = 2  # the check could not run
+    from ....tiers.nvme.admin.finding import Report
+    from ..shapes import Fsck
 
 
 def fsck(
@@ -37,20 +36,23 @@ def fsck(
         report = _checked(path, deep, repair)
     except (KvtierError, OSError) as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_UNCHECKED) from None
-    typer.echo(_as_json(report) if as_json else _as_text(report, repair))
+        raise typer.Exit(EXIT_WRONG_INPUT) from None
+    if as_json:
+        emit("fsck", _shape(path, report))
+    else:
+        typer.echo(_as_text(report, repair))
     if len(report.findings) > report.repaired:
-        raise typer.Exit(EXIT_FOUND)
+        raise typer.Exit(EXIT_NO)
 
 
 def _checked(path: Path, deep: bool, repair: bool) -> Report:
-    from ...tiers.nvme.admin.afar import check_afar
-    from ...tiers.nvme.admin.fsck import check_directory
-    from ...tiers.nvme.io.files import Files
-    from ...tiers.nvme.store.directory import OutOfReach
+    from ....tiers.nvme.admin.afar import check_afar
+    from ....tiers.nvme.admin.fsck import check_directory
+    from ....tiers.nvme.io.files import Files
+    from ....tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
-    with interruptible(), progress("reading chunks") as bar:
+    with progress("reading chunks") as bar, nullcontext() if repair else as_owner(path):
         try:
             return check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
         except OutOfReach as error:
@@ -61,9 +63,11 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
             return report
 
 
-def _as_json(report: Report) -> str:
-    whole = {"segments": report.segments, "chunks": report.chunks, "repaired": report.repaired}
-    return json.dumps({**whole, "findings": [one.to_json() for one in report.findings]}, indent=2)
+def _shape(path: Path, report: Report) -> Fsck:
+    from ..shapes import FoundDamage, Fsck
+
+    findings = tuple(FoundDamage(one.kind, str(one.where), one.text) for one in report.findings)
+    return Fsck(str(path), report.segments, report.chunks, report.repaired, findings)
 
 
 def _as_text(report: Report, repair: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..sizes import format_size
+from ...text.units import format_size
+from ..output import AsJson, emit, print_pairs
 from .opened import Directories, looked_at
-from .output import AsJson, print_pairs
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.survey import Usage
+    from ....tiers.nvme.admin.survey import Usage
 
 
 def du(paths: Directories, as_json: AsJson = False) -> None:
@@ -27,8 +26,9 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
-        by_path = {str(path): asdict(usage) for path, usage in found.items()}
-        typer.echo(json.dumps(by_path if len(by_path) > 1 else next(iter(by_path.values())), indent=2))
+        from ..shapes import Du, StoreUsage
+
+        emit("du", Du(tuple(StoreUsage(**asdict(usage), path=str(path)) for path, usage in found.items())))
         return
     for path, usage in found.items():
         if len(found) > 1:
@@ -40,7 +40,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
 
 
 def _usage(path: Path) -> Usage:
-    from ...tiers.nvme.admin.survey import usage
+    from ....tiers.nvme.admin.survey import usage
 
     with looked_at(path) as store:
         return usage(store)
@@ -51,6 +51,7 @@ def _print(found: Usage) -> None:
     print_pairs(
         ("allocated", f"{format_size(found.allocated_bytes)} of {format_size(found.capacity_bytes)}"),
         *((f"  {part}", format_size(size)) for part, size in found.parts.items()),
+        ("cap", _cap(found)),
         ("chunks", f"{found.live_chunks}, {format_size(found.live_bytes)}"),
         ("read back", f"{format_size(found.useful_bytes)} ({share:.1f}%)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
@@ -58,6 +59,14 @@ def _print(found: Usage) -> None:
         ("written", f"{format_size(found.written_bytes)}, {_a_day(found)}"),
         *((("endurance", _life(found)),) if found.endurance_bytes else ()),
     )
+
+
+def _cap(found: Usage) -> str:
+    cap, free = format_size(found.cap_bytes), f"{format_size(found.free_bytes)} are free"
+    if found.bound_by == "capacity":
+        return f"{cap}; {free}"
+    reserve = f"what the reserve of {format_size(found.reserve_bytes)} needs"
+    return f"{cap} ({format_size(found.capacity_bytes)}, less {reserve}: {free})"
 
 
 def _a_day(found: Usage) -> str:
