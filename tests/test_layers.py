@@ -70,6 +70,8 @@ FLOORS = [
         "engine/chain.py",
         "engine/loaded.py",
         "engine/library.py",
+        "engine/metrics",
+        "engine/live",
         "engine/lifetime.py",
         "engine/unclosed.py",
         "engine/engine.py",

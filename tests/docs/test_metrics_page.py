@@ -6,29 +6,14 @@ import re
 
 from markdown_files import ROOT
 
-from kvtier.factory.vllm import metrics
+from kvtier.engine.metrics.names import METRICS
 from kvtier.tiers import RemoveReason
 
 PAGE = (ROOT / "docs" / "vllm.md").read_text()
 ROW = re.compile(r"^\| `(kvtier:\w+)` \| (.+) \|$", re.MULTILINE)
 NAME = re.compile(r"\bkvtier:[a-z_]+")
 
-COUNTERS = {
-    name for name, _ in (*metrics.COUNTERS.values(), metrics.REMOVED, *metrics.DRIVE_COUNTERS.values())
-}
-GAUGES = {
-    name
-    for name, _ in (
-        metrics.USED,
-        metrics.CAPACITY,
-        metrics.DRIVE_USED,
-        metrics.DRIVE_BREAKER,
-        *metrics.GAUGES.values(),
-        metrics.PENDING,
-        metrics.PINNED,
-    )
-}
-EXPORTED = {f"{name}_total" for name in COUNTERS} | GAUGES  # Prometheus gives counters their suffix
+EXPORTED = {metric.exported for metric in METRICS}
 
 
 def test_the_table_has_every_metric_once() -> None:
