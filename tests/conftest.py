@@ -78,6 +78,12 @@ def _cleans_up_after_the_killed(_leaves_nothing_behind: None) -> Iterator[None]:
             shutil.rmtree(home)
 
 
+@pytest.fixture(autouse=True)
+def _no_notice_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests of notice boards have engines write them: a test that kills an engine leaves its board."""
+    monkeypatch.setenv("KVTIER_LIVE", "0")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _where_our_stores_are(tmp_path_factory: pytest.TempPathFactory) -> None:
     OURS.append(f"{tmp_path_factory.getbasetemp()}/")
