@@ -108,6 +108,7 @@ FLOORS = [
         "factory/cli/exits.py",
         "factory/cli/output.py",
         "factory/cli/input.py",
+        "factory/cli/watching/looks.py",
         "factory/cli/shapes.py",
         "factory/cli/store",
         "factory/cli/planning",

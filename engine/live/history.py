@@ -1,13 +1,14 @@
-"""An engine's numbers over a day, in bounded memory: fine for the last minutes, coarse for the hours before."""
+"""An engine's numbers over a day, in bounded memory: fine for the last minutes, coarse for those before."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..chain import ChainStats
+if TYPE_CHECKING:
+    from ..chain import ChainStats
 
 FINE_S, FINE_POINTS = 10.0, 60  # ten minutes
 COARSE_S, COARSE_POINTS = 60.0, 1440  # a day

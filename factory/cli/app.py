@@ -26,8 +26,9 @@ from .store.du import du
 from .store.fsck import fsck
 from .store.ls import ls
 from .store.rm import rm
+from .watching.top import top
 
-COMMANDS = (schema, check, replay, du, ls, rm, fsck, completion)
+COMMANDS = (schema, check, replay, du, ls, rm, fsck, top, completion)
 
 PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
 

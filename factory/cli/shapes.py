@@ -12,6 +12,7 @@ from typing import Any
 from ...engine.replay.replay import ReplayFigures, TierFigures
 from ...tiers.nvme.admin.survey import NamespaceUsage, Usage
 from .output import SHAPES_VERSION
+from .watching.looks import EngineNow
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,13 @@ class Fsck:
     findings: tuple[FoundDamage, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Top:
+    """What the engines on a store do, the oldest first; rates are since a look about a second before."""
+
+    engines: tuple[EngineNow, ...]
+
+
 SHAPES: Mapping[str, type] = {
     "check": Check,
     "replay": Replay,
@@ -151,6 +159,7 @@ SHAPES: Mapping[str, type] = {
     "ls": Ls,
     "rm": Rm,
     "fsck": Fsck,
+    "top": Top,
 }
 
 
