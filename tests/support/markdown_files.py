@@ -17,7 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-FOLDERS = (".", "docs", "benchmarks", "examples", "tests/data")
+FOLDERS = (
+    ".",
+    "docs",
+    "docs/start",
+    "docs/deploy",
+    "docs/reference",
+    "benchmarks",
+    "examples",
+    "tests/data",
+)
 
 _FENCE = re.compile(r"```(\w*)\s*$")
 _MARKER = re.compile(r"<!-- sample: (.+) -->\s*$")
