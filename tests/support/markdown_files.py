@@ -25,6 +25,8 @@ FOLDERS = (
     "docs/reference",
     "benchmarks",
     "examples",
+    "packaging",
+    "packaging/kvtier",
     "tests/data",
 )
 
