@@ -74,7 +74,7 @@ fault-matrix: $(VENV)/.kvtier  ## try every fault of docs/faults.md, as root on 
 	$(BIN)/python tools/fault_matrix.py $(ARGS)
 
 bench-nvme: install  ## compare the NVMe tier with its peers; ARGS=--quick
-	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
+	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json --plot docs/images/nvme.png $(ARGS)
 
 gpu-check:  ## check and time copies between GPU and slots; installs nothing
 	@tools/gpu_check.sh $(PYTHON) $(ARGS)
