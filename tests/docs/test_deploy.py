@@ -15,7 +15,7 @@ from markdown_files import ROOT
 
 from kvtier.factory.config import load_config
 from kvtier.factory.entries import NvmeConfig, PinnedConfig
-from kvtier.factory.sizes import parse_size
+from kvtier.factory.text.units import parse_size
 from kvtier.factory.vllm import options
 
 yaml = pytest.importorskip("yaml")

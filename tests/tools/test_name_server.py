@@ -48,7 +48,7 @@ def test_the_build_for_the_cpu_is_known_as_vllm(packages: Path) -> None:
     name_server(packages)
     assert versions(packages) == ["0.32.0+cpu"]
     (entry,) = distributions(name="vllm", path=[str(packages)])
-    assert all(file.locate().is_file() for file in entry.files or []), "pip can remove what is recorded"
+    assert all(Path(file.locate()).is_file() for file in entry.files or []), "pip can remove what is recorded"
     assert len(entry.files or []) == 3
 
 
