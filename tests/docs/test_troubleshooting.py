@@ -17,7 +17,7 @@ def explained() -> list[str]:
     """What the table of refusals, and quotes in the text, say that a message says."""
     table = PAGE.split("## A directory is refused")[1].split("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \|[^|]+\|$", table, re.MULTILINE)[2:]
-    quoted = re.findall(r'(?:log (?:then )?says|warns:|warning says|is refused:|start line says) "([^"]+)"', PAGE)
+    quoted = re.findall(r'(?:log (?:then )?says|warns:|warning says|is refused:) "([^"]+)"', PAGE)
     quoted += re.findall(r'^- "([^"]+)":', PAGE, re.MULTILINE)
     return [*rows, *quoted]
 
