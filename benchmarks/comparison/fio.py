@@ -12,13 +12,6 @@ from .memory import MIB
 
 RUNTIME_MAX_S = 60
 
-# Each has a directory of its own. In one of both, a read would find files of the other's sizes, and fio would
-# write them anew right before it reads.
-SETUPS = {
-    "queue": ("--ioengine=io_uring", "--iodepth=16", "--numjobs=1"),
-    "threads": ("--ioengine=psync", "--numjobs=4"),
-}
-
 
 def installed() -> bool:
     return shutil.which("fio") is not None
@@ -31,12 +24,13 @@ def fio_bytes_per_second(path: Path, kind: str, *, chunk_bytes: int, total_bytes
     set-ups: one thread with io_uring and 16 calls in flight, or four threads with one each.
     """
     size = max(chunk_bytes, MIB)  # neighbours go together, in ours too
-    return max(_fio(path / name, kind, size, total_bytes, setup) for name, setup in SETUPS.items())
+    setups = (["--ioengine=io_uring", "--iodepth=16", "--numjobs=1"], ["--ioengine=psync", "--numjobs=4"])
+    return max(_fio(path, kind, size, total_bytes, setup) for setup in setups)
 
 
 def _fio(path: Path, kind: str, call_bytes: int, total_bytes: int, setup: Sequence[str]) -> float:
     jobs = 4 if "--numjobs=4" in setup else 1
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
     command = [
         "fio",
         "--name=limit",
