@@ -1,4 +1,4 @@
-"""What the demo asks: questions where the model can be had, and random tokens, said aloud, where it cannot."""
+"""What the demo asks: questions of a real model, or, said aloud, random tokens of a tiny one."""
 
 from __future__ import annotations
 
