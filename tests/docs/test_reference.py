@@ -73,7 +73,7 @@ def test_the_command_line_has_every_command_option_and_exit_status() -> None:
     for name, command in commands.items():
         part = section(text, f"kvtier {name}")
         options = [option for param in command.params for option in param.opts if option.startswith("--")]
-        assert not [option for option in options if not re.search(rf"`{option}\b", part)]
+        assert not [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", part)]
     assert all(f"| {status} |" in section(text, "Exit status") for status in EXITS)
 
 

@@ -64,7 +64,8 @@ def _metavar(param: Any) -> str:
 def _default(param: Any) -> str:
     if param.required:
         return "required"
-    return "" if param.default in (None, False, ()) or callable(param.default) else code(param.default)
+    told = isinstance(param.default, str | int | float) and param.default is not False
+    return code(param.default) if told else ""
 
 
 def _is_argument(param: Any) -> bool:
