@@ -13,7 +13,8 @@ from prompts import full_blocks
 @pytest.fixture
 def demo_prompts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "examples")
-    return pytest.importorskip("demo_prompts", reason="the examples are not part of the package")
+    found: ModuleType = pytest.importorskip("demo_prompts", reason="the examples are not part of the package")
+    return found
 
 
 def test_without_the_package_the_demo_says_so_and_asks_a_tiny_model(
