@@ -98,7 +98,14 @@ FLOORS = [
         "engine/library.py",
         "engine/replay",
     ],
-    ["factory", "factory/vllm/options.py", "factory/cli", "factory/__main__.py"],
+    [
+        "factory",
+        "factory/vllm/options.py",
+        "factory/sizing",
+        "factory/machine",
+        "factory/cli",
+        "factory/__main__.py",
+    ],
     [
         "factory",
         "factory/vllm/options.py",
