@@ -22,8 +22,8 @@ from ..tiers import ConfigError
 from .base import TierConfig
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 from .registry import module_of_tier, tier_factory, tier_types
+from .text.wording import listed, nearest, quoted, reason_of, shown
 from .validation import import_named, joined, validated
-from .wording import listed, nearest, quoted, reason_of, shown
 
 BUILTIN_CONFIGS: Mapping[str, type[TierConfig]] = {
     "gpu": GpuConfig,

@@ -13,9 +13,10 @@ from ..tiers.nvme.io.files import Files, allocated_bytes, free_bytes
 from ..tiers.nvme.store.directory import StoreDirectory
 from ..tiers.nvme.volume.mounts import is_mount_point, mount_of
 from ..tiers.nvme.volume.probe import examined, existing
-from .sizes import Capacity, Percent, Size, format_size, size_bytes
+from .sizes import Capacity, Size
+from .text.units import Percent, format_size, size_bytes
+from .text.wording import quoted, reason_of, shown
 from .validation import refused, validated
-from .wording import quoted, reason_of, shown
 
 WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
 

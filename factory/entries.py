@@ -36,9 +36,10 @@ from .drives import (
     written_places,
 )
 from .registry import policy_class
-from .sizes import Capacity, Percent, Size, WholeSize, format_size, parse_size, size_bytes
+from .sizes import Capacity, Size, WholeSize
+from .text.units import Percent, format_size, parse_size, size_bytes
+from .text.wording import shown, suggested
 from .validation import import_named, refused
-from .wording import shown, suggested
 
 DRIVE_WRITES_MAX = 1e9  # a day: no drive is so fast, and so many bytes can be counted
 

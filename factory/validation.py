@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..tiers import ConfigError, TierUnavailable
-from .wording import listed, nearest, quoted, reason_of, shown
+from .text.wording import listed, nearest, quoted, reason_of, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -16,14 +16,14 @@ from typing import Annotated
 import typer
 
 from ...tiers import ConfigError, KvtierError
-from .check import check
-from .du import du
-from .exits import EXIT_FAILED, EXIT_WRONG_INPUT
-from .fsck import fsck
-from .ls import ls
-from .replay import replay
-from .rm import rm
+from .exits import EXIT_NO, EXIT_WRONG_INPUT
+from .planning.check import check
+from .planning.replay import replay
 from .schema import schema
+from .store.du import du
+from .store.fsck import fsck
+from .store.ls import ls
+from .store.rm import rm
 
 COMMANDS = (schema, check, replay, du, ls, rm, fsck)
 
@@ -64,7 +64,7 @@ def main() -> None:
         app()
     except KvtierError as error:
         typer.echo(str(error), err=True)
-        sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_FAILED)
+        sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_NO)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

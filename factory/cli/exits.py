@@ -7,11 +7,18 @@ from contextlib import contextmanager
 
 import typer
 
-EXIT_FAILED = 1
+EXIT_NO = 1  # done, and the answer is no: nothing matched, something is wrong, a tier failed
 
-EXIT_WRONG_INPUT = 2  # as for a wrong option
+EXIT_WRONG_INPUT = 2  # what was asked for is wrong, or could not be looked at; as for a wrong option
 
 EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+
+EXITS = {
+    0: "done, and nothing is wrong",
+    EXIT_NO: "done, and the answer is no: nothing matched, something is wrong, a tier failed",
+    EXIT_WRONG_INPUT: "wrong input, or it could not be looked at",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C",
+}
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""What commands print: aligned pairs, short digests, progress bars."""
+"""What commands print: aligned pairs, JSON in one envelope, short digests, progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -10,7 +11,14 @@ import typer
 
 DIGEST_DIGITS = 12  # of a namespace's digest; enough for `rm --namespace`
 
+SHAPES_VERSION = 1  # of all JSON that commands print; raised when a key goes or changes its meaning
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def emit(command: str, document: Mapping[str, object]) -> None:
+    """Print what a command found as one JSON object that says which command printed it, in which shape."""
+    typer.echo(json.dumps({"command": command, "version": SHAPES_VERSION, **document}, indent=2))
 
 
 def print_pairs(*pairs: tuple[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...tiers.errors import ConfigError
 from ..config import KvtierConfig
 from ..entries import NvmeConfig, PinnedConfig
-from ..wording import listed, quoted, shown
+from ..text.wording import listed, quoted, shown
 
 if TYPE_CHECKING:
     from ..composite import CompositeSpec

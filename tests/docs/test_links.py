@@ -11,7 +11,7 @@ from markdown_files import ROOT, anchors, documents, inline_code, links
 ELSEWHERE = ("http://", "https://", "mailto:")
 
 PATH = re.compile(r"(?:tiers|engine|factory|tests|docs|benchmarks|examples|tools)/[\w./-]*\.\w+")
-EXAMPLES = {"tests/factory/cli/test_count.py"}  # what a reader of CONTRIBUTING.md would write
+EXAMPLES = {"tests/factory/cli/store/test_count.py"}  # what a reader of CONTRIBUTING.md would write
 
 
 def named(path: Path) -> str:

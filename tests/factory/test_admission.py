@@ -9,7 +9,7 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of
 
 from kvtier.factory.base import TierContext
 from kvtier.factory.builtin import NvmeFactory
-from kvtier.factory.cli.replay_plan import plan_replay
+from kvtier.factory.cli.planning.replay_plan import plan_replay
 from kvtier.factory.config import parse_config
 from kvtier.factory.entries import NvmeConfig
 from kvtier.tiers.base import CountsUses, Tier, ability

@@ -30,7 +30,7 @@ from kvtier.factory.config import (
     shortages,
 )
 from kvtier.factory.entries import GpuConfig, NvmeConfig, PinnedConfig
-from kvtier.factory.sizes import HOW_TO_WRITE, Percent
+from kvtier.factory.text.units import HOW_TO_WRITE, Percent
 from kvtier.tiers import ConfigError
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.log.budget import facts_for

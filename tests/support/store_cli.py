@@ -31,6 +31,12 @@ def run_json(*arguments: str) -> Any:
     return json.loads(output)
 
 
+def usage(path: Path) -> Any:
+    """What `du` tells of one store."""
+    (store,) = run_json("du", str(path))["stores"]
+    return store
+
+
 def with_tier(path: Path, work: Callable[[NvmeTier], Awaitable[object]], **changes: Any) -> None:
     """Open an nvme tier, do some work with it, and close it."""
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TypeAlias
 
 from ....tiers.base import TierStats
-from ...sizes import format_size
+from ...text.units import format_size
 
 Value: TypeAlias = str | int | float
 

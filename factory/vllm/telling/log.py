@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ....engine.chain import ChainStats
-from ...sizes import format_size
+from ...text.units import format_size
 from .facts import TierFacts
 from .saved import saved
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ....engine.chain import ChainStats
-from ...sizes import format_size
+from ...text.units import format_size
 
 _BREAKER = {1: "on trial", 2: "open"}
 

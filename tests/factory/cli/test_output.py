@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from kvtier.factory.cli.output import print_pairs, progress
+from kvtier.factory.cli.output import emit, print_pairs, progress
+
+
+def test_json_says_first_what_printed_it_and_in_which_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    emit("du", {"stores": []})
+    assert list(json.loads(capsys.readouterr().out).items()) == [
+        ("command", "du"),
+        ("version", 1),
+        ("stores", []),
+    ]
 
 
 def test_values_stand_below_each_other_and_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:

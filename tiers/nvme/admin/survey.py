@@ -64,8 +64,8 @@ class NamespaceUsage:
     never_read_chunks: int
     hits: int
     hit_bytes: int
-    oldest_s: int
-    newest_s: int
+    oldest_unix_s: int
+    newest_unix_s: int
 
 
 @dataclass(slots=True)
@@ -123,8 +123,8 @@ def namespaces(store: Store) -> list[NamespaceUsage]:
                 never_read_chunks=held.never_read_chunks,
                 hits=record.hits,
                 hit_bytes=record.hit_bytes,
-                oldest_s=held.oldest_s,
-                newest_s=held.newest_s,
+                oldest_unix_s=held.oldest_s,
+                newest_unix_s=held.newest_s,
             )
         )
     found.sort(key=lambda one: (one.label, one.digest))

@@ -68,14 +68,14 @@ async def test_a_namespace_tells_its_hits_and_its_age(path: Path) -> None:
     assert only.hits == 2 * READ
     assert only.hit_bytes == 2 * READ * CHUNK_BYTES
     assert only.never_read_chunks == CHUNKS - READ
-    assert time.time() - 3600 < only.oldest_s <= only.newest_s <= time.time()
+    assert time.time() - 3600 < only.oldest_unix_s <= only.newest_unix_s <= time.time()
 
 
 async def test_an_empty_namespace_has_no_age(tmp_path: Path) -> None:
     tier = await opened(tmp_path / "store")
     await tier.close()
     (only,) = damage.using(tmp_path / "store", namespaces)
-    assert (only.chunks, only.oldest_s, only.newest_s) == (0, 0, 0)
+    assert (only.chunks, only.oldest_unix_s, only.newest_unix_s) == (0, 0, 0)
 
 
 async def test_fields_in_which_namespaces_of_one_label_differ_are_told_and_no_others(path: Path) -> None:

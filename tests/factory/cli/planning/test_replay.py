@@ -11,9 +11,9 @@ import pytest
 from kvtier.engine.replay import replay as replay_module
 from kvtier.engine.replay.tiers import LogWithoutBytes
 from kvtier.engine.replay.trace import Requests
-from kvtier.factory.cli.replay import _curve_counts
+from kvtier.factory.cli.planning.replay import _curve_counts
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -67,6 +67,8 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
     status, output, errors = run("replay", trace, "--config", config, "--chunk-bytes", 4096, "--json")
     assert (status, errors) == (0, "")
     assert json.loads(output) == {
+        "command": "replay",
+        "version": 1,
         "hit_rate_percent": 0.0,
         "unlimited_hit_rate_percent": 33.333,
         "chunk_bytes": 4096,

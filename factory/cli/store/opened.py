@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...tiers import ConfigError
-from ..ages import format_age
-from .exits import interruptible
+from ....tiers import ConfigError
+from ...text.ages import format_age
+from ..exits import interruptible
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.store.directory import OutOfReach
-    from ...tiers.nvme.store.opening import Store
+    from ....tiers.nvme.store.directory import OutOfReach
+    from ....tiers.nvme.store.opening import Store
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an nvme tier.", show_default=False)]
 Directories = Annotated[
@@ -32,8 +32,8 @@ def opened(path: Path) -> Iterator[Store]:
         ConfigError: there is no store.
         TierUnavailable: it cannot be opened.
     """
-    from ...tiers.nvme.io.files import Files
-    from ...tiers.nvme.store.opening import close_store, open_existing
+    from ....tiers.nvme.io.files import Files
+    from ....tiers.nvme.store.opening import close_store, open_existing
 
     refuse_no_store(path)
     store = open_existing(Files(), path)
@@ -52,9 +52,9 @@ def looked_at(path: Path) -> Iterator[Store]:
         ConfigError: there is no store.
         TierUnavailable: neither can be opened.
     """
-    from ...tiers.nvme.io.files import Files
-    from ...tiers.nvme.store.directory import OutOfReach
-    from ...tiers.nvme.store.glance import glance
+    from ....tiers.nvme.io.files import Files
+    from ....tiers.nvme.store.directory import OutOfReach
+    from ....tiers.nvme.store.glance import glance
 
     with ExitStack() as stack:
         try:
@@ -77,7 +77,7 @@ def refuse_no_store(path: Path) -> None:
     Raises:
         ConfigError: there is no store.
     """
-    from ...tiers.nvme.store.opening import is_store
+    from ....tiers.nvme.store.opening import is_store
 
     if not is_store(path):
         raise ConfigError("", f"{path} is not a kvtier store: it has no kvtier.json")

@@ -8,7 +8,7 @@ import damage
 import mounts
 import pytest
 from nvme_rig import keys_of
-from store_cli import CHUNKS, run, run_json
+from store_cli import CHUNKS, run, usage
 from typer.testing import CliRunner
 
 from kvtier.factory.cli.app import app
@@ -41,7 +41,7 @@ def test_fsck_rebuilds_a_lost_index_only_when_told_to(path: Path) -> None:
     assert code == 1
     assert text.startswith("index: ")
     assert run("fsck", str(path), "--repair")[0] == 0
-    assert run_json("du", str(path))["live_chunks"] == CHUNKS
+    assert usage(path)["live_chunks"] == CHUNKS
 
 
 def test_fsck_exits_with_2_where_it_cannot_look(path: Path) -> None:

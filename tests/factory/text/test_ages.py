@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtier.factory.ages import format_age, parse_age
+from kvtier.factory.text.ages import format_age, parse_age
 from kvtier.tiers import ConfigError
 
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from kvtier.factory.wording import SHOWN_CHARS_MAX, listed, nearest, quoted, shown, suggested
+from kvtier.factory.text.wording import SHOWN_CHARS_MAX, listed, nearest, quoted, shown, suggested
 
 
 def test_a_value_is_shown_as_json_and_shortened() -> None:

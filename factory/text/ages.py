@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..tiers import ConfigError
+from ...tiers import ConfigError
 
 AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

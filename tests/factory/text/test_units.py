@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.factory.sizes import (
+from kvtier.factory.text.units import (
     HOW_TO_WRITE,
     SIZE_BYTES_MAX,
     UNITS,

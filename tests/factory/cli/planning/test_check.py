@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loop_rig import MIB, drive
 
-from kvtier.factory.cli.check import NOT_CHECKED
+from kvtier.factory.cli.planning.check import NOT_CHECKED
 from kvtier.tiers.nvme.volume.mounts import mount_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -116,7 +116,8 @@ def test_a_good_document_is_printed_as_this_machine_makes_it(run: Run, file: Pat
     status, output, errors = run("check", "--json", file)
     assert status == 0
     assert all(line.startswith("warning: tiers[2].") for line in errors.splitlines()), "beside the JSON"
-    assert json.loads(output)["tiers"][1] == {"type": "pinned", "capacity": 64 << 20, "policy": "reuse"}
+    pinned = json.loads(output)["document"]["tiers"][1]
+    assert pinned == {"type": "pinned", "capacity": 64 << 20, "policy": "reuse"}
 
 
 def test_a_wrong_document_is_one_message_and_status_two(run: Run, file: Path) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...tiers import ConfigError
-from ..ages import parse_age
-from ..sizes import format_size
+from ....tiers import ConfigError
+from ...text.ages import parse_age
+from ...text.units import format_size
+from ..output import DIGEST_DIGITS, AsJson, emit, progress
 from .opened import Directory, opened
-from .output import DIGEST_DIGITS, AsJson, progress
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.prune import Chosen, Removed, Selection
-    from ...tiers.nvme.store.opening import Store
+    from ....tiers.nvme.admin.prune import Chosen, Removed, Selection
+    from ....tiers.nvme.store.opening import Store
 
 
 def rm(
@@ -46,14 +45,14 @@ def rm(
 
     Removed chunks do not come back when the index is rebuilt. Servers reuse the space for new chunks.
     """
-    from ...tiers.nvme.admin.prune import choose
+    from ....tiers.nvme.admin.prune import choose
 
     selection = _selection(namespace, key_prefix, older_than, never_read, everything)
     with opened(path) as store:
         chosen = choose(store, selection)
         removed = _would_remove(chosen) if dry_run else _remove(store, chosen)
     if as_json:
-        typer.echo(_as_json(removed, dry_run))
+        emit("rm", _as_json(removed, dry_run))
     else:
         _print(removed, dry_run)
 
@@ -61,7 +60,7 @@ def rm(
 def _selection(
     namespace: str | None, key_prefix: str | None, older_than: str | None, never_read: bool, everything: bool
 ) -> Selection:
-    from ...tiers.nvme.admin.prune import Selection
+    from ....tiers.nvme.admin.prune import Selection
 
     given = {"--namespace": namespace, "--key-prefix": key_prefix, "--older-than": older_than}
     if not (any(value is not None for value in given.values()) or never_read or everything):
@@ -87,13 +86,13 @@ def _from_hex(text: str) -> bytes:
 
 
 def _would_remove(chosen: Sequence[Chosen]) -> list[Removed]:
-    from ...tiers.nvme.admin.prune import Removed
+    from ....tiers.nvme.admin.prune import Removed
 
     return [Removed(one.digest, one.label, len(one.keys), one.size_bytes) for one in chosen]
 
 
 def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
-    from ...tiers.nvme.admin.prune import remove
+    from ....tiers.nvme.admin.prune import remove
 
     total, done = sum(len(one.keys) for one in chosen), 0
     with progress("removing") as bar:
@@ -106,11 +105,10 @@ def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
         return [asyncio.run(remove(store, one, advance)) for one in chosen]
 
 
-def _as_json(removed: Sequence[Removed], dry_run: bool) -> str:
+def _as_json(removed: Sequence[Removed], dry_run: bool) -> dict[str, object]:
     chunks, size_bytes = _sums(removed)
     parts = [{**asdict(one), "digest": one.digest.hex()} for one in removed]
-    whole = {"chunks": chunks, "bytes": size_bytes, "removed": not dry_run, "namespaces": parts}
-    return json.dumps(whole, indent=2)
+    return {"dry_run": dry_run, "chunks": chunks, "size_bytes": size_bytes, "namespaces": parts}
 
 
 def _print(removed: Sequence[Removed], dry_run: bool) -> None:

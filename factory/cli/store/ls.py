@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..ages import format_age
-from ..sizes import format_size
+from ...text.ages import format_age
+from ...text.units import format_size
+from ..output import DIGEST_DIGITS, AsJson, emit, print_pairs
 from .opened import Directory, looked_at
-from .output import DIGEST_DIGITS, AsJson, print_pairs
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.survey import NamespaceUsage
+    from ....tiers.nvme.admin.survey import NamespaceUsage
 
 COLUMNS = ("epoch", "chunks", "bytes", "never read", "hits", "newest", "oldest")
 
@@ -27,12 +26,12 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List a directory's namespaces with size, hits and age."""
-    from ...tiers.nvme.admin.survey import namespaces
+    from ....tiers.nvme.admin.survey import namespaces
 
     with looked_at(path) as store:
         found = namespaces(store)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        emit("ls", {"path": str(path), "namespaces": [asdict(one) for one in found]})
         return
     _print_table(found)
     for one in found:
@@ -59,7 +58,8 @@ def _print_table(found: Sequence[NamespaceUsage]) -> None:
 
 def _row(one: NamespaceUsage, now_s: float) -> list[str]:
     counts = (one.epoch, one.chunks, format_size(one.chunk_bytes), one.never_read_chunks, one.hits)
-    ages = [format_age(now_s - when_s) if one.chunks else "-" for when_s in (one.newest_s, one.oldest_s)]
+    stored = (one.newest_unix_s, one.oldest_unix_s)
+    ages = [format_age(now_s - when_s) if one.chunks else "-" for when_s in stored]
     return [*map(str, counts), *ages]
 
 

@@ -11,7 +11,7 @@ from kvtier.tiers.nvme.store.namespaces import Identity
 def test_ls_shows_each_namespace_and_its_fields(path: Path) -> None:
     other = Identity({"model": "other", "dtype": "float16"})
     with_tier(path, lambda tier: stored(tier, keys_of(0, 3)), identity=other)
-    found = {one["label"]: one for one in run_json("ls", str(path))}
+    found = {one["label"]: one for one in run_json("ls", str(path))["namespaces"]}
     assert {label: one["chunks"] for label, one in found.items()} == {"m": CHUNKS, "other": 3}
     assert found["m"]["never_read_chunks"] == CHUNKS - 10
     assert found["m"]["hits"] == 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..sizes import format_size
+from ...text.units import format_size
+from ..output import AsJson, emit, print_pairs
 from .opened import Directories, looked_at
-from .output import AsJson, print_pairs
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.survey import Usage
+    from ....tiers.nvme.admin.survey import Usage
 
 
 def du(paths: Directories, as_json: AsJson = False) -> None:
@@ -27,8 +26,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
-        by_path = {str(path): asdict(usage) for path, usage in found.items()}
-        typer.echo(json.dumps(by_path if len(by_path) > 1 else next(iter(by_path.values())), indent=2))
+        emit("du", {"stores": [{"path": str(path), **asdict(usage)} for path, usage in found.items()]})
         return
     for path, usage in found.items():
         if len(found) > 1:
@@ -40,7 +38,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
 
 
 def _usage(path: Path) -> Usage:
-    from ...tiers.nvme.admin.survey import usage
+    from ....tiers.nvme.admin.survey import usage
 
     with looked_at(path) as store:
         return usage(store)

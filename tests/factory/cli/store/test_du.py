@@ -6,7 +6,7 @@ from pathlib import Path
 import mounts
 import pytest
 from nvme_rig import CHUNK_BYTES, keys_of, stored
-from store_cli import CHUNKS, run, run_json, with_tier
+from store_cli import CHUNKS, run, run_json, usage, with_tier
 from typer.testing import CliRunner
 
 from kvtier.factory.cli.app import app
@@ -16,7 +16,7 @@ from kvtier.tiers.nvme.wear.terms import Terms
 
 
 def test_du_tells_what_was_ever_of_use(path: Path) -> None:
-    found = run_json("du", str(path))
+    found = usage(path)
     assert found["live_chunks"] == CHUNKS
     assert found["live_bytes"] == CHUNKS * CHUNK_BYTES
     assert found["useful_bytes"] == 10 * CHUNK_BYTES
@@ -38,18 +38,18 @@ def test_du_of_several_drives_shows_each_and_the_total(path: Path) -> None:
     assert [line for line in whole if line in headings] == headings
     assert whole[-2].startswith(f"chunks     {CHUNKS + 7}, ")
     assert whole[-1].startswith("written    ")
-    found = run_json("du", str(path), str(other))
-    assert [found[str(one)]["live_chunks"] for one in (path, other)] == [CHUNKS, 7]
+    stores = run_json("du", str(path), str(other))["stores"]
+    assert [(one["path"], one["live_chunks"]) for one in stores] == [(str(path), CHUNKS), (str(other), 7)]
 
 
 def test_du_tells_how_much_is_written_and_how_long_the_drive_lasts(path: Path) -> None:
-    found = run_json("du", str(path))
+    found = usage(path)
     assert found["written_bytes"] >= CHUNKS * CHUNK_BYTES
     assert found["written_bytes_a_day"] == found["written_bytes"], "in its first day"
     assert (found["endurance_bytes"], found["years_left"]) == (0, None), "nobody has said"
     assert "endurance" not in run("du", str(path))[1]
     with_tier(path, lambda tier: stored(tier, keys_of(100, 60)), terms=Terms(endurance_bytes=10**9))
-    found = run_json("du", str(path))
+    found = usage(path)
     assert found["written_bytes"] >= (CHUNKS + 60) * CHUNK_BYTES
     assert found["drive_writes_a_day"] == pytest.approx(
         found["written_bytes"] / found["capacity_bytes"], 1e-3
@@ -73,4 +73,4 @@ def test_du_and_ls_show_the_checkpoint_and_its_age_where_the_store_is_out_of_rea
         assert run("rm", str(path), "--all")[0] != 0
     finally:
         mounts.run("umount", path)
-    assert run_json("du", str(path))["live_chunks"] == CHUNKS
+    assert usage(path)["live_chunks"] == CHUNKS

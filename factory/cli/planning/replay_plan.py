@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...engine.replay.first_tokens import Speeds
-from ...engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
-from ...tiers import ConfigError, Tier
-from ...tiers.admission import SecondTouch
-from ...tiers.pinned.eviction import EvictionPolicy
-from ..base import TierConfig, unique_name
-from ..config import KvtierConfig
-from ..drives import DriveConfig
-from ..entries import NvmeConfig, PinnedConfig
-from ..sizes import Percent, format_size, size_bytes
-from ..wording import quoted, shown
+from ....engine.replay.first_tokens import Speeds
+from ....engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
+from ....tiers import ConfigError, Tier
+from ....tiers.admission import SecondTouch
+from ....tiers.pinned.eviction import EvictionPolicy
+from ...base import TierConfig, unique_name
+from ...config import KvtierConfig
+from ...drives import DriveConfig
+from ...entries import NvmeConfig, PinnedConfig
+from ...text.units import Percent, format_size, size_bytes
+from ...text.wording import quoted, shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .exits import interruptible
+from ..exits import interruptible
+from ..output import AsJson, emit
 
 if TYPE_CHECKING:
-    from ...engine.replay.first_tokens import Speeds
-    from ...engine.replay.trace import Requests
+    from ....engine.replay.first_tokens import Speeds
+    from ....engine.replay.trace import Requests
     from .replay_output import CurvePoint
     from .replay_plan import ReplayPlan
 
@@ -59,7 +60,7 @@ def replay(
         str | None,
         typer.Option(help="How fast tiers below the pinned one load, for example 5GB.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
     plot_file: Annotated[
         Path | None,
         typer.Option(
@@ -89,9 +90,9 @@ def _speeds(
     Raises:
         ConfigError: one is missing, or not above zero; the message names it.
     """
-    from ...engine.replay.first_tokens import Speeds
-    from ...tiers import ConfigError
-    from ..sizes import parse_option
+    from ....engine.replay.first_tokens import Speeds
+    from ....tiers import ConfigError
+    from ...text.units import parse_option
 
     if prefill_tokens_per_s is None and load_bytes_per_s is None:
         return None
@@ -118,10 +119,10 @@ def _replay(
     as_json: bool,
     plot_file: Path | None,
 ) -> None:
-    from ...engine.replay.replay import unlimited_hit_percent
-    from ...engine.replay.trace import read_trace
-    from ..config import load_config
-    from ..sizes import parse_chunk_bytes
+    from ....engine.replay.replay import unlimited_hit_percent
+    from ....engine.replay.trace import read_trace
+    from ...config import load_config
+    from ...sizes import parse_chunk_bytes
     from .replay_output import as_json as to_json
     from .replay_output import as_text, plot, require_plotting
     from .replay_plan import plan_replay
@@ -140,13 +141,16 @@ def _replay(
     with _progress(len(requests) * len(counts), shown=not as_json) as advance:
         curve = [_point(plan.resized(count), requests, advance) for count in counts]
     figures = next(point.figures for point in curve if point.slots_count == plan.slots_count)
-    typer.echo((to_json if as_json else as_text)(figures, plan, unlimited_percent))
+    if as_json:
+        emit("replay", to_json(figures, plan, unlimited_percent))
+    else:
+        typer.echo(as_text(figures, plan, unlimited_percent))
     if plot_file is not None:
         plot(curve, plan, unlimited_percent, plot_file)
 
 
 def _point(plan: ReplayPlan, requests: Requests, advance: Callable[[int], None]) -> CurvePoint:
-    from ...engine.replay.replay import replay as run
+    from ....engine.replay.replay import replay as run
     from .replay_output import CurvePoint
 
     figures = run(
@@ -162,7 +166,7 @@ def _point(plan: ReplayPlan, requests: Requests, advance: Callable[[int], None])
 
 def _curve_counts(slots_count: int, requests: Requests) -> list[int]:
     """Pinned capacities to replay at, doubling, none far above what holds every chunk of the trace."""
-    from ...engine.replay.replay import distinct_count
+    from ....engine.replay.replay import distinct_count
 
     smaller = {slots_count >> i for i in range(CURVE_DOUBLINGS + 1)} - {0}
     larger = {slots_count << i for i in range(1, CURVE_DOUBLINGS + 1)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import damage
 import pytest
-from store_cli import CHUNKS, run_json
+from store_cli import CHUNKS, run_json, usage
 from typer.testing import CliRunner
 
 from kvtier.factory.cli.app import app
@@ -24,14 +24,14 @@ from kvtier.factory.cli.app import app
 )
 def test_rm_removes_what_all_options_name_and_no_more(path: Path, options: list[str], left: int) -> None:
     found = run_json("rm", str(path), *options)
-    assert run_json("du", str(path))["live_chunks"] == left
-    assert found["removed"] == ("--dry-run" not in options)
+    assert usage(path)["live_chunks"] == left
+    assert found["dry_run"] == ("--dry-run" in options)
 
 
 def test_what_rm_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
     run_json("rm", str(path), "--never-read")
     damage.lose_index(path)
-    assert run_json("du", str(path))["live_chunks"] == 10
+    assert usage(path)["live_chunks"] == 10
 
 
 @pytest.mark.parametrize(

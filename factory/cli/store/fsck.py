@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...tiers import KvtierError
-from .exits import interruptible
+from ....tiers import KvtierError
+from ..exits import EXIT_NO, EXIT_WRONG_INPUT, interruptible
+from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store, say_from_checkpoint
-from .output import AsJson, progress
 
 if TYPE_CHECKING:
-    from ...tiers.nvme.admin.finding import Report
-
-EXIT_FOUND = 1  # something is wrong
-EXIT_UNCHECKED = 2  # the check could not run
+    from ....tiers.nvme.admin.finding import Report
 
 
 def fsck(
@@ -37,17 +33,20 @@ def fsck(
         report = _checked(path, deep, repair)
     except (KvtierError, OSError) as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_UNCHECKED) from None
-    typer.echo(_as_json(report) if as_json else _as_text(report, repair))
+        raise typer.Exit(EXIT_WRONG_INPUT) from None
+    if as_json:
+        emit("fsck", _as_json(report))
+    else:
+        typer.echo(_as_text(report, repair))
     if len(report.findings) > report.repaired:
-        raise typer.Exit(EXIT_FOUND)
+        raise typer.Exit(EXIT_NO)
 
 
 def _checked(path: Path, deep: bool, repair: bool) -> Report:
-    from ...tiers.nvme.admin.afar import check_afar
-    from ...tiers.nvme.admin.fsck import check_directory
-    from ...tiers.nvme.io.files import Files
-    from ...tiers.nvme.store.directory import OutOfReach
+    from ....tiers.nvme.admin.afar import check_afar
+    from ....tiers.nvme.admin.fsck import check_directory
+    from ....tiers.nvme.io.files import Files
+    from ....tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
     with interruptible(), progress("reading chunks") as bar:
@@ -61,9 +60,9 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
             return report
 
 
-def _as_json(report: Report) -> str:
+def _as_json(report: Report) -> dict[str, object]:
     whole = {"segments": report.segments, "chunks": report.chunks, "repaired": report.repaired}
-    return json.dumps({**whole, "findings": [one.to_json() for one in report.findings]}, indent=2)
+    return {**whole, "findings": [one.to_json() for one in report.findings]}
 
 
 def _as_text(report: Report, repair: bool) -> str:

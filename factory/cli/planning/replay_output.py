@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ...engine.replay.first_tokens import FirstTokenFigures
-from ...engine.replay.replay import ReplayFigures, TierFigures
-from ...tiers import ConfigError, KvtierError
-from ..sizes import format_size
+from ....engine.replay.first_tokens import FirstTokenFigures
+from ....engine.replay.replay import ReplayFigures, TierFigures
+from ....tiers import ConfigError, KvtierError
+from ...text.units import format_size
 from .replay_plan import ReplayPlan
 
 _HEADINGS = ("tier", "capacity", "chunks", "hit rate", "promoted", "evicted", "written", "dropped")
@@ -39,8 +38,8 @@ def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
     return "\n".join(lines)
 
 
-def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) -> str:
-    """One object; sizes in bytes, rates in percent of all prompt chunks."""
+def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) -> dict[str, Any]:
+    """All of it; sizes in bytes, rates in percent of all prompt chunks."""
     document = {
         "hit_rate_percent": figures.hit_rate_percent,
         "unlimited_hit_rate_percent": round(unlimited_percent, 3),
@@ -51,7 +50,7 @@ def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) 
     }
     for tier in document["tiers"]:
         tier["capacity_chunks"] = tier["capacity_bytes"] // plan.chunk_bytes
-    return json.dumps(document, indent=2)
+    return document
 
 
 def require_plotting(file: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..output import AsJson, emit
+
 CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
 
 NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. Pass --chunk-bytes to check."
@@ -28,7 +30,7 @@ def check(
         str | None,
         typer.Option(help="Size of one chunk, such as 2MiB.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the resolved document as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a tier-config document against this machine.
 
@@ -40,8 +42,8 @@ def check(
     or the document may be for another machine. Some problems show only when a server starts: page-locking, a
     damaged index.
     """
-    from ..config import load_config, probe_config, remarks, resolve_config, shortages
-    from ..sizes import parse_chunk_bytes
+    from ...config import load_config, probe_config, remarks, resolve_config, shortages
+    from ...sizes import parse_chunk_bytes
 
     source = _source(file, kv_transfer_config)
     least_bytes = CHUNK_BYTES_MIN if chunk_bytes is None else parse_chunk_bytes(chunk_bytes)
@@ -50,7 +52,7 @@ def check(
     for warning in (*shortages(config, chunk_bytes=least_bytes), *remarks(config)):
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        typer.echo(config.model_dump_json(indent=2, exclude_none=True))
+        emit("check", {"document": config.model_dump(mode="json", exclude_none=True)})
         return
     typer.echo(f"{'the document' if isinstance(source, Mapping) else source}: {len(config.tiers)} tiers")
     for i, tier in enumerate(config.tiers):
@@ -63,14 +65,14 @@ def check(
 
 def _source(file: Path | None, kv_transfer_config: str | None) -> str | Path | Mapping[str, Any]:
     """The document, or the path of its file."""
-    from ..config import parse_json
+    from ...config import parse_json
 
     if (file is None) == (kv_transfer_config is None):
         raise typer.BadParameter("name a file, or pass --kv-transfer-config")
     if kv_transfer_config is None:
         assert file is not None, "one of both is there"
         return file
-    from ..vllm.options import checked_document, extra_of_transfer, unread
+    from ...vllm.options import checked_document, extra_of_transfer, unread
 
     text = sys.stdin.read() if kv_transfer_config == "-" else kv_transfer_config
     extra = extra_of_transfer(parse_json(text.encode(), "--kv-transfer-config"))

@@ -1,0 +1,1 @@
+"""Commands on a tier-config document, before a server starts: check, replay."""

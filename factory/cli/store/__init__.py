@@ -1,0 +1,1 @@
+"""Commands on the directory of an nvme tier: du, ls, rm, fsck."""

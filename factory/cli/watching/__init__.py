@@ -1,0 +1,1 @@
+"""Commands that watch the machine and running servers."""
