@@ -18,6 +18,7 @@ import typer
 from ...tiers import ConfigError, KvtierError
 from .exits import EXIT_NO, EXIT_WRONG_INPUT
 from .planning.check import check
+from .planning.explain import explain
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
@@ -25,7 +26,7 @@ from .store.fsck import fsck
 from .store.ls import ls
 from .store.rm import rm
 
-COMMANDS = (schema, check, replay, du, ls, rm, fsck)
+COMMANDS = (schema, check, explain, replay, du, ls, rm, fsck)
 
 app = typer.Typer(
     name="kvtier",
