@@ -76,7 +76,9 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Work out what a tier-config document holds for a model: bytes a token, chunk size, tokens, load times.
+    """Work out what a document holds for a model, and how fast.
+
+    Bytes a token, the size of a chunk, tokens and prompts by tier, and how long a prefix takes to load.
 
     Needs neither a server nor a GPU nor the model's weights. It says what it assumes, what this machine lacks
     for the document, and what will disappoint. A model whose config.json does not describe its cache is
