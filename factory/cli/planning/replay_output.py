@@ -63,7 +63,7 @@ def require_plotting(file: Path) -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "--plot", 'needs matplotlib, which is not installed: pip install "kvtier[plot]"'
+            "--plot", 'needs matplotlib, which is not installed: pip install "kvtier-core[plot]"'
         ) from error
     if not file.absolute().parent.is_dir():
         raise ConfigError("--plot", f"{file}: the folder does not exist")

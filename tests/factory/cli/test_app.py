@@ -15,7 +15,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_the_version_is_the_installed_one(run: Run) -> None:
-    assert run("--version") == (0, f"kvtier {version('kvtier')}\n", "")
+    assert run("--version") == (0, f"kvtier {version('kvtier-core')}\n", "")
 
 
 def test_an_unknown_command_is_status_two(run: Run) -> None:
@@ -51,7 +51,7 @@ def test_what_takes_long_to_import_is_left_alone(file: Path, command: str, absen
 
 def test_the_module_runs_as_the_command_line() -> None:
     command = [sys.executable, "-m", "kvtier.factory", "--version"]
-    assert subprocess.check_output(command, text=True) == f"kvtier {version('kvtier')}\n"
+    assert subprocess.check_output(command, text=True) == f"kvtier {version('kvtier-core')}\n"
 
 
 def test_a_full_disk_that_takes_the_output_is_one_line_and_does_not_look_like_damage() -> None:

@@ -245,7 +245,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file = tmp_path / "hits.png"
     status, output, errors = run("replay", trace, "--config", document(pinned("1GiB")), "--plot", file)
-    expected = '--plot: needs matplotlib, which is not installed: pip install "kvtier[plot]"\n'
+    expected = '--plot: needs matplotlib, which is not installed: pip install "kvtier-core[plot]"\n'
     assert (status, output, errors) == (2, "", expected)
     assert not file.exists()
 
