@@ -24,8 +24,9 @@ from .store.du import du
 from .store.fsck import fsck
 from .store.ls import ls
 from .store.rm import rm
+from .watching.doctor import doctor
 
-COMMANDS = (schema, check, explain, replay, du, ls, rm, fsck)
+COMMANDS = (schema, check, explain, doctor, replay, du, ls, rm, fsck)
 
 app = typer.Typer(
     name="kvtier",
