@@ -24,9 +24,10 @@ from .store.du import du
 from .store.fsck import fsck
 from .store.ls import ls
 from .store.rm import rm
+from .watching.bench import bench
 from .watching.doctor import doctor
 
-COMMANDS = (schema, check, explain, doctor, replay, du, ls, rm, fsck)
+COMMANDS = (schema, check, explain, doctor, bench, replay, du, ls, rm, fsck)
 
 app = typer.Typer(
     name="kvtier",

@@ -30,8 +30,9 @@ def doctor(
 ) -> None:
     """Look at this machine and its drives before a server starts.
 
-    Each line is ok, a warning, a fault, or unknown where the machine does not tell. A warning and a fault have
-    their fix below. Run it as the user, and in the container, that will run the server. It changes nothing.
+    Each line is ok, a warning, a fault, or unknown where the machine does not tell. A fault and a warning
+    have their fix below. Run it as the user, and in the container, that will run the server. It changes
+    nothing.
 
     Exit status: 0 if there is no fault, 1 if there is one, 2 if it could not look.
     """
