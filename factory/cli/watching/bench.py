@@ -47,10 +47,10 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a drive as kvtier uses it: some seconds of stores and loads, every byte compared.
+    """Measure a drive as kvtier uses it, and compare every byte.
 
     It works in a directory of its own beside PATH, named .kvtier-bench-*, which is gone at the end. For each
-    size of chunk it writes 4 GiB at most. A store at PATH is left alone. What was measured is remembered for
+    size of chunk it writes 2 GiB at most. A store at PATH is left alone. What was measured is remembered for
     `kvtier explain`.
 
     Exit status: 0 if all bytes were right, 1 if some were wrong or a call failed, 2 if it could not measure.

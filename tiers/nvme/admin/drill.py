@@ -39,7 +39,7 @@ ROUNDS_MIN = 2  # what is loaded is not what was stored a moment ago
 CAPACITY_BYTES_MAX = 4 << 30  # written once at most, so that a drill costs the drive next to nothing
 CAPACITY_BYTES_MIN = 256 << 20  # less holds too few requests to measure
 FREE_SHARE = 20  # a drill takes a 20th of what is free
-FILL_SHARE = 0.8  # of the capacity is stored: nothing of it is evicted before it is loaded
+FILL_SHARE = 0.5  # of the capacity is stored: nothing of it is evicted before it is loaded
 ABANDONED_S = 60.0  # a directory this old that nobody locks is one of a killed drill
 STAMP_BYTES = 8  # at the start of each block: the chunk's number
 

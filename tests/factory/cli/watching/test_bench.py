@@ -23,8 +23,7 @@ SHORT = ("--seconds", "0.5", "--chunk-bytes", "1MiB")
 @pytest.fixture(autouse=True)
 def _little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(drill, "CAPACITY_BYTES_MIN", 64 << 20)
-    monkeypatch.setattr(drill, "CAPACITY_BYTES_MAX", 64 << 20)
+    monkeypatch.setattr(drill, "CAPACITY_BYTES_MAX", drill.CAPACITY_BYTES_MIN)
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_an_interrupt_leaves_nothing(file: Path, tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from kvtier.tiers.nvme.admin import drill\n"
-        "drill.CAPACITY_BYTES_MIN = drill.CAPACITY_BYTES_MAX = 64 << 20\n"
+        "drill.CAPACITY_BYTES_MAX = drill.CAPACITY_BYTES_MIN\n"
         "store = drill._Drill._store\n"
         "async def told(*arguments):\n"
         "    done = await store(*arguments)\n"

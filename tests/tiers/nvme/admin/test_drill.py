@@ -99,7 +99,7 @@ def test_a_drive_that_fills_up_midway_is_told_and_what_is_there_is_loaded(tmp_pa
 
     found = drilled(tmp_path / "store", files=files, progress=fill, seconds=1.0)
     assert found.failed["no_space"] > 0
-    assert set(found.failed) <= {"no_space", "not_durable"}
+    assert set(found.failed) <= {"no_space", "not_durable", "missing"}  # some had to give room back
     assert (found.wrong_chunks, found.compared_chunks > 0) == (0, True)
 
 
