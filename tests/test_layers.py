@@ -106,6 +106,7 @@ FLOORS = [
         "factory/machine",
         "factory/cli/exits.py",
         "factory/cli/output.py",
+        "factory/cli/input.py",
         "factory/cli/store",
         "factory/cli/planning",
         "factory/cli/watching",

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DIGEST_DIGITS = 12  # of a namespace's digest; enough for `rm --namespace`
 
@@ -16,8 +20,9 @@ SHAPES_VERSION = 1  # of all JSON that commands print; raised when a key goes or
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def emit(command: str, document: Mapping[str, object]) -> None:
+def emit(command: str, found: DataclassInstance | Mapping[str, object]) -> None:
     """Print what a command found as one JSON object that says which command printed it, in which shape."""
+    document = found if isinstance(found, Mapping) else asdict(found)
     typer.echo(json.dumps({"command": command, "version": SHAPES_VERSION, **document}, indent=2))
 
 

@@ -16,6 +16,7 @@ from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
+from ..room import Cap
 from .identity import warn_of_random_hashes
 from .scheduling.placement import ServerPlacement
 from .scheduling.progress import Progress
@@ -135,15 +136,19 @@ class SchedulerSide:
         self._lifetime.end(DRAIN_S)
 
     def _facts(self, composite: CompositeSpec, chunk_tokens: float) -> list[TierFacts]:
-        chunk_bytes = composite.pinned.slot_bytes
+        chunk_bytes, stats = composite.pinned.slot_bytes, self.chain.stats()
+        capacities = {name: tier.capacity_bytes for name, tier in stats.tiers.items()}
+        caps = {name: Cap(size, "capacity") for name, size in capacities.items()} | dict(composite.caps)
         return [
             TierFacts(
                 tier=name,
-                capacity_bytes=stats.capacity_bytes,
-                capacity_tokens=int(stats.capacity_bytes // chunk_bytes * chunk_tokens),
+                capacity_bytes=capacity_bytes,
+                cap_bytes=caps[name].size_bytes,
+                bound_by=caps[name].bound_by,
+                capacity_tokens=int(caps[name].size_bytes // chunk_bytes * chunk_tokens),
                 chunk_bytes=chunk_bytes,
                 chunk_tokens=chunk_tokens,
                 namespace=composite.namespace.hex()[:NAMESPACE_DIGITS],
             )
-            for name, stats in self.chain.stats().tiers.items()
+            for name, capacity_bytes in capacities.items()
         ]
