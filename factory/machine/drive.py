@@ -15,6 +15,7 @@ from ...tiers.nvme.store.directory import StoreDirectory
 from ...tiers.nvme.volume.filesystem import COPIES_ON_WRITE, Abilities, Standing, verdict_of
 from ...tiers.nvme.volume.mounts import Mount, mount_of
 from ...tiers.nvme.volume.probe import existing, try_out
+from ..room import Room
 from ..text.units import format_size
 from .findings import Finding, fault, ok, unknown, warning
 from .host import Host
@@ -67,6 +68,23 @@ def _device(place: Path, mount: Mount) -> tuple[int, int]:
     except OSError:
         number = place.stat().st_dev
     return os.major(number), os.minor(number)
+
+
+def look_at_room(room: Room) -> Finding:
+    """Judge the room that a document's drive has."""
+    if room.is_none:
+        _, text = room.lacking()
+        what, _, fix = text.partition(". ")
+        return fault("room", what, fix)
+    text = f"{format_size(room.cap_bytes)} of {format_size(room.capacity_bytes)}"
+    if room.bound_by == "capacity":
+        return ok("room", text)
+    return warning(
+        "room",
+        f"{text}, bound by {room.bound_by}: {format_size(room.free_bytes)} are free, "
+        f"{format_size(room.reserve_bytes)} have to stay so",
+        'free some, or lower "capacity" to what it can have',
+    )
 
 
 def look_at_drive(facts: DriveFacts, host: Host) -> list[Finding]:

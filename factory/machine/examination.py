@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ...tiers import TierUnavailable
+from ...tiers import ConfigError, TierUnavailable
 from ...tiers.nvme.index.records import shared_bytes_for, system_page_bytes
 from ...tiers.nvme.io.files import Files
 from ...tiers.nvme.store.directory import StoreDirectory
 from ...tiers.nvme.store.mark import pid_namespace, read_mark
-from ..config import KvtierConfig
+from ..config import KvtierConfig, rooms
 from ..entries import NvmeConfig, PinnedConfig
-from .drive import facts_of, look_at_drive
+from ..room import Room
+from .drive import facts_of, look_at_drive, look_at_room
 from .findings import Finding, State, fault
 from .host import Host
 from .memory import SHARED_MEMORY, SharedMemory, Wanted, look_at_memory
@@ -40,7 +41,8 @@ def examine(paths: Sequence[Path], config: KvtierConfig | None) -> list[Placed]:
         config: a resolved document, for what it takes of the machine; None where there is none.
     """
     host = Host()
-    found = [Placed(path, one) for path in paths for one in _drive(path, host)]
+    by_path = {} if config is None else {room.path: room for room in _rooms(config)}
+    found = [Placed(path, one) for path in paths for one in _drive(path, host, by_path.get(path))]
     machine = [
         *look_at_memory(host, _shared_memory(), _wanted(config)),
         *look_at_processes(
@@ -50,7 +52,16 @@ def examine(paths: Sequence[Path], config: KvtierConfig | None) -> list[Placed]:
     return [*found, *(Placed(None, one) for one in machine)]
 
 
-def _drive(path: Path, host: Host) -> Iterator[Finding]:
+def _rooms(config: KvtierConfig) -> Collection[Room]:
+    try:
+        return rooms(config, chunk_bytes=CHUNK_BYTES).values()
+    except ConfigError:
+        return ()  # why the directory cannot be used is a finding of its own
+
+
+def _drive(path: Path, host: Host, room: Room | None) -> Iterator[Finding]:
+    if room is not None:
+        yield look_at_room(room)
     try:
         yield from look_at_drive(facts_of(path), host)
         users = look_at_users(read_mark(path), boot=Files().boot_id(), pid_namespace=pid_namespace())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from ...tiers import ConfigError
 from ..base import TierConfig, unique_name
 from ..config import KvtierConfig
 from ..entries import NvmeConfig, PinnedConfig
+from ..room import Room, cap_of
 from ..text.units import format_size
 from .held import Held, chunks_in_log, held
+from .here import Here, look_here
 from .layout import CHUNK_BYTES_MIN, Layout, Parallel
 from .measured import remembered
 from .model import Model
@@ -44,11 +45,15 @@ class TierAnswer:
 
     Attributes:
         wanted: by the capacity in the document; None where only the machine it is for can tell.
+        here: of that, what this machine's drives have room for; None where they cannot be used.
+        bound_by: what keeps it from being more.
         load_s: how long the prefix that was asked about takes from there; None where nobody can say.
     """
 
     name: str
     wanted: Held | None
+    here: Held | None
+    bound_by: str | None
     speed: Speed | None
     load_s: float | None
 
@@ -73,7 +78,7 @@ class Answer:
     tiers: tuple[TierAnswer, ...]
     assumed: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     @property
     def chunk_bytes(self) -> int:
@@ -90,74 +95,58 @@ def answer(
     """Work everything out; looks at this machine for what the document leaves to it, and changes nothing."""
     blocks_per_chunk = question.blocks_per_chunk or layout.blocks_per_chunk
     chunk_bytes = layout.chunk_bytes(blocks_per_chunk)
-    tiers, missing = _on_this_machine(config, chunk_bytes)
-    answers = tuple(_answers(tiers, layout, question, blocks_per_chunk))
+    here = look_here(config, chunk_bytes)
+    answers = tuple(_answers(here, layout, question, blocks_per_chunk))
     gpu_tokens = _gpu_tokens(layout, parallel, question)
-    whole = Answer(model, parallel, layout, question, blocks_per_chunk, gpu_tokens, answers)
-    return Answer(
-        model,
-        parallel,
-        layout,
-        question,
-        blocks_per_chunk,
-        gpu_tokens,
-        answers,
-        assumed=tuple(_assumed(whole)),
-        missing=tuple(missing),
-        warnings=tuple(_warnings(whole)),
+    whole = Answer(
+        model, parallel, layout, question, blocks_per_chunk, gpu_tokens, answers, missing=here.missing
+    )
+    return replace(whole, assumed=tuple(_assumed(whole)), warnings=tuple(_warnings(whole)))
+
+
+def _answers(here: Here, layout: Layout, question: Question, blocks_per_chunk: int) -> Iterator[TierAnswer]:
+    chunk_bytes, chunk_tokens = layout.chunk_bytes(blocks_per_chunk), layout.chunk_tokens(blocks_per_chunk)
+
+    def holding(size_bytes: int, chunks: int) -> Held:
+        return held(size_bytes, chunks, chunk_tokens=chunk_tokens, prompt_tokens=question.prompt_tokens)
+
+    names: list[str] = []
+    for i, tier in enumerate(here.tiers):
+        names.append(unique_name(tier.type, names))
+        rooms = here.rooms.get(i, ())
+        cap = cap_of(rooms) if rooms else None
+        speed = _speed(tier, question)
+        # Each rank copies its own part over its own link; a drive reads the parts of all.
+        token_bytes = layout.rank_token_bytes if isinstance(tier, PinnedConfig) else layout.token_bytes
+        yield TierAnswer(
+            name=names[-1],
+            wanted=_wanted(tier, chunk_bytes, holding),
+            here=None if cap is None else holding(cap.size_bytes, _chunks_here(rooms, chunk_bytes)),
+            bound_by=None if cap is None else cap.bound_by,
+            speed=speed,
+            load_s=None if speed is None else speed.seconds(question.prefix_tokens * token_bytes),
+        )
+
+
+def _wanted(tier: TierConfig, chunk_bytes: int, holding: Callable[[int, int], Held]) -> Held | None:
+    if isinstance(tier, PinnedConfig):
+        size = tier.capacity
+        return holding(size, size // chunk_bytes) if isinstance(size, int) else None
+    capacities = _capacities(tier)
+    if capacities is None:
+        return None
+    return holding(sum(capacities), sum(chunks_in_log(size, size, chunk_bytes) for size in capacities))
+
+
+def _chunks_here(rooms: Sequence[Room], chunk_bytes: int) -> int:
+    return sum(
+        0 if room.is_none else chunks_in_log(room.capacity_bytes, room.cap_bytes, chunk_bytes)
+        for room in rooms
     )
 
 
-def _on_this_machine(config: KvtierConfig, chunk_bytes: int) -> tuple[list[TierConfig], list[str]]:
-    """The tiers below the device, resolved as far as this machine can, and what it lacks for them."""
-    tiers, missing = [], list[str]()
-    for i, tier in enumerate(config.tiers[1:], start=1):
-        place = f"tiers[{i}]"
-        try:
-            resolved = tier.resolve(chunk_bytes=chunk_bytes, json_path=place)
-            resolved.probe(chunk_bytes=chunk_bytes, json_path=place)
-            shortage = resolved.shortage(chunk_bytes=chunk_bytes, json_path=place)
-            missing += [*([shortage] if shortage else []), *resolved.remarks(place)]
-        except ConfigError as error:
-            resolved = tier
-            missing.append(str(error))
-        tiers.append(resolved)
-    return tiers, missing
-
-
-def _answers(
-    tiers: Sequence[TierConfig], layout: Layout, question: Question, blocks_per_chunk: int
-) -> Iterator[TierAnswer]:
-    chunk_bytes = layout.chunk_bytes(blocks_per_chunk)
-    names: list[str] = []
-    for tier in tiers:
-        names.append(unique_name(tier.type, names))
-        capacities = _capacities(tier)
-        if capacities is None:
-            yield TierAnswer(names[-1], None, None, None)
-            continue
-        in_slots = isinstance(tier, PinnedConfig)
-        chunks = sum(
-            capacity // chunk_bytes if in_slots else chunks_in_log(capacity, chunk_bytes)
-            for capacity in capacities
-        )
-        wanted = held(
-            sum(capacities),
-            chunks,
-            chunk_tokens=layout.chunk_tokens(blocks_per_chunk),
-            prompt_tokens=question.prompt_tokens,
-        )
-        speed = _speed(tier, question)
-        # Each rank copies its own part over its own link; a drive reads the parts of all.
-        token_bytes = layout.rank_token_bytes if in_slots else layout.token_bytes
-        load_s = None if speed is None else speed.seconds(question.prefix_tokens * token_bytes)
-        yield TierAnswer(names[-1], wanted, speed, load_s)
-
-
 def _capacities(tier: TierConfig) -> list[int] | None:
-    """The capacity of each part; None where the machine that the document is for has to tell it."""
-    if isinstance(tier, PinnedConfig):
-        return [tier.capacity] if isinstance(tier.capacity, int) else None
+    """The capacity of each drive; None where only the machine that the document is for can tell it."""
     if isinstance(tier, NvmeConfig):
         capacities = [drive.capacity for drive in tier.drives if isinstance(drive.capacity, int)]
         return capacities if len(capacities) == len(tier.drives) else None

@@ -34,14 +34,14 @@ def held(capacity_bytes: int, chunks: int, *, chunk_tokens: float, prompt_tokens
     return Held(capacity_bytes, chunks, tokens, tokens / prompt_tokens)
 
 
-def chunks_in_log(capacity_bytes: int, chunk_bytes: int) -> int:
-    """How many chunks a drive of that capacity holds at least, once it is full.
+def chunks_in_log(made_for_bytes: int, room_bytes: int, chunk_bytes: int) -> int:
+    """How many chunks a store that was made for a capacity holds at least, once all its room is taken.
 
     Beside them lie tables, the index's checkpoints, and segments that are kept ready for what comes.
     """
-    facts = facts_for(capacity_bytes, chunk_bytes)
-    budget = Budget(capacity_bytes, 0, facts.segment_bytes, facts.chunk_bytes)
-    if capacity_bytes < budget.least_bytes:
+    facts = facts_for(made_for_bytes, chunk_bytes)
+    budget = Budget(room_bytes, 0, facts.segment_bytes, facts.chunk_bytes)
+    if room_bytes < budget.least_bytes:
         return 0
     plan = Plan.of(budget, namespaces_count=1)
     full = max(1, plan.segments - plan.ahead - plan.kept)

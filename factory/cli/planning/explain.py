@@ -170,7 +170,10 @@ def _tier(tier: TierAnswer, prompt_tokens: int) -> str:
         return "unknown: this machine cannot tell its capacity"
     wanted = tier.wanted
     prompts = f"{wanted.prompts:,.0f}" if wanted.prompts >= 10 else f"{wanted.prompts:.1f}"
-    return f"{_size(wanted.capacity_bytes)}: {wanted.tokens:,} tokens, {prompts} prompts of {prompt_tokens:,}"
+    text = f"{_size(wanted.capacity_bytes)}: {wanted.tokens:,} tokens, {prompts} prompts of {prompt_tokens:,}"
+    if tier.here is None or tier.bound_by == "capacity":
+        return text
+    return f"{text}; here {_size(tier.here.capacity_bytes)} ({tier.bound_by}): {tier.here.tokens:,} tokens"
 
 
 def _load(tier: TierAnswer) -> str:

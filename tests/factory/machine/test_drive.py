@@ -7,9 +7,10 @@ import pytest
 from host_tree import NVME, HostTree
 from store_cli import fill
 
-from kvtier.factory.machine.drive import DriveFacts, facts_of, look_at_drive
+from kvtier.factory.machine.drive import DriveFacts, facts_of, look_at_drive, look_at_room
 from kvtier.factory.machine.findings import Finding, State
 from kvtier.factory.machine.host import Host
+from kvtier.factory.room import Room
 from kvtier.tiers.nvme.volume.filesystem import Abilities
 from kvtier.tiers.nvme.volume.mounts import Mount
 
@@ -28,6 +29,37 @@ def judged(tree: HostTree, facts: DriveFacts = GOOD) -> dict[str, Finding]:
     for one in found:
         assert bool(one.fix) == (one.state in (State.WARNING, State.FAULT)), one
     return {one.check: one for one in found}
+
+
+ROOM = Room(
+    sizes="tiers[2]",
+    place="tiers[2].path",
+    path=GOOD.path,
+    mount="ext4 on /dev/nvme0n1p1 at /mnt/nvme0",
+    capacity_bytes=2 << 40,
+    reserve_bytes=100 << 30,
+    whole_bytes=3 << 40,
+    free_bytes=3 << 40,
+    own_bytes=0,
+    alone_bytes=2 << 40,
+    cap_bytes=2 << 40,
+    least_bytes=1 << 30,
+    smaller_bytes=0,
+    holds_segments=False,
+    shared_with=(),
+)
+
+
+def test_the_room_of_a_drive_is_judged_by_what_it_can_really_take() -> None:
+    assert look_at_room(ROOM) == Finding("room", State.OK, "2TiB of 2TiB")
+    less = replace(ROOM, free_bytes=300 << 30, alone_bytes=200 << 30, cap_bytes=200 << 30)
+    found = look_at_room(less)
+    assert found.state is State.WARNING
+    assert found.text == "200GiB of 2TiB, bound by free space: 300GiB are free, 100GiB have to stay so"
+    none = look_at_room(replace(less, free_bytes=100 << 30, alone_bytes=0, cap_bytes=0))
+    assert none.state is State.FAULT
+    assert none.text.endswith("the tier can hold nothing")
+    assert none.fix == 'Lower "reserve", or free 1GiB'
 
 
 def test_a_good_drive_is_good_in_every_way(tree: HostTree) -> None:

@@ -18,7 +18,7 @@ def test_a_full_log_holds_as_many_chunks_as_was_said(capacity_bytes: int, chunk_
     log = LogWithoutBytes(
         "nvme", capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes, write_amplification=1.0
     )
-    said = chunks_in_log(capacity_bytes, chunk_bytes)
+    said = chunks_in_log(capacity_bytes, capacity_bytes, chunk_bytes)
 
     async def fill() -> list[int]:
         held_chunks = []
@@ -34,8 +34,13 @@ def test_a_full_log_holds_as_many_chunks_as_was_said(capacity_bytes: int, chunk_
 
 
 def test_a_drive_that_is_too_small_holds_nothing() -> None:
-    assert chunks_in_log(MIB, 2 * MIB) == 0
-    assert chunks_in_log(2 << 40, 2 * MIB) * 2 * MIB > 0.99 * (2 << 40)
+    assert chunks_in_log(MIB, MIB, 2 * MIB) == 0
+    assert chunks_in_log(2 << 40, 2 << 40, 2 * MIB) * 2 * MIB > 0.99 * (2 << 40)
+
+
+def test_less_room_than_the_store_was_made_for_holds_less_and_below_two_segments_nothing() -> None:
+    assert chunks_in_log(2 << 40, GIB, 2 * MIB) < chunks_in_log(GIB, GIB, 2 * MIB)
+    assert chunks_in_log(2 << 40, 256 * MIB, 2 * MIB) == 0
 
 
 def test_chunks_are_counted_in_tokens_of_all_layers() -> None:

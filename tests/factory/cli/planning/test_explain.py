@@ -57,13 +57,14 @@ def test_a_document_is_explained_in_tokens_and_seconds(run: Run, file: Path, mod
     status, output, errors = run("explain", file, "--model", model, *GPU)
     assert (status, errors) == (0, "")
     lines = [" ".join(line.split()) for line in output.splitlines()]
-    assert lines[:7] == [
+    assert lines[5].startswith("nvme 2TiB: 16,699,440 tokens, 2,087 prompts of 8,000; here ")
+    assert lines[5].endswith(" tokens")
+    assert [*lines[:5], *lines[6:7]] == [
         "llama (32 layers, 8 KV heads of 128, bfloat16): 128KiB a token",
         "block 2MiB: 16 tokens",
         "chunk 2MiB: blocks_per_chunk 1, 16 tokens",
         "GPU 90% of 80GiB less 15GiB of weights: at most 466,944 tokens",
         "pinned 64GiB: 524,288 tokens, 66 prompts of 8,000",
-        "nvme 2TiB: 16,699,440 tokens, 2,087 prompts of 8,000",
         "load 32,768 4GiB: pinned 0.21 s (20GB/s, assumed); nvme 1.4 s (3GB/s, assumed)",
     ]
     assert not (file.parent / "store").exists()
@@ -77,11 +78,34 @@ def test_pinned_that_is_no_larger_than_the_gpu_is_a_warning(run: Run, file: Path
     assert explained(run, file, "--model", model)["warnings"] == []
 
 
+def test_what_this_machine_has_room_for_is_told_beside_what_is_wanted(
+    run: Run, file: Path, model: Path
+) -> None:
+    document(file, "1GiB", "256MiB", file.parent / "store")
+    nvme = explained(run, file, "--model", model)["tiers"][1]
+    assert (nvme["here"], nvme["bound_by"]) == (nvme["wanted"], "capacity")
+    document(file, "1GiB", "64TiB", file.parent / "store")
+    found = explained(run, file, "--model", model)
+    nvme = found["tiers"][1]
+    assert (nvme["bound_by"], nvme["here"]["tokens"] < nvme["wanted"]["tokens"]) == ("free space", True)
+    assert any("more than the whole file system" in text for text in found["missing"])
+
+
+def test_a_directory_of_somebody_else_is_missing_and_said_once(run: Run, file: Path, model: Path) -> None:
+    store = file.parent / "store"
+    store.mkdir(mode=0o700)
+    (store / "photo.jpg").touch()
+    document(file, "1GiB", "256MiB", store)
+    missing = explained(run, file, "--model", model)["missing"]
+    assert [text for text in missing if "photo.jpg" in text] == missing[-1:]
+
+
 def test_a_tier_that_holds_nothing_is_a_warning(run: Run, file: Path, model: Path) -> None:
     document(file, "1GiB", "2MiB", file.parent / "store")
     found = explained(run, file, "--model", model)
     assert found["tiers"][1]["wanted"]["tokens"] == 0
     assert found["warnings"] == ["nvme holds nothing: 2MiB is too small for chunks of 2MiB"]
+    assert len(set(found["missing"])) == len(found["missing"])
 
 
 def test_what_this_machine_lacks_is_listed_and_stops_nothing(run: Run, file: Path, model: Path) -> None:

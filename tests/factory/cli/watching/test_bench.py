@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from store_cli import run_json
 from kvtier.factory.sizing.measured import remembered
 from kvtier.tiers.nvme.admin import drill
 from kvtier.tiers.nvme.io.files import Files
+from kvtier.tiers.nvme.store.mark import read_mark, write_mark
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,10 +84,17 @@ def test_wrong_bytes_are_status_one(run: Run, file: Path, monkeypatch: pytest.Mo
     assert (status, "failed: corrupt" in output) == (1, True)
 
 
-def test_a_store_is_left_alone_and_whose_it_is_is_told(run: Run, path: Path, file: Path) -> None:
-    before = run_json("du", str(path))
-    assert run("bench", file, *SHORT)[0] == 0
-    assert run_json("du", str(path)) == before
+def test_a_store_is_left_alone_and_it_is_told_that_somebody_has_it_open(
+    run: Run, path: Path, file: Path
+) -> None:
+    before = run_json("ls", str(path))
+    assert run("bench", file, *SHORT)[::2] == (0, "")
+    assert run_json("ls", str(path)) == before
+    mark = read_mark(path)
+    assert mark is not None
+    write_mark(Files(), path, replace(mark, closed=False))
+    status, _, errors = run("bench", file, *SHORT)
+    assert (status, errors.startswith(f"{path} is in use: ")) == (0, True)
 
 
 def test_what_cannot_be_measured_is_a_message(
