@@ -18,6 +18,7 @@ from ...tiers import ConfigError, KvtierError
 from .exits import EXIT_NO, EXIT_WRONG_INPUT
 from .planning.check import check
 from .planning.explain import explain
+from .planning.init import init
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
@@ -27,7 +28,7 @@ from .store.rm import rm
 from .watching.bench import bench
 from .watching.doctor import doctor
 
-COMMANDS = (schema, check, explain, doctor, bench, replay, du, ls, rm, fsck)
+COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck)
 
 app = typer.Typer(
     name="kvtier",
