@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,35 +13,11 @@ from ..output import AsJson, emit
 if TYPE_CHECKING:
     from ...config import KvtierConfig
     from ...room import Room
+    from ..shapes import Check
 
 CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
 
 NOT_CHECKED = "Not checked: whether each tier has room for the server's chunks. Pass --chunk-bytes to check."
-
-
-@dataclass(frozen=True, slots=True)
-class DriveShape:
-    """The room of one drive, in bytes; `place` is where its path stands in the document."""
-
-    place: str
-    path: str
-    mount: str
-    capacity_bytes: int
-    reserve_bytes: int
-    file_system_bytes: int
-    free_bytes: int
-    own_bytes: int
-    cap_bytes: int
-    bound_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class CheckShape:
-    """The document as this machine resolves it, the room of its drives, and what is probably a mistake."""
-
-    document: dict[str, Any]
-    drives: tuple[DriveShape, ...]
-    warnings: tuple[str, ...]
 
 
 def check(
@@ -102,9 +77,11 @@ def _print(name: str, config: KvtierConfig, found: Sequence[Room]) -> None:
                 typer.echo(f"{'':20}{room.line()}")
 
 
-def _shape(config: KvtierConfig, found: Sequence[Room], warnings: Sequence[str]) -> CheckShape:
+def _shape(config: KvtierConfig, found: Sequence[Room], warnings: Sequence[str]) -> Check:
+    from ..shapes import Check, DriveRoom
+
     drives = [
-        DriveShape(
+        DriveRoom(
             place=room.place,
             path=str(room.path),
             mount=room.mount,
@@ -118,7 +95,7 @@ def _shape(config: KvtierConfig, found: Sequence[Room], warnings: Sequence[str])
         )
         for room in found
     ]
-    return CheckShape(config.model_dump(mode="json", exclude_none=True), tuple(drives), tuple(warnings))
+    return Check(config.model_dump(mode="json", exclude_none=True), tuple(drives), tuple(warnings))
 
 
 def _source(file: Path | None, kv_transfer_config: str | None) -> tuple[str, Mapping[str, Any] | Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,8 @@ from ..output import AsJson, emit, print_pairs
 
 if TYPE_CHECKING:
     from ...sizing.answer import Answer, TierAnswer
+    from ...sizing.held import Held
+    from ..shapes import Explain, ExplainedTier
 
 GB = 1000**3  # as drives and links are sold
 
@@ -108,7 +109,7 @@ def explain(
     )
     found = answer(config, seen, parallel, layout_of(seen, parallel, block_tokens=block_size), question)
     if as_json:
-        emit("explain", _document(found))
+        emit("explain", _shape(found))
         return
     typer.echo(f"{seen.summary()}: {_size(found.layout.token_bytes)} a token")
     print_pairs(*_lines(found))
@@ -187,26 +188,46 @@ def _size(size_bytes: float) -> str:
     return format_size(round(size_bytes))
 
 
-def _document(found: Answer) -> dict[str, object]:
-    question = asdict(found.question)
-    return {
-        "model": {
-            "model_type": found.model.name,
-            "is_known": found.model.is_known,
-            "kv_cache_dtype": found.model.kv_dtype,
-            "layers": [asdict(layers) for layers in found.model.layers],
-        },
-        "token_bytes": found.layout.token_bytes,
-        "block_bytes": found.layout.block_bytes,
-        "block_tokens": found.layout.block_tokens,
-        "groups_count": found.layout.groups_count,
-        "blocks_per_chunk": found.blocks_per_chunk,
-        "chunk_bytes": found.chunk_bytes,
-        "chunk_tokens": found.chunk_tokens,
-        "gpu_tokens": found.gpu_tokens,
-        "asked": {name: value for name, value in question.items() if name != "blocks_per_chunk"},
-        "tiers": [asdict(tier) for tier in found.tiers],
-        "assumed": found.assumed,
-        "missing": found.missing,
-        "warnings": found.warnings,
-    }
+def _shape(found: Answer) -> Explain:
+    from ..shapes import Explain, ModelLayers
+
+    return Explain(
+        model_type=found.model.name,
+        is_known=found.model.is_known,
+        kv_cache_dtype=found.model.kv_dtype,
+        layers=tuple(
+            ModelLayers(one.kind, one.count, one.heads, one.head_elements, one.window_tokens)
+            for one in found.model.layers
+        ),
+        token_bytes=found.layout.token_bytes,
+        block_bytes=found.layout.block_bytes,
+        block_tokens=found.layout.block_tokens,
+        groups_count=found.layout.groups_count,
+        blocks_per_chunk=found.blocks_per_chunk,
+        chunk_bytes=found.chunk_bytes,
+        chunk_tokens=found.chunk_tokens,
+        gpu_tokens=found.gpu_tokens,
+        prompt_tokens=found.question.prompt_tokens,
+        prefix_tokens=found.question.prefix_tokens,
+        tiers=tuple(map(_tier_shape, found.tiers)),
+        assumed=found.assumed,
+        missing=found.missing,
+        warnings=found.warnings,
+    )
+
+
+def _tier_shape(tier: TierAnswer) -> ExplainedTier:
+    from ..shapes import ExplainedTier, Holding
+
+    def holding(held: Held | None) -> Holding | None:
+        return None if held is None else Holding(held.capacity_bytes, held.chunks, held.tokens, held.prompts)
+
+    return ExplainedTier(
+        tier=tier.name,
+        wanted=holding(tier.wanted),
+        here=holding(tier.here),
+        bound_by=tier.bound_by,
+        load_s=tier.load_s,
+        load_bytes_per_s=None if tier.speed is None else tier.speed.bytes_per_s,
+        load_origin=None if tier.speed is None else tier.speed.origin,
+    )

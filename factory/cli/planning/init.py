@@ -65,8 +65,10 @@ def init(
     warnings = _checked(document)
     _write(file, document)
     if as_json:
+        from ..shapes import Init
+
         reasons = {one.name: one.why for one in answers}
-        emit("init", {"file": str(file), "document": document, "reasons": reasons, "warnings": warnings})
+        emit("init", Init(str(file), document, reasons, tuple(warnings)))
         return
     for one in answers:
         typer.echo(f"{one.name}: {one.value} ({one.why})")

@@ -26,7 +26,9 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
-        emit("du", {"stores": [{"path": str(path), **asdict(usage)} for path, usage in found.items()]})
+        from ..shapes import Du, StoreUsage
+
+        emit("du", Du(tuple(StoreUsage(**asdict(usage), path=str(path)) for path, usage in found.items())))
         return
     for path, usage in found.items():
         if len(found) > 1:

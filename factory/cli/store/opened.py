@@ -12,7 +12,6 @@ import typer
 
 from ....tiers import ConfigError
 from ...text.ages import format_age
-from ..exits import interruptible
 
 if TYPE_CHECKING:
     from ....tiers.nvme.store.directory import OutOfReach
@@ -38,8 +37,7 @@ def opened(path: Path) -> Iterator[Store]:
     refuse_no_store(path)
     store = open_existing(Files(), path)
     try:
-        with interruptible():
-            yield store
+        yield store
     finally:
         close_store(store)
 

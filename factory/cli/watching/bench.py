@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..exits import EXIT_NO, interruptible
+from ..exits import EXIT_NO
 from ..output import AsJson, emit, progress
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.drill import Drilled, Phase
+    from ..shapes import Bench, MeasuredDrive, MeasuredPhase, MeasuredRun
 
 CHUNK_SIZES = (256 << 10, 1 << 20, 4 << 20)
 FAST_ENOUGH = 0.8  # of the best rate: a smaller chunk that reaches it is the better one
@@ -60,13 +60,12 @@ def bench(
     sizes = CHUNK_SIZES if chunk_bytes is None else (parse_chunk_bytes(chunk_bytes),)
     found: dict[Path, list[Drilled]] = {}
     for drive in _drives(path):
-        with interruptible():
-            found[drive.path] = _measured(drive, sizes, seconds)
+        found[drive.path] = _measured(drive, sizes, seconds)
         _remember(drive.path, found[drive.path])
         if not as_json:
             _print(drive.path, found[drive.path])
     if as_json:
-        emit("bench", {"drives": [_document(place, runs) for place, runs in found.items()]})
+        emit("bench", _shape(found))
     if any(run.wrong_chunks or run.failed for runs in found.values() for run in runs):
         raise typer.Exit(EXIT_NO)
 
@@ -78,10 +77,11 @@ def _drives(path: Path) -> list[Drive]:
         status = os.statvfs(existing(path.absolute()))
         return [Drive(path.absolute(), status.f_blocks * status.f_frsize // RESERVE_SHARE)]
     from ....tiers import ConfigError
+    from ...base import PART_ALIGNMENT_BYTES
     from ...config import load_config, resolve_config
     from ...entries import NvmeConfig
 
-    config = resolve_config(load_config(path), chunk_bytes=min(CHUNK_SIZES))
+    config = resolve_config(load_config(path), chunk_bytes=PART_ALIGNMENT_BYTES)
     drives = [drive for tier in config.tiers if isinstance(tier, NvmeConfig) for drive in tier.drives]
     if not drives:
         raise ConfigError("tiers", "there is no nvme tier in it to measure")
@@ -90,6 +90,8 @@ def _drives(path: Path) -> list[Drive]:
 
 def _measured(drive: Drive, sizes: Sequence[int], seconds: float) -> list[Drilled]:
     """Drill with each size of chunk in turn."""
+    import asyncio
+
     from ....tiers.nvme.admin.drill import capacity_for, drill, place_beside
     from ....tiers.nvme.io.files import free_bytes
     from ....tiers.nvme.volume.probe import existing
@@ -195,29 +197,47 @@ def _deadline_s(prefix_s: float) -> int:
     return max(DEADLINE_S, -(-int(DEADLINE_FACTOR * prefix_s + 1) // 5) * 5)
 
 
-def _document(path: Path, found: Sequence[Drilled]) -> dict[str, object]:
+def _shape(found: Mapping[Path, Sequence[Drilled]]) -> Bench:
+    from ..shapes import Bench
+
+    return Bench(tuple(_drive_shape(path, runs) for path, runs in found.items()))
+
+
+def _drive_shape(path: Path, found: Sequence[Drilled]) -> MeasuredDrive:
+    from ..shapes import MeasuredDrive
+
     best = _recommended(found)
     rate = best.loaded.bytes_per_s if best.is_direct else 0.0
-    prefix_s = PREFIX_TOKENS * TOKEN_BYTES / rate if rate else None
-    return {
-        "path": str(path),
-        "runs": [_run(run) for run in found],
-        "recommended_chunk_bytes": best.chunk_bytes if rate else None,
-        "recommended_load_deadline_s": None if prefix_s is None else _deadline_s(prefix_s),
-    }
+    return MeasuredDrive(
+        path=str(path),
+        runs=tuple(map(_run_shape, found)),
+        recommended_chunk_bytes=best.chunk_bytes if rate else None,
+        recommended_load_deadline_s=_deadline_s(PREFIX_TOKENS * TOKEN_BYTES / rate) if rate else None,
+    )
 
 
-def _run(run: Drilled) -> dict[str, object]:
-    phases = {"stored": run.stored, "loaded": run.loaded if run.is_direct else None}
-    whole = {name: value for name, value in asdict(run).items() if name not in phases}
-    return whole | {name: None if phase is None else _phase(phase) for name, phase in phases.items()}
+def _run_shape(run: Drilled) -> MeasuredRun:
+    from ..shapes import MeasuredRun
+
+    return MeasuredRun(
+        chunk_bytes=run.chunk_bytes,
+        stored=_phase_shape(run.stored),
+        loaded=_phase_shape(run.loaded) if run.is_direct else None,
+        flush_s=run.flush_s,
+        is_direct=run.is_direct,
+        compared_chunks=run.compared_chunks,
+        wrong_chunks=run.wrong_chunks,
+        failed=run.failed,
+    )
 
 
-def _phase(phase: Phase) -> dict[str, float]:
-    return {
-        "size_bytes": phase.size_bytes,
-        "bytes_per_s": phase.bytes_per_s,
-        "p50_s": phase.percentile_s(50),
-        "p99_s": phase.percentile_s(99),
-        "cpu_s_per_gib": phase.cpu_s_per_gib,
-    }
+def _phase_shape(phase: Phase) -> MeasuredPhase:
+    from ..shapes import MeasuredPhase
+
+    return MeasuredPhase(
+        size_bytes=phase.size_bytes,
+        bytes_per_s=phase.bytes_per_s,
+        p50_s=phase.percentile_s(50),
+        p99_s=phase.percentile_s(99),
+        cpu_s_per_gib=phase.cpu_s_per_gib,
+    )

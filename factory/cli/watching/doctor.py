@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from ..output import AsJson, emit
 if TYPE_CHECKING:
     from ...config import KvtierConfig
     from ...machine.examination import Placed
+    from ..shapes import Doctor
 
 
 def doctor(
@@ -42,7 +42,7 @@ def doctor(
     config = _config(path)
     found = examine(_directories(path, config), config)
     if as_json:
-        emit("doctor", {"checks": [_document(one) for one in found]})
+        emit("doctor", _shape(found))
     else:
         _print(found)
     if worst(found) is State.FAULT or (strict and worst(found) is State.WARNING):
@@ -53,10 +53,10 @@ def _config(path: Path | None) -> KvtierConfig | None:
     """The document, resolved for this machine; None where none was named."""
     if path is None or not path.is_file():
         return None
+    from ...base import PART_ALIGNMENT_BYTES
     from ...config import load_config, resolve_config
-    from ...machine.examination import CHUNK_BYTES
 
-    return resolve_config(load_config(path), chunk_bytes=CHUNK_BYTES)
+    return resolve_config(load_config(path), chunk_bytes=PART_ALIGNMENT_BYTES)
 
 
 def _directories(path: Path | None, config: KvtierConfig | None) -> list[Path]:
@@ -80,5 +80,18 @@ def _print(found: Sequence[Placed]) -> None:
             typer.echo(f"  {'':7}  {'':{width}}  fix: {finding.fix}")
 
 
-def _document(one: Placed) -> dict[str, object]:
-    return {"place": None if one.place is None else str(one.place), **asdict(one.finding)}
+def _shape(found: Sequence[Placed]) -> Doctor:
+    from ..shapes import Doctor, MachineCheck
+
+    return Doctor(
+        tuple(
+            MachineCheck(
+                place=None if one.place is None else str(one.place),
+                check=one.finding.check,
+                state=str(one.finding.state),
+                text=one.finding.text,
+                fix=one.finding.fix,
+            )
+            for one in found
+        )
+    )

@@ -134,11 +134,11 @@ def test_chunks_that_are_too_small_for_a_drive_are_a_warning(run: Run, file: Pat
 def test_the_speed_of_a_drive_is_what_is_given_or_was_measured(run: Run, file: Path, model: Path) -> None:
     document(file, "1GiB", "1GiB", file.parent / "store")
     remember(file.parent, Measured(1e9, 8e9, 1 << 20, 1_795_000_000))
-    measured = explained(run, file, "--model", model)["tiers"][1]["speed"]
-    assert measured["bytes_per_s"] == 8e9
-    assert measured["origin"].startswith("measured by kvtier bench, 2026-11-1")
+    measured = explained(run, file, "--model", model)["tiers"][1]
+    assert measured["load_bytes_per_s"] == 8e9
+    assert measured["load_origin"].startswith("measured by kvtier bench, 2026-11-1")
     given = explained(run, file, "--model", model, "--load", "4GiB", "--prefix-tokens", 32768)["tiers"][1]
-    assert (given["speed"]["origin"], given["load_s"]) == ("given", 1.0)
+    assert (given["load_origin"], given["load_s"]) == ("given", 1.0)
 
 
 def test_ranks_share_the_pinned_links_and_not_the_drive(run: Run, file: Path, model: Path) -> None:

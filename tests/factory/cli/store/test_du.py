@@ -82,7 +82,7 @@ def test_du_and_ls_show_the_checkpoint_and_its_age_where_the_store_is_out_of_rea
             result = CliRunner().invoke(app, [command, str(path)])
             assert result.exit_code == 0, result.output
             assert re.search(r"Read-only.*\nshowing its checkpoint, \d+s old", result.stderr)
-        assert run("rm", str(path), "--all")[0] != 0
+        assert run("rm", str(path), "--all", "--yes")[0] != 0
     finally:
         mounts.run("umount", path)
     assert usage(path)["live_chunks"] == CHUNKS
