@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 NONE = "none"  # what to answer for no drive
 CAPACITY = "80%"
 WHY_CAPACITY = "most of the file system, with room for what else is on it"
-CHUNK_BYTES = 2 << 20  # for the check of what was written: a chunk of a large model
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +141,15 @@ def _checked(document: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: `kvtier check` would refuse it.
     """
+    from ...base import PART_ALIGNMENT_BYTES
     from ...config import parse_config, probe_config, remarks, resolve_config, rooms, shortages
     from ...room import room_remarks
 
-    config = resolve_config(parse_config(document), chunk_bytes=CHUNK_BYTES)
-    probe_config(config, chunk_bytes=CHUNK_BYTES)
-    found = room_remarks(list(rooms(config, chunk_bytes=CHUNK_BYTES).values()))
-    return [*shortages(config, chunk_bytes=CHUNK_BYTES), *remarks(config), *found]
+    least_bytes = PART_ALIGNMENT_BYTES  # of a chunk: no model's takes less
+    config = resolve_config(parse_config(document), chunk_bytes=least_bytes)
+    probe_config(config, chunk_bytes=least_bytes)
+    found = room_remarks(list(rooms(config, chunk_bytes=least_bytes).values()))
+    return [*shortages(config, chunk_bytes=least_bytes), *remarks(config), *found]
 
 
 def _write(file: Path, document: Mapping[str, Any]) -> None:
