@@ -119,7 +119,7 @@ def _file_system(facts: DriveFacts) -> Iterator[Finding]:
         yield ok("mount", f"mounted at {mount.point or 'a place that the kernel does not tell'}")
     if facts.refusal:
         text, _, fix = facts.refusal.partition("; ")
-        yield fault("directory", text, fix)
+        yield fault("directory", text, fix or "name another directory")
     else:
         yield ok("directory", f"{facts.path} can be used")
 

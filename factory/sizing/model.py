@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from ...tiers import ConfigError
+from ..text.wording import shown
 from .defaults import DEFAULTS
 
 Kind = Literal["full", "sliding", "latent"]
@@ -25,6 +26,8 @@ ELEMENT_BYTES: Mapping[str, int] = {
 }
 
 START_LINE = "start a server once: kvtier's first line in its log says bytes a token and a chunk"
+
+NUMBER_MAX = 1 << 24  # of layers, heads, sizes: a larger one is no model's
 
 _HALF = "bfloat16"
 _INNER = ("text_config", "llm_config", "language_config")  # the model of text in one of text and pictures
@@ -174,8 +177,7 @@ def model_of(document: Mapping[str, Any], *, kv_dtype: str) -> Model:
         layers=_latent(fields) if fields.get("kv_lora_rank") else _headed(fields),
         is_known=fields.type in DEFAULTS or fields.type in _LATENT,
         assumed=assumed,
-        is_chunked="chunked_attention" in (fields.get("layer_types") or ())
-        or fields.get("attention_chunk_size") is not None,
+        is_chunked="chunked_attention" in fields.layer_types or bool(fields.number("attention_chunk_size")),
     )
 
 
@@ -201,14 +203,45 @@ class _Fields:
         Raises:
             ConfigError: it is not.
         """
-        value = self.get(name)
+        value = self.number(name)
         if value is None:
             raise Unknown("--model", f'{self.type}: "{name}" is missing in it, so its KV cannot be computed')
+        if value < 1:
+            raise ConfigError("--model", f'{self.type}: "{name}" should be a number above 0, not {value}')
+        return value
+
+    def number(self, name: str) -> int | None:
+        """The value of a field that may be left out, and else is a whole number.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        value = self.get(name)
         if isinstance(value, list | Mapping):
             self.refuse("its layers differ")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError("--model", f'{self.type}: "{name}" should be a number above 0, not {value!r}')
-        return value
+        if value is None or (
+            isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NUMBER_MAX
+        ):
+            return value
+        raise ConfigError("--model", f'{self.type}: "{name}" should be a number, not {shown(value)}')
+
+    @property
+    def layer_types(self) -> Sequence[str]:
+        """The kind of each layer as the file lists them; none where it does not.
+
+        Raises:
+            ConfigError: it is no list of kinds, or not of as many layers as there are.
+        """
+        types = self.get("layer_types")
+        if not types:
+            return ()
+        if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
+            raise ConfigError("--model", f'{self.type}: "layer_types" should be a list of names')
+        if len(types) != self.count("num_hidden_layers"):
+            raise ConfigError(
+                "--model", f'{self.type}: "layer_types" has {len(types)} layers, not as many as there are'
+            )
+        return types
 
     def refuse(self, why: str) -> NoReturn:
         raise Unknown(
@@ -224,7 +257,7 @@ class _Fields:
         there = {name for name, value in self._fields.items() if value not in (None, False, [], {})}
         if "is_encoder_decoder" in there or self.outer.get("is_encoder_decoder"):
             self.refuse("it is an encoder with a decoder")
-        kinds = set(self.get("layer_types") or ())
+        kinds = set(self.layer_types)
         if (
             kinds - _LAYER_KINDS.keys()
             or there & _RECURRENT
@@ -266,9 +299,11 @@ def _dtype(fields: _Fields, kv_dtype: str) -> tuple[str, tuple[str, ...]]:
         return _HALF, (f"{_HALF}, as the file names no type",)
     if written == "float32":
         return _HALF, (f"{_HALF}, as vLLM serves models of float32 by default",)
-    if written not in ELEMENT_BYTES:
-        raise ConfigError("--model", f'{fields.type}: "{written}" is an unknown type; pass --kv-cache-dtype')
-    return str(written), ()
+    if not isinstance(written, str) or written not in ELEMENT_BYTES:
+        raise ConfigError(
+            "--model", f"{fields.type}: {shown(written)} is an unknown type; pass --kv-cache-dtype"
+        )
+    return written, ()
 
 
 def _has_quantized_cache(found: object) -> bool:
@@ -288,7 +323,7 @@ def _latent(fields: _Fields) -> tuple[Layers, ...]:
 def _headed(fields: _Fields) -> tuple[Layers, ...]:
     elements, heads = 2 * _head_size(fields), _kv_heads(fields)
     kinds = _kinds(fields)
-    window = fields.get("sliding_window") or fields.get("attention_chunk_size")
+    window = fields.number("sliding_window") or fields.number("attention_chunk_size")
     found = [
         Layers(kind, kinds.count(kind), heads, elements, window if kind == "sliding" else None)
         for kind in ("full", "sliding")
@@ -298,11 +333,11 @@ def _headed(fields: _Fields) -> tuple[Layers, ...]:
 
 
 def _head_size(fields: _Fields) -> int:
-    if fields.get("head_dim"):
+    if fields.number("head_dim"):
         size = fields.count("head_dim")
     else:
         size = fields.count("hidden_size") // fields.count("num_attention_heads")
-    if (fields.get("v_head_dim") or size) != size:
+    if (fields.number("v_head_dim") or size) != size:
         fields.refuse("its keys and its values have different sizes")
     return size
 
@@ -310,23 +345,25 @@ def _head_size(fields: _Fields) -> int:
 def _kv_heads(fields: _Fields) -> int:
     if fields.get("multi_query") and not fields.get("new_decoder_architecture"):
         return 1
-    if fields.get("num_key_value_heads"):
+    if fields.number("num_key_value_heads"):
         return fields.count("num_key_value_heads")
     return fields.count("num_attention_heads")
 
 
 def _kinds(fields: _Fields) -> Sequence[Kind]:
     """The kind of each layer that has a cache of its own."""
-    own_count = fields.count("num_hidden_layers") - (fields.get("num_kv_shared_layers") or 0)
-    types = fields.get("layer_types")
-    if types:
-        return [_LAYER_KINDS[name] for name in types[:own_count]]
-    if not fields.get("sliding_window") or fields.get("use_sliding_window") is False:
+    own_count = fields.count("num_hidden_layers") - (fields.number("num_kv_shared_layers") or 0)
+    if own_count < 1:
+        raise ConfigError("--model", f"{fields.type}: no layer has a cache of its own")
+    if fields.layer_types:
+        return [_LAYER_KINDS[name] for name in fields.layer_types[:own_count]]
+    if not fields.number("sliding_window") or fields.get("use_sliding_window") is False:
         return ["full"] * own_count
     pattern = fields.get("sliding_window_pattern") or fields.get("_sliding_window_pattern")
     if isinstance(pattern, str):  # such as LLLG: local layers, and a global one
         return ["full" if pattern[i % len(pattern)] == "G" else "sliding" for i in range(own_count)]
-    if pattern:
-        return ["sliding" if (i + 1) % pattern else "full" for i in range(own_count)]
-    first = fields.get("max_window_layers") if fields.get("use_sliding_window") else None
+    step = fields.number("sliding_window_pattern") or fields.number("_sliding_window_pattern")
+    if step:
+        return ["sliding" if (i + 1) % step else "full" for i in range(own_count)]
+    first = fields.number("max_window_layers") if fields.get("use_sliding_window") else None
     return ["sliding" if first is None or i >= first else "full" for i in range(own_count)]

@@ -71,12 +71,14 @@ def bench(
 
 
 def _drives(path: Path) -> list[Drive]:
+    from ....tiers import ConfigError
     from ....tiers.nvme.volume.probe import existing
 
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            raise ConfigError("", f"{path} is neither a directory nor a document")
         status = os.statvfs(existing(path.absolute()))
         return [Drive(path.absolute(), status.f_blocks * status.f_frsize // RESERVE_SHARE)]
-    from ....tiers import ConfigError
     from ...base import PART_ALIGNMENT_BYTES
     from ...config import load_config, resolve_config
     from ...entries import NvmeConfig

@@ -6,6 +6,7 @@ size, times 2, times bytes of an element. Each configuration lacks the fields th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -198,10 +199,39 @@ def test_what_the_file_alone_does_not_tell_is_refused_and_never_guessed(
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(Unknown, match='unheard: "num_hidden_layers" is missing'):
         model_of({"model_type": "unheard", "num_attention_heads": 8, "hidden_size": 64}, kv_dtype="fp8")
-    with pytest.raises(ConfigError, match='"num_hidden_layers" should be a number above 0'):
+    with pytest.raises(ConfigError, match='"num_hidden_layers" should be a number, not "32"'):
         model_of({**LLAMA_8B, "num_hidden_layers": "32"}, kv_dtype="auto")
     with pytest.raises(ConfigError, match='no "model_type"'):
         model_of({"tiers": []}, kv_dtype="auto")
+
+
+ODD = [0, -1, 1.5, "x", "", [], [1], ["x"], [None], {}, {"a": 1}, True, 10**30]
+READ = {
+    *(
+        "model_type",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_size",
+        "head_dim",
+    ),
+    *("layer_types", "sliding_window", "sliding_window_pattern", "num_kv_shared_layers", "max_window_layers"),
+    *("use_sliding_window", "attention_chunk_size", "v_head_dim", "kv_lora_rank", "quantization_config"),
+    *("text_config", "multi_query", "use_cla", "num_nextn_predict_layers", "dtype", "torch_dtype"),
+}
+
+
+@pytest.mark.parametrize("field", sorted(READ))
+@pytest.mark.parametrize(
+    "document", [LLAMA_8B, GEMMA3_4B, GPT_OSS, DEEPSEEK_V3], ids=lambda one: one["model_type"]
+)
+def test_an_odd_value_is_refused_in_words_or_of_no_matter(document: dict[str, Any], field: str) -> None:
+    for value in ODD:
+        with suppress(ConfigError):
+            model = model_of({**document, field: value}, kv_dtype="auto")
+            assert model.token_bytes > 0
+            assert model.summary()
+            assert layout_of(model, Parallel()).blocks_per_chunk > 0
 
 
 def test_an_unknown_type_with_the_usual_fields_is_computed_and_marked() -> None:

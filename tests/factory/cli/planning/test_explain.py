@@ -23,11 +23,6 @@ LLAMA = {
 GPU = ("--gpu-memory", "80GiB", "--weights", "15GiB")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"

@@ -23,8 +23,7 @@ SHORT = ("--seconds", "0.5", "--chunk-bytes", "1MiB")
 
 
 @pytest.fixture(autouse=True)
-def _little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drill, "CAPACITY_BYTES_MAX", drill.CAPACITY_BYTES_MIN)
 
 
@@ -103,6 +102,7 @@ def test_what_cannot_be_measured_is_a_message(
     monkeypatch.setattr(drill, "CAPACITY_BYTES_MIN", 1 << 60)
     status, output, errors = run("bench", file, *SHORT)
     assert (status, output, "above the reserve" in errors) == (1, "", True)
+    assert run("bench", "/dev/null")[::2] == (2, "/dev/null is neither a directory nor a document\n")
     document = json.loads(file.read_text())
     file.write_text(json.dumps({**document, "tiers": document["tiers"][:2]}))
     assert run("bench", file, *SHORT)[::2] == (2, "tiers: there is no nvme tier in it to measure\n")
