@@ -10,6 +10,7 @@ from ..base import TierConfig
 from ..config import KvtierConfig
 from ..entries import NvmeConfig
 from ..room import Room, Wanted, room_remarks, rooms_of
+from ..sharedmemory import shared_memory_shortages
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,28 @@ class Here:
 def look_here(config: KvtierConfig, chunk_bytes: int) -> Here:
     """Look at this machine. Refuses nothing, and changes nothing."""
     tiers, missing, wanted = [], list[str](), dict[int, list[Wanted]]()
+    works = True
     for i, tier in enumerate(config.tiers[1:]):
-        resolved, lacks = _resolved(tier, chunk_bytes, f"tiers[{i + 1}]")
-        tiers.append(resolved)
+        place = f"tiers[{i + 1}]"
+        resolved, lacks = _resolved(tier, chunk_bytes, place)
+        tiers.append(resolved or tier)
         missing += lacks
-        if isinstance(resolved, NvmeConfig) and resolved is not tier:
-            wanted[i] = resolved.wanted(f"tiers[{i + 1}]")
+        works = works and resolved is not None
+        if isinstance(resolved, NvmeConfig):
+            wanted[i] = resolved.wanted(place)
+    if works:
+        whole = config.model_copy(update={"tiers": (config.tiers[0], *tiers)})
+        missing += shared_memory_shortages(whole, chunk_bytes=chunk_bytes)
     rooms = _rooms(wanted, chunk_bytes, missing)
     return Here(tuple(tiers), rooms, tuple(dict.fromkeys(missing)))  # a lack of room is found twice
 
 
-def _resolved(tier: TierConfig, chunk_bytes: int, place: str) -> tuple[TierConfig, list[str]]:
-    """The tier in bytes, or as it was written where it cannot work here; and what is missing."""
+def _resolved(tier: TierConfig, chunk_bytes: int, place: str) -> tuple[TierConfig | None, list[str]]:
+    """The tier in bytes, None where it cannot work here; and what is missing."""
     try:
         resolved = tier.resolve(chunk_bytes=chunk_bytes, json_path=place)
     except ConfigError as error:
-        return tier, [str(error)]
+        return None, [str(error)]
     shortage = resolved.shortage(chunk_bytes=chunk_bytes, json_path=place)
     lacks = [shortage] if shortage else []
     try:

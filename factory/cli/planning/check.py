@@ -57,7 +57,11 @@ def check(
     config = resolve_config(load_config(source), chunk_bytes=least_bytes)
     probe_config(config, chunk_bytes=least_bytes)
     found = tuple(rooms(config, chunk_bytes=least_bytes).values())
-    warnings = (*shortages(config, chunk_bytes=least_bytes), *remarks(config), *room_remarks(found))
+    warnings = [*shortages(config, chunk_bytes=least_bytes), *remarks(config), *room_remarks(found)]
+    if chunk_bytes is not None:  # the indexes of the smallest chunks there can be would fill any memory
+        from ...sharedmemory import shared_memory_shortages
+
+        warnings += shared_memory_shortages(config, chunk_bytes=least_bytes)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from ....tiers import KvtierError
 from ..exits import EXIT_NO, EXIT_WRONG_INPUT
 from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store, say_from_checkpoint
+from .owner import as_owner
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.finding import Report
@@ -50,7 +52,7 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
     from ....tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
-    with progress("reading chunks") as bar:
+    with progress("reading chunks") as bar, nullcontext() if repair else as_owner(path):
         try:
             return check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
         except OutOfReach as error:
