@@ -102,6 +102,8 @@ FLOORS = [
         "factory/text",
         "factory",
         "factory/vllm/options.py",
+        "factory/sizing",
+        "factory/machine",
         "factory/cli/completion.py",
         "factory/cli/exits.py",
         "factory/cli/output.py",
