@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvtier.factory.vllm.worker import MARKED_AT_ONCE, UNMARKED_MAX, CopyWorker, Finished
+from kvtier.factory.vllm.worker import SLOTS_MARKED_AT_ONCE, UNMARKED_MAX, CopyWorker, Finished
 from kvtier.tiers.pinned.arena import Arena
 
 PART_BYTES = 4096
@@ -113,11 +113,11 @@ def test_a_worker_that_always_has_something_to_report_marks_it_in_time(rig: Rig)
 
 
 def test_a_worker_with_little_to_report_marks_all_in_a_few_calls(rig: Rig) -> None:
-    for number in range(2 * MARKED_AT_ONCE):
+    for number in range(2 * SLOTS_MARKED_AT_ONCE):
         rig.load(number, 0).has_ended = True
-    assert len(rig.worker.finished()) == 2 * MARKED_AT_ONCE
+    assert len(rig.worker.finished()) == 2 * SLOTS_MARKED_AT_ONCE
     for done in (0, 1, 2):
-        assert rig.arena.transfers_done(0, stores=0, loads=done * MARKED_AT_ONCE)
+        assert rig.arena.transfers_done(0, stores=0, loads=done * SLOTS_MARKED_AT_ONCE)
         assert rig.worker.finished() == []
 
 
