@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..exits import interruptible
 from ..output import AsJson, emit
 
 if TYPE_CHECKING:
@@ -76,10 +75,9 @@ def replay(
     Prints the hit rate in total and by tier, and what it takes: promotions, evictions, bytes written, chunks
     dropped. Moves no data, opens no tier and changes nothing on the machine.
     """
-    with interruptible():
-        step_chunks = max(1, step_tokens // chunk_tokens) if step_tokens else None
-        speeds = _speeds(chunk_tokens, prefill_tokens_per_s, load_bytes_per_s)
-        _replay(trace, config, chunk_bytes, step_chunks, speeds, as_json, plot_file)
+    step_chunks = max(1, step_tokens // chunk_tokens) if step_tokens else None
+    speeds = _speeds(chunk_tokens, prefill_tokens_per_s, load_bytes_per_s)
+    _replay(trace, config, chunk_bytes, step_chunks, speeds, as_json, plot_file)
 
 
 def _speeds(
