@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/reference_pages.py [--check]
 
-The tier document's fields come from its JSON Schema, commands from the command line itself, metrics from
-their table. The pages are in the repository, so that they can be read without building the site. With
+The tier document's fields come from its JSON Schema, commands from the command line itself, their JSON
+from the classes of their output, metrics from their table. The pages are in the repository, so that they can be read without building the site. With
 `--check` nothing is written, and the exit status is 1 if a page is not what the code gives.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reference import cli, config, metrics
+from reference import cli, config, metrics, shapes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
-PAGES = {"config.md": config.page, "cli.md": cli.page, "metrics.md": metrics.page}
+PAGES = {"config.md": config.page, "cli.md": cli.page, "metrics.md": metrics.page, "json.md": shapes.page}
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from markdown_files import ROOT, documents
 from kvtier.engine.events import ChainEvent
 from kvtier.factory.cli.app import app
 from kvtier.factory.cli.exits import EXITS
+from kvtier.factory.cli.shapes import SHAPES
 from kvtier.factory.config import BUILTIN_CONFIGS, KvtierConfig
 from kvtier.factory.vllm import metrics
 from kvtier.tiers import RemoveReason
@@ -102,3 +103,10 @@ def test_the_api_page_has_what_the_library_exports() -> None:
     assert not [
         name for name in engine.__all__ if not re.search(rf"^::: kvtier\.[\w.]+\.{name}$", text, re.M)
     ]
+
+
+@pytest.mark.parametrize("command", SHAPES)
+def test_the_json_of_a_command_has_all_its_keys(command: str) -> None:
+    text = section(page("json.md"), f"`{command}`")
+    for key in SHAPES[command].__dataclass_fields__:
+        assert f"| `{key}` |" in text, key
