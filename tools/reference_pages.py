@@ -2,9 +2,10 @@
 
     .venv/bin/python tools/reference_pages.py [--check]
 
-The tier document's fields come from its JSON Schema, commands from the command line itself, their JSON
-from the classes of their output, metrics from their table. The pages are in the repository, so that they can be read without building the site. With
-`--check` nothing is written, and the exit status is 1 if a page is not what the code gives.
+The tier document's fields come from its JSON Schema, commands from the command line itself, their JSON from
+the classes of their output, metrics from their table. The pages are in the repository, so that they can be
+read without building the site. With `--check` nothing is written, and the exit status is 1 if a page is not
+what the code gives.
 """
 
 from __future__ import annotations
