@@ -20,15 +20,19 @@ from ...tiers import ConfigError, KvtierError
 from .completion import answer_shells, completion
 from .exits import EXIT_NO, EXIT_WRONG_INPUT, EXITS, drop_output, interruptible
 from .planning.check import check
+from .planning.explain import explain
+from .planning.init import init
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
 from .store.fsck import fsck
 from .store.ls import ls
 from .store.rm import rm
+from .watching.bench import bench
+from .watching.doctor import doctor
 from .watching.top import top
 
-COMMANDS = (schema, check, replay, du, ls, rm, fsck, top, completion)
+COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck, top, completion)
 
 PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
 

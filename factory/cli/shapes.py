@@ -11,8 +11,8 @@ from typing import Any
 
 from ...engine.replay.replay import ReplayFigures, TierFigures
 from ...tiers.nvme.admin.survey import NamespaceUsage, Usage
+from .live_shapes import Top
 from .output import SHAPES_VERSION
-from .watching.looks import EngineNow
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,181 @@ class Fsck:
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
-    """What the engines on a store do, the oldest first; rates are since a look about a second before."""
+class Init:
+    """The document that was written, and why each of its values is what it is.
 
-    engines: tuple[EngineNow, ...]
+    Attributes:
+        warnings: what is probably a mistake.
+    """
+
+    file: str
+    document: dict[str, Any]
+    reasons: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLayers:
+    """Layers of one kind, which keep the same of a token.
+
+    Attributes:
+        kind: full, sliding, or latent.
+        heads: of keys and values.
+        head_elements: numbers of one head and token in one layer.
+        window_tokens: how many tokens back such a layer looks; null for all.
+    """
+
+    kind: str
+    layers_count: int
+    heads: int
+    head_elements: int
+    window_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a tier holds when it is full."""
+
+    capacity_bytes: int
+    chunks: int
+    tokens: int
+    prompts: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedTier:
+    """One tier below the device.
+
+    Attributes:
+        wanted: by its capacity; null where only the machine it is for can tell.
+        here: of that, what this machine's drives have room for; null where there are none to look at.
+        bound_by: what keeps `here` from being more.
+        load_s: how long the prefix takes from there; null where nobody can say.
+        load_bytes_per_s: how fast it loads.
+        load_origin: where that figure comes from.
+    """
+
+    tier: str
+    wanted: Holding | None
+    here: Holding | None
+    bound_by: str | None
+    load_s: float | None
+    load_bytes_per_s: float | None
+    load_origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """What a document holds for a model.
+
+    Attributes:
+        is_known: kvtier knows how such models keep their cache; else it was taken from their usual fields.
+        token_bytes: of one token in the tiers below the device.
+        chunk_tokens: how many tokens of all layers a chunk stands for.
+        gpu_tokens: what the GPUs hold themselves, at most; null where it cannot be told.
+        assumed: what was taken for granted.
+        missing: what this machine lacks for the document.
+        warnings: what will disappoint.
+    """
+
+    model_type: str
+    is_known: bool
+    kv_cache_dtype: str
+    layers: tuple[ModelLayers, ...]
+    token_bytes: float
+    block_bytes: int
+    block_tokens: int
+    groups_count: int
+    blocks_per_chunk: int
+    chunk_bytes: int
+    chunk_tokens: float
+    gpu_tokens: int | None
+    prompt_tokens: int
+    prefix_tokens: int
+    tiers: tuple[ExplainedTier, ...]
+    assumed: tuple[str, ...]
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCheck:
+    """One thing that was looked at.
+
+    Attributes:
+        place: the directory that it is about; null where it is about the machine.
+        state: ok, warning, fault, or unknown.
+        fix: what to do; empty where there is nothing to do.
+    """
+
+    place: str | None
+    check: str
+    state: str
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    """How this machine and its drives stand."""
+
+    checks: tuple[MachineCheck, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPhase:
+    """What was stored, or loaded; times of a request of up to 64 chunks, 4 of them at once."""
+
+    size_bytes: int
+    bytes_per_s: float
+    p50_s: float
+    p99_s: float
+    cpu_s_per_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A drive measured with chunks of one size.
+
+    Attributes:
+        loaded: null without direct I/O: then it says nothing of the drive.
+        flush_s: what it took to make durable all that was stored.
+        failed: chunks that could not be stored or loaded, by reason.
+    """
+
+    chunk_bytes: int
+    stored: MeasuredPhase
+    loaded: MeasuredPhase | None
+    flush_s: float
+    is_direct: bool
+    compared_chunks: int
+    wrong_chunks: int
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredDrive:
+    """A drive; what is recommended is null where loads could not be measured."""
+
+    path: str
+    runs: tuple[MeasuredRun, ...]
+    recommended_chunk_bytes: int | None
+    recommended_load_deadline_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """How fast drives are, used as kvtier uses them."""
+
+    drives: tuple[MeasuredDrive, ...]
 
 
 SHAPES: Mapping[str, type] = {
+    "init": Init,
     "check": Check,
+    "explain": Explain,
+    "doctor": Doctor,
+    "bench": Bench,
     "replay": Replay,
     "du": Du,
     "ls": Ls,

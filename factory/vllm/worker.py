@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,11 @@ from ...tiers.device.copyplan import Spans
 from ...tiers.device.gpu import GpuTier
 from ...tiers.pinned.arena import Arena
 
-MARKED_AT_ONCE = 4  # transfers, in a call that reports none: some 12 µs
-UNMARKED_MAX = 1024  # a worker that always has some to report marks them, too
+SLOTS_MARKED_AT_ONCE = 64  # and the rest of a transfer, in a call that reports none: some 15 µs
+UNMARKED_MAX = 1024  # transfers: a worker that always has some to report marks them, too
 
 Indexes = Sequence[int] | NDArray[np.int32]
-
-
-class Finished(NamedTuple):
-    """A transfer that has ended."""
-
-    job_id: int
-    succeeded: bool
-    size_bytes: int
-    seconds: float
+R = TypeVar("R")
 
 
 class _Transfer(NamedTuple):
@@ -72,41 +64,53 @@ class CopyWorker:
         lane = Lane.EXPEDITED if expedited else Lane.LOAD
         self._begin(lane, _Transfer(job_id, copy, indexes, is_store=False))
 
-    def finished(self) -> list[Finished]:
+    def finished(self, result: Callable[[int, bool, int, float], R]) -> list[R]:
         """What has ended since the last call, each lane in the order of submission.
 
         Its slots are marked when there is time, which is a call that finds nothing, or else by `mark`.
+
+        Args:
+            result: makes one from the job's id, whether it succeeded, its bytes, and the seconds it took.
         """
         if not self._in_flight and not self._unmarked:
             return []
-        ended: list[_Transfer] = []
+        finished: list[R] = []
         for queue in self._lanes.values():
             while queue and queue[0].copy.done():
-                ended.append(queue.popleft())
-        self._in_flight -= len(ended)
-        self._unmarked += ended
-        finished = [_finished(transfer) for transfer in ended]
-        self._has_failed |= any(transfer.is_store and transfer.copy.error is not None for transfer in ended)
+                transfer = queue.popleft()
+                self._unmarked.append(transfer)
+                job_id, copy, _, is_store = transfer
+                failed = copy.error is not None
+                self._has_failed |= failed and is_store
+                finished.append(result(job_id, is_store or not failed, copy.size_bytes, copy.seconds))
+        self._in_flight -= len(finished)
         if self._has_failed:
             self.mark()
-        elif not ended:
-            self._mark(MARKED_AT_ONCE)
-        else:
-            self._mark(len(self._unmarked) - UNMARKED_MAX)
+        elif not finished:
+            self._mark_some()
+        while len(self._unmarked) > UNMARKED_MAX:
+            self._mark_oldest()
         return finished
 
     def mark(self) -> None:
         """Mark the slots of what was reported as ended."""
-        self._mark(len(self._unmarked))
+        while self._unmarked:
+            self._mark_oldest()
 
-    def _mark(self, count: int) -> None:
-        for _ in range(min(count, len(self._unmarked))):
-            transfer = self._unmarked.popleft()
-            if transfer.is_store:
-                failed = transfer.copy.error is not None
-                self._arena.store_ended(transfer.slots, self._rank, failed=failed)
-            else:
-                self._arena.load_ended(transfer.slots, self._rank)
+    def _mark_some(self) -> None:
+        slots = 0
+        while self._unmarked and slots < SLOTS_MARKED_AT_ONCE:
+            slots += self._mark_oldest()
+
+    def _mark_oldest(self) -> int:
+        """Mark the slots of one transfer; returns how many they are."""
+        transfer = self._unmarked.popleft()
+        if transfer.is_store:
+            failed = transfer.copy.error is not None
+            self._arena.store_ended(transfer.slots, self._rank, failed=failed)
+        else:
+            self._arena.load_ended(transfer.slots, self._rank)
+        return len(transfer.slots)
 
     def wait(self, job_ids: Set[int]) -> None:
         """Return once these jobs have ended; `finished` still reports them."""
@@ -127,8 +131,3 @@ class CopyWorker:
     def _begin(self, lane: Lane, transfer: _Transfer) -> None:
         self._lanes[lane].append(transfer)
         self._in_flight += 1
-
-
-def _finished(transfer: _Transfer) -> Finished:
-    copy = transfer.copy
-    return Finished(transfer.job_id, transfer.is_store or copy.error is None, copy.size_bytes, copy.seconds)

@@ -6,12 +6,15 @@ them. Python samples open tiers, so their tier documents are made smaller, too: 
 What a language and a marker mean:
 
     python                      executed
+    python, goes on             executed with the names that the Python sample above has left
     python, over stand-ins of F executed in a process whose vLLM is the stand-in F of `vllm_standins`
     json, tier-document [PATH]  a tier document that parses; it is then the one at PATH
+    json, model PATH            the config.json of a model, which is then at PATH
     json, secondary-tier        an extra config of vLLM with kvtier's NVMe tier below vLLM's own
     console                     each `$ kvtier ...` exits with 0; lines below a command are its output
     console, run                the same, said aloud
     console, figures differ     of the output, the first column is compared
+    console, first lines        of the output, only as many lines are compared as are shown
     console, exit N             the commands exit with N
     console, after s/OLD/NEW/   the tier documents are changed like that first
     any, slow                   tested with the slow tests
@@ -59,6 +62,7 @@ PLACES = {
     "/etc/kvtier": "etc",
     "/mnt/nvme0": "nvme0",
     "/mnt/nvme1": "nvme1",
+    "/models": "models",
     ".cache/kvtier-demo/nvme": "nvme0/kvtier",
 }
 SIZES = {"64GiB": "16MiB", "2TiB": "64MiB", "10%": "1MiB"}
@@ -87,6 +91,7 @@ class SampleBench:
         self._opened = directory / "opened"  # the same for samples that open tiers
         self._package = directory / "package"
         self._monkeypatch = monkeypatch
+        self._names: dict[str, Any] = {}  # of the last Python sample
         self._package.mkdir()
         monkeypatch.chdir(ROOT)
         monkeypatch.syspath_prepend(self._package)
@@ -124,8 +129,10 @@ class SampleBench:
 
     def _run_python(self, sample: Sample, options: list[str]) -> None:
         text = self._translated(sample.text, self._opened)
-        if not options:
-            exec(compile(text, sample.where, "exec"), {"__name__": "sample"})
+        if not options or options == ["goes on"]:
+            if not options:
+                self._names = {"__name__": "sample"}
+            exec(compile(text, sample.where, "exec"), self._names)
             return
         (option,) = options
         stand_in = option.removeprefix("over stand-ins of ")
@@ -168,6 +175,10 @@ class SampleBench:
             load_config(json.loads(self._translated(sample.text, self._seen)))
             if path:
                 self._write_document(path, sample.text)
+        elif word == "model":
+            target = self._place(path)
+            target.parent.mkdir(parents=True)
+            target.write_text(sample.text)
         elif kind == "secondary-tier":
             _check_secondary_tiers(json.loads(sample.text))
         else:
@@ -192,7 +203,7 @@ class SampleBench:
     # Commands.
 
     def _run_console(self, sample: Sample, options: list[str]) -> None:
-        status, loosely, document = 0, False, self._place(DOCUMENT)
+        status, loosely, in_part, document = 0, False, False, self._place(DOCUMENT)
         before = document.read_text()
         for option in options:
             change = re.fullmatch(r"after s/(.+)/(.+)/", option)
@@ -202,13 +213,16 @@ class SampleBench:
             elif option.startswith("exit "):
                 status = int(option.removeprefix("exit "))
             else:
-                assert option in ("run", "figures differ"), f"no such rule: {option}"
+                assert option in ("run", "figures differ", "first lines"), f"no such rule: {option}"
                 loosely = loosely or option == "figures differ"
+                in_part = in_part or option == "first lines"
         for command, expected in _commands(sample.text):
             found_status, output = self._run_command(command)
             assert found_status == status, f"{command} exits with {found_status}, not {status}: {output}"
             if expected:
                 found, said = self._written(output), "\n".join(expected)
+                if in_part:
+                    found = "\n".join(found.splitlines()[: len(expected)])
                 same = _shown(found, loosely) == _shown(said, loosely)
                 assert same, f"{command} prints\n{found}\nand not\n{said}"
         document.write_text(before)

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import damage
 import jsonschema
@@ -17,7 +18,14 @@ from kvtier.factory.cli.shapes import SHAPES, schema_of
 
 Run = Callable[..., tuple[int, str, str]]
 
-REPLAYED = {"version": 1, "tiers": [{"type": "gpu"}, {"type": "pinned", "capacity": "64KiB"}]}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 256,
+    "dtype": "bfloat16",
+}
+REPLAYED: dict[str, Any] = {"version": 1, "tiers": [{"type": "gpu"}, {"type": "pinned", "capacity": "64KiB"}]}
 
 
 @pytest.fixture
@@ -28,8 +36,20 @@ def commands(path: Path, file: Path, tmp_path: Path) -> dict[str, list[list[obje
     trace.write_text('{"hash_ids": [1, 2]}\n{"hash_ids": [1, 3]}\n')
     replayed.write_text(json.dumps(REPLAYED))
     replay: list[object] = [trace, "--config", replayed, "--chunk-bytes", 4096]
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps(LLAMA))
+    small = tmp_path / "small.json"
+    tiers = [*REPLAYED["tiers"], {"type": "nvme", "path": str(path), "capacity": "64MiB", "reserve": 0}]
+    small.write_text(json.dumps({**REPLAYED, "tiers": tiers}))
     return {
+        "init": [[tmp_path / "made.json", "--pinned", "32MiB", "--nvme", "none"]],
         "check": [[file]],
+        "explain": [
+            [file, "--model", model],
+            [file, "--model", model, "--gpu-memory", "80GiB", "--weights", 1],
+        ],
+        "doctor": [[], [path], [small]],
+        "bench": [[small, "--seconds", 0.5, "--chunk-bytes", "64KiB"]],
         "replay": [replay, [*replay, "--prefill-tokens-per-s", 10, "--load-bytes-per-s", "1GB"]],
         "du": [[path], [path, path]],
         "ls": [[path]],
