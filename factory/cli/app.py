@@ -30,9 +30,10 @@ from .store.ls import ls
 from .store.rm import rm
 from .watching.bench import bench
 from .watching.doctor import doctor
+from .watching.report import report
 from .watching.top import top
 
-COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck, top, completion)
+COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck, top, report, completion)
 
 PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
 
