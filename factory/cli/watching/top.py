@@ -43,8 +43,9 @@ def top(
     """Show what the engines on a store do, live.
 
     Ctrl-C or q ends it. "hit %" is of all lookups, by the tier that had the chunk. Rates are since the look
-    before. In a pipe it prints one look: each line is one tier of one engine, in columns apart by tabs: process
-    id, model, and the values of a tier in the order of --json. Exit status: 1 if no engine tells anything.
+    before. In a pipe it prints one look: each line is one tier of one engine, in columns apart by tabs:
+    process id, model, and the values of a tier in the order of --json. Exit status: 1 if no engine tells
+    anything.
     """
     if path is not None:
         from ..store.opened import refuse_no_store
