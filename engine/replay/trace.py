@@ -1,18 +1,20 @@
 """A trace of requests: which chunks each prompt consists of, in the order of arrival.
 
-One JSON object a line, plain or gzipped. Of its fields only `hash_ids` is read: one whole number for each
+One JSON object a line, plain or gzipped, in a file or from a pipe. `hash_ids` has one whole number for each
 chunk of the prompt, head first, equal where the prompts are equal up to and including that chunk.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeAlias
+from typing import IO, NoReturn, TypeAlias
 
 from ...tiers import ChunkKey, ConfigError
 
@@ -22,6 +24,8 @@ ID_BYTES = 8
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
+STANDARD_INPUT = Path("-")
+
 _SHOWN_CHARS_MAX = 40
 
 Requests: TypeAlias = list[list[ChunkKey]]
@@ -29,33 +33,61 @@ Requests: TypeAlias = list[list[ChunkKey]]
 
 
 def read_trace(path: Path) -> Requests:
-    """Read a whole trace.
+    """Read a whole trace; `-` is the standard input.
 
     Raises:
         ConfigError: it cannot be read, or is none; the message names the file, the line and the field.
     """
     keys: dict[int, ChunkKey] = {}  # one object for each chunk, however often it comes
+    name = "standard input" if path == STANDARD_INPUT else str(path)
     try:
-        with path.open("rb") as file:
-            requests = [_keys_of(line, keys, place) for place, line in _lines(file, path)]
+        with _opened(path) as file:
+            requests = [_keys_of(line, keys, place) for place, line in _lines(file, name)]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigError("", f"{path}: not a whole gzip file: {error}") from error
+        raise ConfigError("", f"{name}: not a whole gzip file: {error}") from error
     except OSError as error:
-        raise ConfigError("", f"{path}: {_reason(error)}") from error
+        raise ConfigError("", f"{name}: {_reason(error)}") from error
     if not any(requests):
-        raise ConfigError("", f"{path}: no request with a chunk in it")
+        raise ConfigError("", f"{name}: no request with a chunk in it")
     return requests
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if path != STANDARD_INPUT:
+        with path.open("rb") as file:
+            yield file
+    elif sys.stdin is None:
+        raise ConfigError("", "standard input: closed")
+    else:
+        yield sys.stdin.buffer
+
+
+class _Unread(io.RawIOBase):
+    """A stream with its first bytes put back: a pipe has no way back of its own."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        found = self._first[: len(buffer)] or self._rest.read(len(buffer))
+        self._first = self._first[len(found) :]
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """Every line that is not blank, with what to call it in messages."""
-    is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    file.seek(0)
+    first = file.read(len(_GZIP_MAGIC))
+    whole = io.BufferedReader(_Unread(first, file))
     number = 0
-    with gzip.open(file) if is_gzip else nullcontext(file) as lines:
+    with gzip.open(whole) if first == _GZIP_MAGIC else nullcontext(whole) as lines:
         while line := lines.readline(LINE_BYTES_MAX + 1):
             number += 1
-            place = f"{path}: line {number}"
+            place = f"{name}: line {number}"
             if len(line) > LINE_BYTES_MAX:
                 raise ConfigError("", f"{place}: longer than {LINE_BYTES_MAX} bytes, so not a request")
             if not line.isspace():

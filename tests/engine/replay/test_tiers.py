@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,3 +173,24 @@ async def test_it_keeps_what_the_real_log_keeps(tmp_path: Path) -> None:
         assert model.stats().counters["evicted_chunks"] == real.stats().counters["evicted_chunks"] > 0
     finally:
         await real.close()
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "replay.md"
+PACKED = re.compile(r"^ *\| (\d+)MiB \| ([\d.]+)% \|$", re.MULTILINE)
+
+
+async def test_the_page_says_how_much_of_a_large_drive_holds_chunks() -> None:
+    rows = {int(size) << 20: float(percent) for size, percent in PACKED.findall(PAGE.read_text())}
+    assert len(rows) == 4
+    assert {size: await percent_packed(size) for size in rows} == rows
+
+
+async def percent_packed(chunk_bytes: int, capacity_bytes: int = 2 << 40) -> float:
+    """What part of a drive holds chunks when its segments are full: one segment stands for all."""
+    tier = LogWithoutBytes(
+        "nvme", capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes, write_amplification=1.0
+    )
+    segments = tier._plan.segments
+    await store(tier, keys(tier._budget.segment_bytes // chunk_bytes))
+    (full, *_) = tier._sealed or tier._open.values()
+    return round(100 * segments * len(full.used_at) * chunk_bytes / capacity_bytes, 1)

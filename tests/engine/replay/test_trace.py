@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +56,59 @@ def test_a_gzipped_trace_is_known_by_its_content(file: Path) -> None:
     plain = read_trace(write(file, request(1, 2)))
     file.write_bytes(gzip.compress(file.read_bytes()))
     assert read_trace(file) == plain
+
+
+@contextmanager
+def piped(content: bytes) -> Iterator[int]:
+    """The reading end of a pipe through which the content comes byte by byte, then all the rest."""
+    reading, writing = os.pipe()
+
+    def write_all() -> None:
+        os.write(writing, content[:1])
+        with os.fdopen(writing, "wb") as file:
+            file.write(content[1:])
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        writer.join()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_may_come_through_a_pipe(file: Path, packed: bool) -> None:
+    plain = read_trace(write(file, *(request(i, i + 1) for i in range(20_000))))
+    content = file.read_bytes()
+    with piped(gzip.compress(content) if packed else content) as reading:
+        assert read_trace(Path(f"/dev/fd/{reading}")) == plain
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_may_come_from_the_standard_input(
+    file: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = read_trace(write(file, request(1, 2), request(1, 3)))
+    content = gzip.compress(file.read_bytes()) if packed else file.read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert read_trace(Path("-")) == plain
+    assert not sys.stdin.buffer.closed, "it is not ours to close"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (io.TextIOWrapper(io.BytesIO(b"{")), "line 1: not JSON at column 2: Expecting property name"),
+        (io.TextIOWrapper(io.BytesIO()), "no request with a chunk in it"),
+        (None, "closed"),
+    ],
+)
+def test_the_standard_input_has_its_name_in_messages(
+    stdin: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert refusal(Path("-")).startswith(f"standard input: {message}")
 
 
 @pytest.mark.parametrize(
