@@ -20,11 +20,13 @@ from .planning.check import check
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
+from .store.export import export
 from .store.fsck import fsck
+from .store.import_ import import_
 from .store.ls import ls
 from .store.rm import rm
 
-COMMANDS = (schema, check, replay, du, ls, rm, fsck)
+COMMANDS = (schema, check, replay, du, ls, rm, fsck, export, import_)
 
 app = typer.Typer(
     name="kvtier",
@@ -56,7 +58,7 @@ def _options(
 
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)  # `import` is a word of Python's
 
 
 def main() -> None:

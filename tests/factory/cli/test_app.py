@@ -68,7 +68,7 @@ def test_the_help_shows_every_command_with_its_whole_summary(run: Run) -> None:
     status, output, errors = run("--help")
     assert (status, errors) == (0, "")
     lines = [line.split(maxsplit=1) for line in output.partition("Commands:\n")[2].splitlines()]
-    assert [name for name, _ in lines] == [command.__name__ for command in cli.COMMANDS]
+    assert [name for name, _ in lines] == [command.__name__.rstrip("_") for command in cli.COMMANDS]
     for name, summary in lines:
         assert len(summary) <= SUMMARY_CHARS_MAX, name
         assert summary.endswith("."), f"the summary of {name} is cut"
