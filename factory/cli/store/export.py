@@ -46,7 +46,7 @@ def export(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write chunks of one namespace to a pack, which `kvtier import` brings into another directory.
+    """Write chunks of one namespace to a pack for `import`.
 
     A pack has the bytes of prompts' KV cache: keep it as safe as the directory. Servers may go on meanwhile.
     Exit status 1 means that the pack is whole, but chunks were left out because they are damaged.

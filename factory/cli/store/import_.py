@@ -36,9 +36,9 @@ def import_(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the chunks of a pack into a directory that a server has made, also while servers use it.
+    """Bring the chunks of a pack into a directory.
 
-    Each chunk is verified. What is there already is left alone, so an import that was interrupted goes on
+    A server has made the directory, and may use it meanwhile. Each chunk is verified. What is there already is left alone, so an import that was interrupted goes on
     where it ended. Where there is no room, the oldest chunks make some, as for a server. Exit status 1 means
     that chunks were left out.
     """

@@ -74,6 +74,6 @@ def test_the_help_shows_every_command_with_its_whole_summary(run: Run) -> None:
         assert summary.endswith("."), f"the summary of {name} is cut"
 
 
-@pytest.mark.parametrize("command", [[], *([command.__name__] for command in cli.COMMANDS)])
+@pytest.mark.parametrize("command", [[], *([command.__name__.rstrip("_")] for command in cli.COMMANDS)])
 def test_the_short_option_for_help_works_everywhere(run: Run, command: list[str]) -> None:
     assert run(*command, "-h") == run(*command, "--help")
