@@ -31,10 +31,13 @@ def defaults(model: type[PinnedConfig] | type[NvmeConfig] | type[KvtierConfig]) 
     return {
         name: "required"
         if field.is_required() or (model, name) == REQUIRED_OF_ONE_DRIVE
-        else _shown(field.get_default(call_default_factory=True))
+        else NOTHING.get(name) or _shown(field.get_default(call_default_factory=True))
         for name, field in model.model_fields.items()
         if name not in ("type", "module_path", "tiers")
     }
+
+
+NOTHING = {"trace": "none"}  # of the fields without a default: what then is not done
 
 
 def _shown(default: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from chain_rig import SLOT_BYTES, Rig
 
@@ -12,6 +12,7 @@ from kvtier.engine.movement.prompts import GroupOf, one_group
 from kvtier.engine.movement.rates import MeasuredPrefill
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement, StorePlan, Told
 from kvtier.factory.vllm.scheduling.progress import Progress
+from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.testing import pattern
 
 CHUNK_TOKENS = 16
@@ -34,13 +35,18 @@ class Marks:
 class Server:
     """A scheduler over a chain of `slots_count` slots."""
 
-    def __init__(self, rig: Rig, group_of: GroupOf = one_group) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        group_of: GroupOf = one_group,
+        ended: Callable[[Mapping[ChunkKey, int]], object] | None = None,
+    ) -> None:
         self.rig = rig
         self.marks = Marks()
         self._stores = itertools.count()
         self.prefill = MeasuredPrefill()
         self.progress = Progress(self.prefill, defaultdict(lambda: CHUNK_TOKENS), group_of, rig.clock)
-        self.placement = ServerPlacement(rig.chain, self.marks, self.progress, group_of=group_of)
+        self.placement = ServerPlacement(rig.chain, self.marks, self.progress, group_of=group_of, ended=ended)
 
     def store(self, keys: list[bytes], request: str = "", told: Told = None) -> StorePlan:
         """Store chunks; without its name, of a request that stores nothing else."""

@@ -38,9 +38,9 @@ def import_(
 ) -> None:
     """Bring the chunks of a pack into a directory.
 
-    A server has made the directory, and may use it meanwhile. Each chunk is verified. What is there already is left alone, so an import that was interrupted goes on
-    where it ended. Where there is no room, the oldest chunks make some, as for a server. Exit status 1 means
-    that chunks were left out.
+    A server has made the directory, and may use it meanwhile. Each chunk is verified. What is there already
+    is left alone, so an import that was interrupted goes on where it ended. Where there is no room, the
+    oldest chunks make some, as for a server. Exit status 1 means that chunks were left out.
     """
     refuse_no_store(path)
     with interruptible(), _source(pack) as stream:

@@ -1,7 +1,7 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 from chain_rig import SLOT_BYTES, rigged
@@ -11,6 +11,7 @@ from kvtier.engine.movement.placement import Presence
 from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
 from kvtier.engine.movement.worth import Computing
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement
+from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.testing import pattern
 
 
@@ -287,3 +288,16 @@ def test_a_request_that_wants_no_tier_below_declines_nothing(server: Server) -> 
     assert slow.answers("r1", [b"x"], ()) == [Presence.MISS]
     assert slow.answers("r2", [b"x"], ("memory",)) == [Presence.MISS]
     assert slow.declined() == 1
+
+
+def test_who_listens_hears_of_each_prompt_that_has_run_when_it_ends() -> None:
+    heard: list[Mapping[ChunkKey, int]] = []
+    for rig in rigged(4):
+        server = Server(rig, ended=heard.append)
+        server.store([b"a", b"b"], "first")
+        assert server.placement.lookup("looked only", b"a") is Presence.READY
+        server.placement.finish("looked only")
+        assert heard == []
+        server.placement.finish("first")
+        server.placement.forget("first")
+        assert heard == [{b"a": 0, b"b": 1}]
