@@ -14,7 +14,7 @@ from .sweep import DAY_S, Sweep, drives_bytes, knee_sentence
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GIB = 1 << 30
+TIB = 1 << 40
 TIER_COLORS = ("#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd")
 TOTAL_COLOR = "black"
 
@@ -58,7 +58,8 @@ def plot(sweep: Sweep, file: Path, *, trace: str, document: str, unlimited_perce
     last.set_xticks(sweep.capacities_bytes, [format_size(size) for size in sweep.capacities_bytes])
     last.minorticks_off()
     last.set_xlabel(f"capacity of {sweep.tier}")
-    figure.suptitle(f"How much {sweep.tier}?  {knee_sentence(sweep).capitalize()}.", fontsize=11)
+    answer = knee_sentence(sweep)
+    figure.suptitle(f"How much {sweep.tier}? {answer[0].upper()}{answer[1:]}.", fontsize=11)
     made = time.strftime("%Y-%m-%d")
     axes[0].set_title(f"{trace} through {document}, {made}", fontsize=8, color="#555555", loc="left")
     figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
@@ -79,16 +80,17 @@ def _draw_hits(axes: Axes, sweep: Sweep, unlimited_percent: float) -> None:
     axes.axhline(unlimited_percent, color="black", linestyle=":", linewidth=1, label="unlimited cache")
     axes.plot([], [], color="#d62728", linewidth=1, linestyle="--", label="as configured")
     for size, total in zip(sizes, totals, strict=True):
-        axes.annotate(f"{total:.1f}", (size, total), xytext=(0, 7), textcoords="offset points", **_SMALL)
+        axes.annotate(f"{total:.1f}", (size, total), xytext=(-4, 6), textcoords="offset points", **_SMALL)
     axes.set_ylabel("hit rate, % of prompt chunks")
     axes.margins(y=0.12)
 
 
-_SMALL = {"ha": "center", "fontsize": 8}
+_SMALL = {"ha": "right", "fontsize": 8}
 
 
 def _draw_written(axes: Axes, sweep: Sweep) -> None:
-    scale = DAY_S / sweep.span_s / GIB if sweep.span_s else 1 / GIB
+    scale = DAY_S / sweep.span_s / TIB if sweep.span_s else 1 / TIB
     written = [drives_bytes(found) * scale for found in sweep.figures]
     axes.plot(sweep.capacities_bytes, written, marker="o", color="#ff7f0e", label="written to drives")
-    axes.set_ylabel("GiB a day" if sweep.span_s else "GiB for this trace")
+    axes.set_ylabel("TiB a day" if sweep.span_s else "TiB for this trace")
+    axes.margins(y=0.15)

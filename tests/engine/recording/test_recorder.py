@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from kvtier.engine.recording import recorder as recorder_module
+from kvtier.engine.recording.record_file import RecordFile
 from kvtier.engine.recording.recorder import Recorder, Sizes
 from kvtier.engine.replay.trace import read_trace
 from kvtier.tiers import ChunkKey
@@ -133,6 +136,22 @@ def test_a_file_that_cannot_be_written_is_one_warning_and_the_server_goes_on(
     recorder.ended(prompt(2))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "prompts are not recorded any more" in caplog.text
+
+
+def test_a_full_drive_ends_the_recording_with_one_warning(
+    start: Start, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: RecordFile, _line: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordFile, "append", full)
+    with caplog.at_level(logging.WARNING):
+        recorder = start()
+        for number in range(3):
+            recorder.ended(prompt(number))
+        recorder.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text
 
 
 def test_closing_again_does_nothing_and_no_thread_stays(start: Start) -> None:
