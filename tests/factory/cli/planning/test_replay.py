@@ -261,7 +261,7 @@ def test_a_plot_is_a_png(trace: Path, document: Document, tmp_path: Path) -> Non
     file = tmp_path / "hits"
     config = document(pinned("128MiB"), nvme("1TiB"))
     # A process of its own: matplotlib keeps its fonts open.
-    arguments = map(str, ["replay", trace, "--config", config, "--plot", file, "--json"])
+    arguments = map(str, ["replay", trace, "--config", config, "--sweep", "nvme", "--plot", file, "--json"])
     command = [sys.executable, "-m", "kvtier.factory", *arguments]
     output = subprocess.run(command, check=True, capture_output=True).stdout
     assert json.loads(output)["tiers"][0]["capacity_chunks"] == 2, "the figures are those of the document"
