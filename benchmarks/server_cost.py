@@ -25,8 +25,10 @@ from rich.table import Table
 
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.movement.placement import Presence
+from kvtier.engine.movement.rates import MeasuredPrefill
 from kvtier.engine.server import ServerChain
-from kvtier.factory.vllm.placement import ServerPlacement
+from kvtier.factory.vllm.scheduling.placement import ServerPlacement
+from kvtier.factory.vllm.scheduling.progress import Progress
 from kvtier.tiers.base import Buffer, ChunkKey, Outcome
 from kvtier.tiers.null import NullTier
 from kvtier.tiers.pinned.eviction import POLICIES
@@ -41,6 +43,11 @@ CHUNKS = 20
 STEPS = 40  # of one request
 STEPS_PER_CHUNK = 8
 BETWEEN_STEPS_S = 0.0005  # the loop's thread has the interpreter meanwhile
+GROUP = bytes(4)  # of layers: all chunks are of one
+
+
+def group_of(key: ChunkKey) -> bytes:
+    return key[-len(GROUP) :]
 
 
 class Slots:
@@ -89,6 +96,7 @@ class NoWorkers:
 class Request:
     name: str
     keys: list[ChunkKey]
+    ends: dict[ChunkKey, int]  # of the chunks of the prompt, as vLLM tells them
     hits: int = 0
     steps: int = 0
     stored: int = 0
@@ -119,12 +127,13 @@ class Scheduler:
             time.sleep(BETWEEN_STEPS_S)
 
     def _keys(self, count: int) -> list[ChunkKey]:
-        return [self._rng.randbytes(32) + bytes(4) for _ in range(count)]
+        return [self._rng.randbytes(32) + GROUP for _ in range(count)]
 
     def _request(self) -> Request:
         self._names += 1
         keys = self._rng.choice(self._prefixes) + self._keys(CHUNKS - PREFIX_CHUNKS)
-        return Request(str(self._names), keys)
+        ends = {key: number for number, key in enumerate(keys[:PROMPT_CHUNKS], start=1)}
+        return Request(str(self._names), keys, ends)
 
     def _step(self, request: Request) -> None:
         if request.is_loading:
@@ -143,8 +152,9 @@ class Scheduler:
     def _look_up(self, request: Request) -> bool:
         """Count the hits; False where some of them are still on their way."""
         request.hits, is_ready = 0, True
-        for position, key in enumerate(request.keys[:PREFIX_CHUNKS]):
-            found = self._timed("lookup", self._placement.lookup, request.name, key, told=position)
+        lookup, ends = self._placement.lookup, request.ends
+        for key in request.keys[:PREFIX_CHUNKS]:
+            found = self._timed("lookup", lookup, request.name, key, told=ends[key], ends=ends)
             if found not in (Presence.READY, Presence.PENDING):
                 break
             is_ready &= found is Presence.READY
@@ -156,7 +166,7 @@ class Scheduler:
         request.steps += 1
         end = min(CHUNKS, PROMPT_CHUNKS + (request.steps - 1) // STEPS_PER_CHUNK)
         if end > request.stored:
-            told = range(request.stored, end)
+            told = range(request.stored + 1, end + 1)
             keys = request.keys[request.stored : end]
             plan = self._timed("prepare_store", self._placement.prepare_store, request.name, keys, told)
             if plan is not None:
@@ -181,7 +191,8 @@ def measured(policy: str, requests: int) -> dict[str, float]:
     """Microseconds of CPU a request, by call."""
     loop = LoopThread()
     chain = ServerChain(Slots(policy), [Known()], loop, load_deadlines_s={})
-    placement = ServerPlacement(chain, NoWorkers(), group_of=lambda key: key[-4:])
+    progress = Progress(MeasuredPrefill(), {GROUP: 1}, group_of)
+    placement = ServerPlacement(chain, NoWorkers(), progress, group_of=group_of)
     scheduler = Scheduler(placement, random.Random(1_609))
     scheduler.run(requests)  # until the slots are full, and the drive has the prefixes
     scheduler.took_ns.clear()

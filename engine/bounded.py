@@ -12,6 +12,22 @@ from ..tiers.errors import TierError
 logger = logging.getLogger(__name__)
 
 
+async def returned(work: Coroutine[Any, Any, None], limit_s: float) -> None:
+    """Await `work`, at most for `limit_s`; what hangs is cancelled and left behind.
+
+    Raises:
+        TimeoutError: it has not ended in time.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+    finally:
+        task.cancel()  # no-op where it has ended
+    if not task.done():
+        raise TimeoutError(f"no answer within {limit_s:g} s")
+    task.result()
+
+
 async def ended(what: str, work: Coroutine[Any, Any, None], limit_s: float | None) -> bool:
     """Await `work`, at most for `limit_s` if there is one; returns whether it ended.
 

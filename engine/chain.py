@@ -216,15 +216,11 @@ class Chain:
         self.mover.send(wakeup)
         return reserved
 
-    def commit(self, slots: Sequence[Slot], *, run: Run = Run.NOW) -> None:
-        """Make filled slots readable; the tiers below are owed them.
-
-        Args:
-            run: when the mover may start with them.
-        """
+    def commit(self, slots: Sequence[Slot]) -> None:
+        """Make filled slots readable; the tiers below are owed them."""
         with self._lock:
             self._placement.commit(slots)
-            wakeup = self.mover.request(run)
+            wakeup = self.mover.request(Run.NOW)
         self.mover.send(wakeup)
 
     def abandon(self, slots: Sequence[Slot]) -> None:

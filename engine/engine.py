@@ -235,7 +235,8 @@ class OffloadEngine(ClosedByWith):
             NotDurable: some chunks are in no tier below, be it by an error, an open breaker, or because they
                 left their slots too soon. Each caller that stored before is told once; storing them again
                 tries again.
-            TierError: a tier failed to make something durable.
+            TierError: a tier failed to make something durable, or it hangs: for a minute nothing has arrived
+                there, or it has not confirmed. The next flush tries again.
         """
         self._lifetime.loop.check_may_wait()
         self.flushing().wait(timeout)
@@ -251,10 +252,11 @@ class OffloadEngine(ClosedByWith):
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Finish the jobs in flight, bring what waits to the last tier within `timeout` seconds, and stop.
 
-        None waits without limit. Who still waits for a job or a flush then gets ClosedError.
-        Idempotent, and a second call waits for the first, also where an interrupt cut that short. What could
-        not be brought down in time is dropped, and logged, as is a tier that fails. A drive or device that
-        hangs is left behind, with the memory that it may still touch, after some tens of seconds more.
+        None waits for as long as the tiers take something. Who still waits for a job or a flush then gets
+        ClosedError. Idempotent, and a second call waits for the first, also where an interrupt cut that
+        short. What could not be brought down in time is dropped, and logged, as is a tier that fails. A drive
+        or device that hangs is left behind, with the memory that it may still touch, after some tens of
+        seconds more.
         """
         self._lifetime.end(timeout)
 

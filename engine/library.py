@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..tiers.base import ChunkKey, Failure, Outcome, RemoveReason, Tier
 from ..tiers.errors import TierError
@@ -222,7 +222,7 @@ class LibraryChain(Chain):
         with self._lock:
             self._room_waiters += 1
         try:
-            return await self._until(
+            return await self.mover.until(
                 lambda: self._has_room(spare), self._placement.load_deadline_s if limit_s is None else limit_s
             )
         finally:
@@ -251,7 +251,7 @@ class LibraryChain(Chain):
             # Before slots are taken, so that the device's blocks are held for the copy alone. Without a place
             # in time the chunks go into slots all the same, and may be evicted before they are down.
             count = len(waiting)
-            await self._until(lambda: self._has_places(count), self._placement.load_deadline_s)  # noqa: B023
+            await self.mover.until(lambda: self._has_places(count), self._placement.load_deadline_s)  # noqa: B023
             reserved = self.reserve_leading(prompt, waiting, spare)
             failed |= await self._copy_out(device, reserved.slots)
             self.touch(prompt, reserved.held)
@@ -335,23 +335,11 @@ class LibraryChain(Chain):
                 if slot.state is SlotState.FILLING:
                     by_time.setdefault(deadlines.at_s(self._placement.supplier(slot)), []).append(slot)
         for due_s, filling in sorted(by_time.items()):
-            if not await self._until(lambda: _are_filled(filling), due_s - self._clock()):  # noqa: B023
+            if not await self.mover.until(lambda: _are_filled(filling), due_s - self._clock()):  # noqa: B023
                 late.update(slot for slot in filling if slot.state is SlotState.FILLING)
         with self._lock:
             self._placement.count_late(late)
         return late
-
-    async def _until(self, is_so: Callable[[], bool], limit_s: float) -> bool:
-        """Wait until `is_so()`, asked under the lock, at most for `limit_s`; returns whether it is."""
-        with self._lock:
-            if is_so():
-                return True
-        try:
-            async with asyncio.timeout(max(0.0, limit_s)):
-                await self.mover.until(is_so)
-        except TimeoutError:
-            return False
-        return True
 
     def _decline(self, tiers: Sequence[str | None]) -> None:
         """Count what is computed though it lies in tiers below. Call it under the lock."""

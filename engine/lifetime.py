@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 JOBS_RUNNING_MAX = 1024  # further ones wait in order: more at a time would move nothing faster
 JOBS_MAX = JOBS_RUNNING_MAX + 65536  # beyond it a job is shed: its caller is faster than the machine
 STEP_S = 5.0  # for each step of the end beside the last flush; only a hang takes longer
-STEPS_MAX = 5  # of these: the start, the jobs, the movement between tiers, the device, other jobs
+STEPS_MAX = 6  # of these: the start, the jobs, the movement between tiers, the device, other jobs, flushes
 TIERS_S = 20.0  # for closing the tiers: the spec bounds each one, and the others come after one that hangs
 
 C = TypeVar("C", bound=Chain)
@@ -372,6 +372,7 @@ class Lifetime(Generic[C]):
         for job in others:  # only now: a flush tells what was given up, if it can
             job.close()
         await ended("a flush or removal", _all_ended(others), STEP_S)
+        await ended("the flush of a tier", ready.chain.mover.end_flushes(), STEP_S)
         return nothing_moves
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ..tiers.base import ChunkKey
+from ..tiers.base import ChunkKey, Tier
 from ..tiers.pinned.slots import Slot
 from .chain import Chain
 from .movement.lower import ASKING
@@ -68,13 +68,44 @@ class ServerChain(Chain):
             self._placement.count_refused([found])
         return found
 
+    def promote_ahead(self, prompt: Prompt, keys: Sequence[ChunkKey], source: str) -> dict[ChunkKey, Found]:
+        """Promote more of a run, of which a chunk was just promoted: as long as the same tier has the next.
+
+        To ask for many chunks at once costs little more than to ask for one. What is not answered here, the
+        user asks for chunk by chunk.
+
+        Args:
+            keys: what follows in the prompt; chunks among these that have a slot are left out.
+            source: name of the tier.
+
+        Returns:
+            What was promoted, pinned.
+        """
+        epoch = self._placement.epoch
+        keys = self.without_slot(keys)
+        places = self._lower.find_all(keys)
+        run: dict[ChunkKey, Tier] = {}
+        for key, place in zip(keys, places, strict=True):
+            if place is None or place is ASKING or place.name != source or len(run) >= prompt.loads:
+                break
+            run[key] = place
+        with self._lock:
+            if self._placement.epoch != epoch or not run:
+                return {}  # invalidated since the tiers below were asked
+            found = {key: one for key, one in self._queued(prompt, run).items() if one.slot is not None}
+            prompt.loads -= len(found)
+        return found
+
     def is_decided(self, prompt: Prompt) -> bool:
         """Whether the length of a run decides nothing any more."""
         return self._advisor.is_decided(prompt)
 
     def commit_in_step(self, slots: Sequence[Slot]) -> None:
-        """Commit filled slots; they begin to move after the step."""
-        self.commit(slots, run=Run.AFTER_STEP)
+        """Make filled slots readable; after the step the tiers below are owed them, and they move."""
+        with self._lock:
+            self._placement.note(slots)
+            wakeup = self.mover.request(Run.AFTER_STEP)
+        self.mover.send(wakeup)
 
     def start_queued(self) -> None:
         """Start moving what was queued: the step asks for nothing more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
@@ -43,14 +44,27 @@ class ClosedByWith(ABC):
         await self.aclose()
 
 
+_alive: dict[weakref.ref[Lifetime[Any]], None] = {}
+"""Those of this process that were not collected yet, oldest first, for the hook of its end."""
+
+
 def close_if_forgotten(owner: object, lifetime: Lifetime[Any]) -> None:
     """End `lifetime` when `owner` is collected or the interpreter ends, unless it has ended by then.
 
     `lifetime` must not refer to its owner.
     """
     weakref.finalize(owner, _end_collected, lifetime).atexit = False
-    # Such hooks run before the threads of executors end, which the tiers work on; those of `atexit` after it.
-    threading._register_atexit(_end_at_exit, weakref.ref(lifetime))  # type: ignore[attr-defined]
+    _alive[weakref.ref(lifetime, _alive.pop)] = None
+    _hook()
+
+
+@functools.cache
+def _hook() -> None:
+    """Have this process end what is alive; once, as such a hook stays for good.
+
+    It runs before the threads of executors end, which the tiers work on; those of `atexit` run after it.
+    """
+    threading._register_atexit(_end_all)  # type: ignore[attr-defined]
 
 
 def _end_collected(lifetime: Lifetime[Any]) -> None:
@@ -62,10 +76,10 @@ def _end_collected(lifetime: Lifetime[Any]) -> None:
     warnings.warn("an engine was never closed: call close() or use `with`", ResourceWarning, stacklevel=2)
 
 
-def _end_at_exit(reference: weakref.ref[Lifetime[Any]]) -> None:
-    lifetime = reference()
-    if lifetime is None or not lifetime.loop.is_own_process():
-        return
-    if not lifetime.has_ended():
+def _end_all() -> None:
+    for reference in reversed(list(_alive)):
+        lifetime = reference()
+        if lifetime is None or not lifetime.loop.is_own_process() or lifetime.has_ended():
+            continue
         logger.warning("an engine was never closed: closing it")
         lifetime.end(CLOSE_S)

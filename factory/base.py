@@ -70,10 +70,6 @@ class TierConfig(BaseModel):
         """The values that matter most, in one line for people."""
         return ""
 
-    def details(self) -> list[str]:
-        """Further lines for people: what this machine has for the tier."""
-        return []
-
 
 @dataclass(frozen=True, slots=True)
 class SharedPlace:

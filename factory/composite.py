@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from ..tiers.pinned.arena import Arena
 from ..tiers.pinned.tier import PinnedTier
 from .base import SharedPlace, TierConfig, TierContext, unique_name
 from .builtin import open_arena
-from .config import BUILTIN_CONFIGS, KvtierConfig, load_config, resolve_config
+from .config import BUILTIN_CONFIGS, KvtierConfig, load_config, resolve_config, rooms
 from .entries import PinnedConfig
 from .registry import tier_factory
+from .room import Cap, Room, cap_of, room_remarks
+
+logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # for each tier; a clean close takes milliseconds; a drive that hangs is left behind
 
@@ -37,6 +41,7 @@ class CompositeSpec:
         self._config = config
         self._tiers: list[Tier] = []
         self._namespace = b""
+        self._rooms: tuple[Room, ...] = ()
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> CompositeSpec:
@@ -76,6 +81,16 @@ class CompositeSpec:
     def namespace(self) -> bytes:
         """The digest of what makes two chunks' bytes interchangeable, once `start` has returned."""
         return self._namespace
+
+    @property
+    def caps(self) -> Mapping[str, Cap]:
+        """What each tier on drives can take by the room that there was at the start, by its name."""
+        found = {}
+        for index, tier in enumerate(self.lower, start=2):
+            own = [room for room in self._rooms if room.place.startswith(f"tiers[{index}].")]
+            if own:
+                found[tier.name] = cap_of(own)
+        return found
 
     @property
     def pinned(self) -> PinnedTier:
@@ -121,6 +136,9 @@ class CompositeSpec:
         # All before any is opened. The arena is not among them: its first process looks for the room.
         for index, entry in enumerate(config.tiers[2:], start=2):
             entry.probe(chunk_bytes=context.chunk_bytes, json_path=f"tiers[{index}]")
+        self._rooms = tuple(rooms(config, chunk_bytes=context.chunk_bytes).values())
+        for remark in room_remarks(self._rooms):
+            logger.warning("%s", remark)
         try:
             for index, entry in enumerate(config.tiers[1:], start=1):
                 factory = tier_factory(entry.type, entry.module_path)

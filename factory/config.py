@@ -24,6 +24,7 @@ from .drives import Directory
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
 from .recording import refuse_absent, refuse_inside
 from .registry import module_of_tier, tier_factory, tier_types
+from .room import Room, rooms_of
 from .text.wording import listed, nearest, quoted, reason_of, shown
 from .validation import import_named, joined, validated
 
@@ -96,9 +97,18 @@ def read_document(path: Path) -> Any:
         _refuse_file(path, error)
     if content is None:
         raise ConfigError("", f"{path}: not a regular file")
+    return parse_document(content, str(path))
+
+
+def parse_document(content: bytes, name: str) -> Any:
+    """Parse JSON no longer than a document may be, of which one byte more was read at most.
+
+    Raises:
+        ConfigError: it is longer, or is not JSON; says where.
+    """
     if len(content) > DOCUMENT_BYTES_MAX:
-        raise ConfigError("", f"{path}: larger than {DOCUMENT_BYTES_MAX} bytes, which no tier config is")
-    return parse_json(content, str(path))
+        raise ConfigError("", f"{name}: larger than {DOCUMENT_BYTES_MAX} bytes, which no tier config is")
+    return parse_json(content, name)
 
 
 def _beginning(path: Path) -> bytes | None:
@@ -333,3 +343,18 @@ def shortages(config: KvtierConfig, *, chunk_bytes: int) -> list[str]:
 def remarks(config: KvtierConfig) -> list[str]:
     """Say what in a resolved chain works on this machine but is probably a mistake."""
     return [remark for i, tier in enumerate(config.tiers) for remark in tier.remarks(f"tiers[{i}]")]
+
+
+def rooms(config: KvtierConfig, *, chunk_bytes: int) -> Mapping[str, Room]:
+    """The room that each drive of a resolved chain has on this machine now, by the place of its path.
+
+    Raises:
+        ConfigError: a path cannot be reached.
+    """
+    wanted = [
+        one
+        for i, tier in enumerate(config.tiers)
+        if isinstance(tier, NvmeConfig)
+        for one in tier.wanted(f"tiers[{i}]")
+    ]
+    return {room.place: room for room in rooms_of(wanted, chunk_bytes=chunk_bytes)}

@@ -9,16 +9,20 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..tiers import ConfigError
-from ..tiers.nvme.io.files import Files, allocated_bytes, free_bytes
+from ..tiers.nvme.io.files import Files
 from ..tiers.nvme.store.directory import StoreDirectory
-from ..tiers.nvme.volume.mounts import is_mount_point, mount_of
-from ..tiers.nvme.volume.probe import examined, existing
+from ..tiers.nvme.volume.mounts import is_mount_point
+from ..tiers.nvme.volume.probe import examined
+from .room import Wanted
 from .sizes import Capacity, Size
 from .text.units import Percent, format_size, size_bytes
 from .text.wording import quoted, reason_of, shown
 from .validation import refused, validated
 
 WRITABLE = os.W_OK | os.X_OK  # what it takes to make a name in a directory
+
+MOUNTS = tuple(map(Path, ("/mnt", "/media", "/data", "/srv")))  # below which drives are mounted
+MOUNT_IT = "mount it, and name a directory on it"
 
 DRIVES_MAX = 64  # of one tier: more than any machine has
 
@@ -135,52 +139,27 @@ class DriveConfig(BaseModel):
         with refused(f"{json_path}.capacity"):
             refuse_small(facts, self.capacity_bytes, chunk_bytes)
 
-    def remarks(self, json_path: str, place: str) -> list[str]:
+    def remarks(self, place: str) -> list[str]:
         """Say what works at this path but is probably a mistake."""
         with refused(place):
             mount, _, warned = examined(Files(), self.path)
-            room = _Room.of(self)
+        if self.path.is_relative_to("/dev") and mount.point == Path("/dev"):
+            return [f"{place}: {_device(self.path)} names a device, not a directory: {MOUNT_IT}"]
         said = [f"{place}: {warning}" for warning in warned]
         if mount.point == Path("/") and not warned:
             said.append(
                 f"{place}: {self.path} is on the root file system, which the whole machine needs; if a drive "
-                f'should be mounted there, add its mount point: "mount": {quoted(self.path.parent)}'
-            )
-        if self.capacity_bytes > room.whole_bytes:
-            wanted, whole, cap = map(format_size, (self.capacity_bytes, room.whole_bytes, room.cap_bytes))
-            said.append(
-                f"{json_path}.capacity: {wanted} is more than the whole file system of {self.path} "
-                f"({whole}); the tier can take {cap} at most"
+                f'should be mounted there, add its mount point: "mount": {_probable_mount(self.path)}'
             )
         return said
 
-    def detail(self) -> str:
-        """One line for people: type, device, mount point, free space, and the cap that this leaves."""
-        mount, room = mount_of(existing(self.path)), _Room.of(self)
-        point = "" if mount.point is None else f" at {mount.point}"
-        return (
-            f"{mount.kind} on {mount.device}{point}: {format_size(room.free_bytes)} of "
-            f"{format_size(room.whole_bytes)} free; the tier can take {format_size(room.cap_bytes)}"
-        )
+    def wanted(self, json_path: str, place: str) -> Wanted:
+        """The room that it wants, once resolved."""
+        return Wanted(json_path, place, self.path, self.capacity_bytes, self.reserve_bytes)
 
     def summary(self) -> str:
         sizes = f"{format_size(self.capacity_bytes)}, reserve {format_size(self.reserve_bytes)}"
         return f"{self.path}: {sizes}"
-
-
-class _Room:
-    """The room on a drive's file system now, and how much of it the drive's store can take."""
-
-    def __init__(self, whole_bytes: int, free_bytes: int, cap_bytes: int) -> None:
-        self.whole_bytes, self.free_bytes, self.cap_bytes = whole_bytes, free_bytes, cap_bytes
-
-    @staticmethod
-    def of(drive: DriveConfig) -> _Room:
-        status = os.statvfs(existing(drive.path))
-        room_bytes = free_bytes(existing(drive.path))
-        own_bytes = allocated_bytes(drive.path) if drive.path.exists() else 0
-        cap_bytes = min(drive.capacity_bytes, max(0, room_bytes + own_bytes - drive.reserve_bytes))
-        return _Room(status.f_blocks * status.f_frsize, room_bytes, cap_bytes)
 
 
 def parsed_places(value: object) -> Path | tuple[DriveConfig, ...]:
@@ -245,6 +224,19 @@ PLACES_SCHEMA = {
 }
 
 
+def _device(path: Path) -> Path:
+    """The device that a path below /dev begins with."""
+    return Path(*path.parts[:3])
+
+
+def _probable_mount(path: Path) -> str:
+    """Where a drive would be mounted that has this path, for people; where that is custom, the very place."""
+    for home in MOUNTS:
+        if path.is_relative_to(home) and path != home:
+            return quoted(Path(*path.parts[: len(home.parts) + 1]))
+    return "…"
+
+
 def refuse_below_one_chunk(
     written: int | Percent, capacity_bytes: int, chunk_bytes: int, json_path: str
 ) -> None:
@@ -259,6 +251,8 @@ def refuse_below_one_chunk(
 def _probed(path: Path, json_path: str) -> Path:
     """Return the part of `path` that exists, if this user can make or use the directory there."""
     found = _existing(path, json_path)
+    if found.is_block_device():
+        raise ConfigError(json_path, f"{_cannot(path, found)} is a device, not a directory; {MOUNT_IT}")
     if not found.is_dir():
         raise ConfigError(json_path, f"{_cannot(path, found)} is not a directory")
     if not os.access(found, WRITABLE):

@@ -5,7 +5,7 @@ The factories that open the tiers are in another module, so checking a document 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,7 +20,6 @@ from pydantic import (
 )
 
 from ..tiers import ConfigError
-from ..tiers.nvme.volume.probe import existing
 from ..tiers.nvme.wear.terms import Terms
 from ..tiers.pinned.arenafile import SHARED_MEMORY, ArenaLayout
 from ..tiers.pinned.eviction import POLICIES, EvictionPolicy, GuardedPolicy
@@ -36,6 +35,7 @@ from .drives import (
     written_places,
 )
 from .registry import policy_class
+from .room import Wanted, refuse_no_room, rooms_of
 from .sizes import Capacity, Size, WholeSize
 from .text.units import Percent, format_size, parse_size, size_bytes
 from .text.wording import shown, suggested
@@ -278,17 +278,17 @@ class NvmeConfig(TierConfig):
     def probe(self, *, chunk_bytes: int, json_path: str) -> None:
         for drive, sizes, place in self.placed(json_path):
             drive.probe(chunk_bytes=chunk_bytes, json_path=sizes, place=place)
+        refuse_no_room(rooms_of(self.wanted(json_path), chunk_bytes=chunk_bytes))
 
     def remarks(self, json_path: str) -> list[str]:
-        placed = self.placed(json_path)
-        said = [remark for drive, sizes, place in placed for remark in drive.remarks(sizes, place)]
-        return said + _of_one_file_system(placed)
+        return [remark for drive, _, place in self.placed(json_path) for remark in drive.remarks(place)]
+
+    def wanted(self, json_path: str) -> list[Wanted]:
+        """The room that each drive wants, once resolved."""
+        return [drive.wanted(sizes, place) for drive, sizes, place in self.placed(json_path)]
 
     def summary(self) -> str:
         return "; ".join(drive.summary() for drive in self.drives)
-
-    def details(self) -> list[str]:
-        return [drive.detail() for drive in self.drives]
 
     def placed(self, json_path: str) -> list[tuple[DriveConfig, str, str]]:
         """Each drive, with the places of its sizes and of its path in the document."""
@@ -296,17 +296,6 @@ class NvmeConfig(TierConfig):
             return [(self.drives[0], json_path, f"{json_path}.path")]
         places = [f"{json_path}.path[{i}]" for i in range(len(self.path))]
         return list(zip(self.drives, places, places, strict=True))
-
-
-def _of_one_file_system(placed: Sequence[tuple[DriveConfig, str, str]]) -> list[str]:
-    said, seen = [], dict[int, str]()
-    for drive, _, place in placed:
-        first = seen.setdefault(existing(drive.path).stat().st_dev, place)
-        if first != place:
-            said.append(
-                f"{place}: {drive.path} is on the same drive as {first}; it adds neither room nor speed"
-            )
-    return said
 
 
 def _resolved(size: int | Percent) -> int:

@@ -20,6 +20,8 @@ from .losses import Losses
 from .queues import Limits, TierQueue
 from .tally import Tally
 
+NOTED_AT_ONCE = 64  # some 0.2 ms of the loop's thread, after which others may have the interpreter
+
 
 class Batch(NamedTuple):
     """Chunks on their way to one tier.
@@ -62,7 +64,9 @@ class Cascades:
         self._use((1 << len(tiers)) - 1)
         self._dirty: dict[ChunkKey, Slot] = {}  # pinned: the first tier is owed them
         self._exposed: OrderedDict[ChunkKey, Slot] = OrderedDict()  # the same, not pinned
-        self.losses = Losses()
+        self._losses = Losses()
+        self._noted: dict[Slot, None] = {}  # pinned: stored, and not yet owed to any tier; in this order
+        self._is_behind = False  # with those, though some were treated
 
     @property
     def dirty_count(self) -> int:
@@ -70,13 +74,22 @@ class Cascades:
         return len(self._dirty)
 
     @property
+    def losses(self) -> Losses:
+        """What is open and what is lost of everything that was stored."""
+        self.catch_up()
+        return self._losses
+
+    @property
     def pending(self) -> dict[str, int]:
         """Chunks that each tier is owed, by its name."""
+        self.catch_up()
         return {name: queue.pending_count for name, queue in zip(self._names, self._queues, strict=True)}
 
     @property
     def may_move(self) -> bool:
         """Whether some tier is owed chunks that may move now."""
+        if self._noted:
+            return True
         for queue in self._queues:  # noqa: SIM110 - asked in every call of a server, and there is one mostly
             if queue.may_move:
                 return True
@@ -85,28 +98,53 @@ class Cascades:
     @property
     def numbers(self) -> list[int]:
         """What each tier was owed last, for `has_offered`."""
+        self.catch_up()
         return [queue.number for queue in self._queues]
 
     @property
     def retry_at_s(self) -> float | None:
-        """When some tier that failed is tried again; None where none waits for that."""
+        """When to take again, without another event: for a tier that failed, or at once for what is noted."""
+        if self._is_behind:
+            return 0.0
         times = [queue.retry_at_s for queue in self._queues if queue.retry_at_s is not None]
         return min(times, default=None)
 
     # What a tier is owed.
+
+    def note(self, slots: Iterable[Slot]) -> None:
+        """Slots were filled by a store, or named by one. They stay pinned until `catch_up` treats them so.
+
+        A server's step waits for this. What follows from it can be done by whoever looks at it first, mostly
+        the loop's thread.
+        """
+        noted, in_use, settled = self._noted, self._in_use, []
+        for slot in slots:
+            if slot in noted or slot.below & in_use == in_use:
+                settled.append(slot)
+            else:
+                noted[slot] = None
+        self._table.unpin(settled)
+
+    def catch_up(self) -> bool:
+        """Treat what was noted as stored; returns whether there was anything."""
+        noted, self._noted, self._is_behind = self._noted, {}, False
+        self._treat_as_stored(noted)
+        return bool(noted)
 
     def stored(self, slots: Sequence[Slot]) -> None:
         """Slots were filled by a store, or named by one: the tiers that lack their chunks are owed them."""
         in_use = self._in_use
         if not slots or not in_use:
             return
-        self.losses.stored([slot.key for slot in slots if not in_use & slot.below], in_use)
+        self._losses.stored([slot.key for slot in slots if not in_use & slot.below], in_use)
         for tier in _bits(in_use):
             self._owe(tier, [slot for slot in slots if not slot.below >> tier & 1])
         self._protect()
 
     def used(self, slots: Sequence[Slot]) -> None:
         """Chunks were used from their slots: what some tier lacks it is owed."""
+        if self._noted:  # these are owed in their turn
+            slots = [slot for slot in slots if slot not in self._noted]
         for tier in _bits(self._in_use):
             lacking = [slot for slot in slots if not (slot.below | slot.unfilled) >> tier & 1]
             if lacking:
@@ -134,7 +172,7 @@ class Cascades:
             self._exposed.pop(key, None)
             if queue.drop(key):
                 self._tally.count("dropped_chunks", self._names[first])
-                self.losses.failed(key, first, Failure.DROPPED)
+                self._losses.failed(key, first, Failure.DROPPED)
 
     def removed_by(self, name: str, keys: Iterable[ChunkKey]) -> None:
         """A tier reports that it has removed chunks. They are owed again when they are used."""
@@ -151,24 +189,26 @@ class Cascades:
             for queue in self._queues:
                 queue.forget(key)
             self._release([key])
-        self.losses.kept(keys)
+        self._losses.kept(keys)
 
     def forget_all(self) -> None:
         """Everything was invalidated."""
         self._clear()
-        self.losses.forget_all()
+        self._losses.forget_all()
 
     def give_up(self) -> None:
         """Nothing goes down from now on: what is not down is lost."""
-        self.losses.give_up()
+        self.catch_up()
+        self._losses.give_up()
         self._clear()
         self._use(0)
 
     def stop_using(self, name: str) -> None:
         """This tier is owed nothing from now on."""
+        self.catch_up()
         tier = self._names.index(name)
         self._queues[tier].forget_all()
-        self.losses.not_used(tier)
+        self._losses.not_used(tier)
         if tier == self._first:
             self._release([*self._dirty, *self._exposed])
         self._use(self._in_use & ~(1 << tier))
@@ -178,9 +218,16 @@ class Cascades:
     def take(self, now_s: float, *, is_urgent: bool) -> list[Batch]:
         """Take what may move now. `settle` gives each slot and key back, and `ended` each batch.
 
+        Of what was noted it treats a part; `retry_at_s` says at once then.
+
         Args:
             is_urgent: somebody waits for every chunk to be tried once, also where a tier is given a pause.
         """
+        noted = list(islice(self._noted, NOTED_AT_ONCE))
+        for one in noted:
+            del self._noted[one]
+        self._treat_as_stored(noted)
+        self._is_behind = bool(self._noted)
         batches = []
         for tier, queue in enumerate(self._queues):
             while keys := queue.take(now_s, is_urgent=is_urgent):
@@ -207,11 +254,11 @@ class Cascades:
             slot = self._table.get(key)
             if slot is not None:
                 slot.below |= 1 << tier
-        self.losses.kept(settled.stored)
+        self._losses.kept(settled.stored)
         for key in settled.declined:
-            self.losses.declined(key, tier)
+            self._losses.declined(key, tier)
         for key, reason in settled.failed.items():
-            self.losses.failed(key, tier, reason)
+            self._losses.failed(key, tier, reason)
         if tier == self._first:  # also what is tried again: a tier that fails keeps no slot from others
             self._release(key for key in keys if not self._queues[tier].waits(key))
             if self._queues[tier].is_failing:
@@ -239,9 +286,10 @@ class Cascades:
 
     def check(self) -> None:
         """Assert integrity; for tests."""
+        assert all(slot.pins for slot in self._noted), "what is noted stays"
         for queue in self._queues:
             queue.check()
-        self.losses.check()
+        self._losses.check()
         assert all(slot.pins for slot in self._dirty.values()), "a dirty slot is pinned"
         assert len(self._dirty) <= self.dirty_max
         assert not self._dirty.keys() & self._exposed.keys()
@@ -249,6 +297,11 @@ class Cascades:
         assert first is not None or not self._dirty, "slots are kept for a tier"
         if first is not None:
             assert all(key in self._queues[first] for key in (*self._dirty, *self._exposed))
+
+    def _treat_as_stored(self, noted: Collection[Slot]) -> None:
+        if noted:
+            self.stored([slot for slot in noted if _is_ready(slot)])  # others were removed meanwhile
+            self._table.unpin(noted)
 
     def _use(self, tiers: int) -> None:
         """Owe something to these tiers only, of which each has a bit."""
@@ -261,7 +314,7 @@ class Cascades:
             self._tally.count("dropped_chunks", self._names[tier], len(left_out))
             slots = [slot for slot in slots if slot.key not in left_out]
         for key in left_out:
-            self.losses.failed(key, tier, Failure.DROPPED)
+            self._losses.failed(key, tier, Failure.DROPPED)
         if tier == self._first:
             exposed = {slot.key: slot for slot in slots if slot.key not in self._dirty}
             if self._exposed or not self._keep(exposed):
@@ -304,6 +357,8 @@ class Cascades:
         self._table.unpin(slots)
 
     def _clear(self) -> None:
+        self._table.unpin(self._noted)
+        self._noted, self._is_behind = {}, False
         for queue in self._queues:
             queue.forget_all()
         self._release([*self._dirty, *self._exposed])

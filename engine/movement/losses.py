@@ -8,11 +8,14 @@ the chunk after all, as failed ones are tried again: then there is nothing to te
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 import threading
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from ...tiers.base import ChunkKey, Failure
@@ -54,6 +57,13 @@ class Told(NamedTuple):
 
     losses: dict[ChunkKey, Loss]
     reasons: Counter[Failure]
+
+
+class Undecided(NamedTuple):
+    """How many chunks are open, and which tiers may still take one of them, each as a bit."""
+
+    chunks: int
+    tiers: int
 
 
 @dataclass(slots=True)
@@ -135,6 +145,11 @@ class Losses:
         """Whether nothing is open of what was stored up to `number`."""
         oldest = next(iter(self._open.values()), None)
         return oldest is None or oldest.first > number
+
+    def open_of(self, number: int) -> Undecided:
+        """What is open of the stores up to `number`."""
+        waiting = list(takewhile(lambda one: one.first <= number, self._open.values()))
+        return Undecided(len(waiting), functools.reduce(operator.or_, (one.tiers for one in waiting), 0))
 
     # Who is told.
 

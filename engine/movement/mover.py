@@ -4,44 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...tiers.base import ChunkKey, Clears, Invalidates, RemoveReason, Tier, ability
 from ...tiers.errors import NotDurable, TierError
-from .losses import Caller
+from ...tiers.pinned.slots import SlotTier
+from ..bounded import returned
+from ..loop import LoopThread
+from .flushing import TierFlush, error_of
+from .losses import Caller, Undecided
+from .lower import LowerTiers
+from .placement import Placement
 from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
 MIRROR_S = 1.0  # a flush waits so long for tiers that are behind, once what it flushes is durable in one
+STILL_S = 60.0  # in which a tier that does not hang has taken a batch, at 1 MiB/s, or has synced what it has
+INVALIDATE_S = 30.0  # lookups miss meanwhile, in every tier; a drive's index is waited for 3 s at most
 
 
 class Mover(Transfers):
     """Flushes, removes and invalidates, beside the transfers. All its coroutines run on the loop thread."""
 
+    def __init__(
+        self,
+        placement: Placement,
+        lock: threading.Lock,
+        pinned: SlotTier,
+        lower: LowerTiers,
+        loop: LoopThread,
+    ) -> None:
+        super().__init__(placement, lock, pinned, lower, loop)
+        self._flushes = [TierFlush(tier) for tier in lower.all]
+
     async def flush(self, caller: Caller | None) -> None:
         """Return when everything that was stored so far is durable in some tier below.
 
-        What a tier chose not to keep is left out. A tier that is behind gets `MIRROR_S` more.
+        What a tier chose not to keep is left out. A tier that is behind gets `MIRROR_S` more. One that hangs
+        is not waited for without end: for `STILL_S` after it has last taken something, and as long again to
+        make that durable.
 
         Args:
             caller: who is told of what was lost; None at the end of the chain, which waits for every tier.
 
         Raises:
             NotDurable: some chunks are in no tier below, and the caller was not told of these before.
-            TierError: a tier failed to make something durable, or is not used any more. Every tier was
+            TierError: a tier failed to make something durable, hangs, or is not used any more. Every tier was
                 flushed all the same.
         """
+        losses = self._cascades.losses
         with self._lock:
-            number = self._cascades.losses.number
+            number = losses.number
         with self._urgently():
-            await self.until(lambda: self._cascades.losses.is_decided(number))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if caller is None else MIRROR_S):
-                    await self.drain()
-        await self._flush_tiers(caller, number)
+            await self._until_still(lambda: losses.is_decided(number), lambda: losses.open_of(number).chunks)
+            with self._lock:
+                hanging = losses.open_of(number)
+            if not hanging.chunks:
+                await self._mirrored(MIRROR_S if caller is not None else None)
+        await self._flush_tiers(caller, number, hanging)
 
     async def drain(self) -> None:
         """Return when every tier below was offered everything that it is owed by now."""
@@ -55,14 +78,14 @@ class Mover(Transfers):
 
         A tier that cannot be told is not used any more: it would serve chunks of the old weights.
         """
-        for tier in self._lower.tiers:
-            try:
-                await self._invalidate(tier, reason)
-            except Exception:
-                logger.exception("%s could not be told to forget its chunks; it is no longer used", tier.name)
-                self._lower.stop_using(tier)
-                with self._lock:
-                    self._cascades.stop_using(tier.name)
+        tiers = self._lower.tiers
+        errors = await asyncio.gather(
+            *(returned(self._invalidate(tier, reason), INVALIDATE_S) for tier in tiers),
+            return_exceptions=True,
+        )
+        for tier, error in zip(tiers, errors, strict=True):
+            if error is not None:
+                self._cannot_forget(tier, error)
         with self._lock:
             self._lower.invalidations -= 1
         self._pump()
@@ -75,7 +98,7 @@ class Mover(Transfers):
         """
         named = frozenset(keys)
         await self.until(lambda: not self._cascades.is_leaving(named))
-        removed = [await _error_of(tier, self._remove(tier, keys)) for tier in self._lower.tiers]
+        removed = [await error_of(tier, self._remove(tier, keys)) for tier in self._lower.tiers]
         for error in removed:
             if error is not None:
                 raise error
@@ -93,11 +116,40 @@ class Mover(Transfers):
         if self._retry is not None:
             self._retry.cancel()
 
-    async def _flush_tiers(self, caller: Caller | None, number: int) -> None:
+    async def end_flushes(self) -> None:
+        """Cancel what still makes a tier durable; returns once that has ended."""
+        await asyncio.gather(*(flush.end() for flush in self._flushes))
+
+    async def _mirrored(self, limit_s: float | None) -> None:
+        """Wait for tiers that are behind; without a limit, for as long as they take something."""
+        cascades = self._cascades
+        with self._lock:
+            has_offered = partial(cascades.has_offered, cascades.numbers)
+        if limit_s is not None:
+            await self.until(has_offered, limit_s)
+        else:
+            await self._until_still(has_offered, lambda: sum(cascades.pending.values()))
+
+    async def _until_still(self, is_so: Callable[[], bool], left: Callable[[], int]) -> None:
+        """Wait until `is_so()`, for as long as what is `left` gets less; both are asked under the lock."""
+        with self._lock:
+            before = left()
+        while not await self.until(is_so, STILL_S):
+            with self._lock:
+                now = left()
+            if now >= before:
+                return
+            before = now
+
+    async def _flush_tiers(self, caller: Caller | None, number: int, hanging: Undecided) -> None:
         flushed: list[TierError | None] = []
         if not self._stopped:
-            tiers = self._lower.tiers
-            flushed = await asyncio.gather(*(_error_of(tier, tier.flush()) for tier in tiers))
+            flushes = [flush for flush in self._flushes if flush.tier in self._lower.tiers]
+            flushed = await asyncio.gather(*(flush.error(STILL_S) for flush in flushes))
+        if hanging.chunks:
+            names = [tier.name for index, tier in enumerate(self._lower.all) if hanging.tiers >> index & 1]
+            why = f"{hanging.chunks} chunks are on their way, and none has arrived for {STILL_S:g} s"
+            raise TierError(" and ".join(names), why)
         for error in flushed:
             if error is not None:
                 raise error
@@ -115,6 +167,14 @@ class Mover(Transfers):
     def _told(self, caller: Caller | None, number: int) -> None:
         with self._lock:
             self._cascades.losses.told(caller, number)
+
+    def _cannot_forget(self, tier: Tier, error: BaseException) -> None:
+        """Use a tier no more that could not be told to forget its chunks."""
+        text = "%s could not be told to forget its chunks; it is no longer used"
+        logger.error(text, tier.name, exc_info=error)
+        self._lower.stop_using(tier)
+        with self._lock:
+            self._cascades.stop_using(tier.name)
 
     async def _invalidate(self, tier: Tier, reason: RemoveReason) -> None:
         invalidates = ability(tier, Invalidates)  # type: ignore[type-abstract]
@@ -136,15 +196,3 @@ class Mover(Transfers):
             await tier.remove(keys, RemoveReason.REQUESTED)
         with self._lock:
             self._placement.removed_below(tier.name, there)
-
-
-async def _error_of(tier: Tier, work: Awaitable[None]) -> TierError | None:
-    try:
-        await work
-    except TierError as error:
-        return error
-    except Exception as error:  # a tier of another package may raise anything
-        failed = TierError(tier.name, f"it raised {error!r}")
-        failed.__cause__ = error
-        return failed
-    return None

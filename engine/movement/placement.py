@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -101,14 +102,12 @@ def plan_store(
         held: keys of the store that have a slot, each of which is pinned.
         new: the others.
     """
-    if prompt.is_spared:
-        possible = table.room(prompt.id, len(new))
-    else:
-        possible = min(len(new), table.slots_count - table.pinned_count)
-    if possible == len(new):
+    wanted = len(new)
+    possible = table.room(prompt.id, wanted) if prompt.is_spared else min(wanted, table.idle_count)
+    if possible == wanted:
         return Take()
     own = {*held, *table.line(prompt.id)} if prompt.is_spared else set(held)
-    if len(own) + len(new) <= table.slots_count:
+    if len(own) + wanted <= table.slots_count:
         return Refuse()
     return Cut(sorted(prompt.positions[key] for key in new)[possible])
 
@@ -148,7 +147,7 @@ class Placement:
         self.batch_chunks = max(1, batch_bytes // pinned.slot_bytes)
         self._clock = clock
         # Mutable state:
-        self._promoting: dict[Slot, tuple[str, float]] = {}  # from where, and when it was queued
+        self._promoting: dict[Slot, tuple[str, float]] = {}  # from where, and when it is late
         self._to_promote: list[tuple[Tier, Slot]] = []
         self._prompts = itertools.count()
         self.epoch = 0  # rises whenever everything is invalidated
@@ -191,8 +190,9 @@ class Placement:
             return Presence.READY
         if slot.state is SlotState.GONE:
             return Presence.MISS
-        tier, since_s = self._promoting.get(slot, (self.name, self._clock()))
-        due_s = (deadlines or Deadlines(since_s, self.load_deadlines_s)).at_s(tier)
+        tier, due_s = self._promoting.get(slot, (self.name, math.inf))
+        if deadlines is not None:
+            due_s = deadlines.at_s(tier)
         return Presence.LATE if self._clock() > due_s else Presence.PENDING
 
     def supplier(self, slot: Slot) -> str:
@@ -208,10 +208,10 @@ class Placement:
         found = {key: self.pin(key) for key in below if self.table.get(key) is not None}
         slots = self._take_slots(prompt, [key for key in below if key not in found], NOBODY)[0]
         self.table.pin(slots)
-        now_s = self._clock()
+        deadlines = Deadlines(self._clock(), self.load_deadlines_s)
         for slot in slots:
             tier = below[slot.key]
-            self._promoting[slot] = tier.name, now_s
+            self._promoting[slot] = tier.name, deadlines.at_s(tier.name)
             self._to_promote.append((tier, slot))
             found[slot.key] = Found(Presence.PENDING, slot, tier.name)
         for key in below:
@@ -227,6 +227,8 @@ class Placement:
         self.table.pin(slots)  # what the store names makes no room for the rest
         try:
             plan = plan_store(self.table, prompt, list(held), new)
+            if not isinstance(plan, Take) and self.cascades.catch_up():
+                plan = plan_store(self.table, prompt, list(held), new)
             if isinstance(plan, Refuse):
                 prompt.refused_chunks = len(new)
                 return Reservation([], [], [], [], [], refused=True)
@@ -234,8 +236,12 @@ class Placement:
                 prompt.ends_at = plan.ends_at
                 _, new, left = self._sorted_out(prompt, keys)
             prompt.refused_chunks = 0
-            spare = prompt.id if prompt.is_spared else NOBODY
-            return self._reserved(prompt, held, new, left, spare)
+            reserved = self._reserved(prompt, held, new, left, prompt.id if prompt.is_spared else NOBODY)
+            if reserved.held:
+                there = [held[key] for key in reserved.held]
+                self.table.pin(there)
+                self.cascades.note(there)
+            return reserved
         finally:
             self.table.unpin(slots)
 
@@ -245,16 +251,24 @@ class Placement:
         slots = list(held.values())
         self.table.pin(slots)
         try:
-            return self._reserved(prompt, held, new, [], spare)
+            reserved = self._reserved(prompt, held, new, [], spare)
+            self.cascades.stored([held[key] for key in reserved.held])
+            return reserved
         finally:
             self.table.unpin(slots)
 
     def commit(self, slots: Sequence[Slot]) -> None:
-        stored = [slot for slot in slots if slot.state is SlotState.FILLING]
+        """Filled slots can be read from now on, and the tiers below are owed their chunks."""
+        self.note(slots)
+        self.cascades.catch_up()
+
+    def note(self, slots: Sequence[Slot]) -> None:
+        """Filled slots can be read from now on; what the tiers below are owed of it is only noted."""
+        stored = [slot.key for slot in slots if slot.state is SlotState.FILLING]
         self.tally.moved("stored", self.name, len(stored))
-        self.table.commit(slots)
-        self.tally.stored(self.name, [slot.key for slot in stored])
-        self.cascades.stored(stored)
+        self.tally.stored(self.name, stored)
+        self.table.fill(slots)
+        self.cascades.note(slots)
 
     def abandon(self, slots: Sequence[Slot]) -> None:
         self.tally.failed([slot.key for slot in slots if slot.state is SlotState.FILLING])
@@ -371,15 +385,15 @@ class Placement:
         spare: PromptId,
     ) -> Reservation:
         slots, evicted = self._take_slots(prompt, new, spare)
-        there = [slot for slot in held.values() if slot.state is SlotState.READY]
-        self.cascades.stored(there)
+        there = [key for key, slot in held.items() if slot.state is SlotState.READY]
         busy = [key for key, slot in held.items() if slot.state is SlotState.FILLING]
-        left = [*new[len(slots) :], *left]
-        return Reservation(slots, busy, left, evicted, [slot.key for slot in there])
+        return Reservation(slots, busy, [*new[len(slots) :], *left], evicted, there)
 
     def _take_slots(
         self, prompt: Prompt, keys: Sequence[ChunkKey], spare: PromptId
     ) -> tuple[list[Slot], list[ChunkKey]]:
+        if len(keys) > self.table.idle_count:
+            self.cascades.catch_up()  # which may return pins
         slots, evicted = self.table.reserve(prompt.id, keys, prompt.place(keys), spare=spare)
         if evicted:
             self.tally.count("evicted_chunks", self.name, len(evicted))

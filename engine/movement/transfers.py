@@ -72,7 +72,7 @@ class _Call:
     def begin(self, parts: int, limit_s: float, is_late: Callable[[_Call], None]) -> None:
         """Expect so many parts within the limit."""
         self._parts = self._left = parts
-        self._has_ended = False
+        self._is_late = self._has_ended = False
         self._timer = asyncio.get_running_loop().call_later(limit_s, is_late, self)
 
     def part_came_back(self) -> bool:
@@ -80,11 +80,17 @@ class _Call:
         self._left -= 1
         if not self._left:
             self._timer.cancel()
-        return not self._left and not self._has_ended
+        return self._ends()
 
-    def end_without_late_parts(self) -> bool:
-        """End the call if some part has come back; returns whether it does."""
-        self._has_ended = self._left < self._parts
+    def limit_is_over(self) -> bool:
+        """Wait from now on for one part only; returns whether the call ends, as one has come back."""
+        self._is_late = True
+        return self._ends()
+
+    def _ends(self) -> bool:
+        if self._has_ended:
+            return False
+        self._has_ended = not self._left or (self._is_late and self._left < self._parts)
         return self._has_ended
 
 
@@ -156,14 +162,22 @@ class Transfers:
 
     # --- on the loop thread -------------------------------------------------------------------------
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so()`, which is asked under the lock when something has moved or a pin is back."""
+    async def until(self, is_so: Callable[[], bool], limit_s: float | None = None) -> bool:
+        """Wait until `is_so()`, at most for `limit_s` if there is one; returns whether it is.
+
+        It is asked under the lock when something has moved or a pin is back.
+        """
 
         def asked() -> bool:
             with self._lock:
                 return is_so()
 
-        await self._waiting.until(asked)
+        try:
+            async with asyncio.timeout(None if limit_s is None else max(0.0, limit_s)):
+                await self._waiting.until(asked)
+        except TimeoutError:
+            return False
+        return True
 
     def _woken(self) -> None:
         if self._requested is Run.NOW:
@@ -300,10 +314,10 @@ class Transfers:
         """Some part of a call hangs.
 
         Where others are through, for one drive of several, it holds up no other batch. Where no part is
-        through, it is the whole tier that is slow.
+        through, it is the whole tier that is slow, until one comes back.
         """
         with self._lock:
-            if call.end_without_late_parts():
+            if call.limit_is_over():
                 self._cascades.ended(call.batch)
             else:
                 self._cascades.is_overdue(call.batch)

@@ -8,15 +8,21 @@ A command imports what it needs inside its functions, so that `kvtier --help` st
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ...tiers import ConfigError, KvtierError
-from .exits import EXIT_NO, EXIT_WRONG_INPUT
+from .completion import answer_shells, completion
+from .exits import EXIT_NO, EXIT_WRONG_INPUT, EXITS, drop_output, interruptible
 from .planning.check import check
+from .planning.explain import explain
+from .planning.init import init
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
@@ -25,15 +31,49 @@ from .store.fsck import fsck
 from .store.import_ import import_
 from .store.ls import ls
 from .store.rm import rm
+from .watching.bench import bench
+from .watching.doctor import doctor
 
-COMMANDS = (schema, check, replay, du, ls, rm, fsck, export, import_)
+COMMANDS = (
+    schema,
+    init,
+    check,
+    explain,
+    doctor,
+    bench,
+    replay,
+    du,
+    ls,
+    rm,
+    fsck,
+    export,
+    import_,
+    completion,
+)
+
+PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
+
+
+class Commands(TyperGroup):
+    """All commands: an interrupt, or a reader that leaves, ends each of them and its help alike."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with interruptible():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: Any) -> Any:
+        with interruptible():
+            return super().invoke(context)
+
 
 app = typer.Typer(
-    name="kvtier",
+    name=PROGRAM,
+    cls=Commands,
     help="Check, inspect and repair kvtier's tiers for an LLM server's KV cache.",
+    epilog="Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in EXITS.items()) + ".",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # its two options would stand in every help; `kvtier completion` is in their place
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich for help alone doubles the time it takes
 )
@@ -41,9 +81,9 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version as installed_version
+        from importlib.metadata import version
 
-        typer.echo(f"kvtier {installed_version('kvtier-core')}")
+        typer.echo(f"{PROGRAM} {version('kvtier-core')}")
         raise typer.Exit
 
 
@@ -57,19 +97,40 @@ def _options(
     pass
 
 
+def name_of(command: Callable[..., None]) -> str:
+    """What users call a command: `import` is a word of Python's."""
+    return command.__name__.rstrip("_")
+
+
 for command in COMMANDS:
-    app.command(command.__name__.rstrip("_"))(command)  # `import` is a word of Python's
+    app.command(name_of(command))(command)
 
 
 def main() -> None:
-    """Run the command line and exit: 0, 1 when the work failed, 2 when what was asked for is wrong."""
+    """Run the command line and exit with one of `EXITS`."""
+    _prepare_streams()
+    answer_shells()
     try:
-        app()
+        app(prog_name=PROGRAM)
     except KvtierError as error:
         typer.echo(str(error), err=True)
         sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_NO)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        typer.echo(error.strerror, err=True)  # status 1 would mean damage to who runs `fsck`
-        sys.exit(EXIT_WRONG_INPUT)
+        drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"{where}{error.strerror or error}", err=True)
+        sys.exit(EXIT_WRONG_INPUT)  # 1 would mean damage to who runs `fsck`
+
+
+def _prepare_streams() -> None:
+    """Open what was closed when we were started, and print what the terminal's encoding lacks as escapes.
+
+    A file of a store must not become what a program takes for our output.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -8,7 +8,9 @@ copies between the device and pinned memory, which vLLM reports itself: ``vllm:k
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,8 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata
 
-INTERVAL_S = 0.25  # a scheduler takes up to a thousand steps a second; nobody scrapes that often
+INTERVAL_S = 0.25  # nobody scrapes more often
 SETTLE_S = 5.0  # for so long an idle server goes on stepping, at a fraction of a core, for what still moves
-LOOK_EVERY_S = 0.02  # an idle server asks several times a step whether it should take another
 
 # The chain's counter -> (metric, help), each by tier.
 COUNTERS = {
@@ -146,49 +147,70 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
 class Reporter:
     """Turns the chain's totals into what changed since the last report.
 
+    To read the numbers and compare them takes longer than many a step. So that is done ahead, on another
+    thread, and a step takes what is ready.
+
     vLLM reports only while it steps, and chunks still move after its last step. So it is made to go on for a
     while, until nothing moves and all is reported.
+
+    Threads: `run` and `look` are one thread's, the loop's. The rest is the scheduler's.
     """
 
     def __init__(self, stats: Callable[[], ChainStats], clock: Callable[[], float] = time.monotonic) -> None:
         self._stats = stats
         self._clock = clock
-        # Mutable state:
+        # Of the thread that looks:
         self._reported: dict[tuple[str, ...], int] = {}  # by counter, tier, and drive
         self._told: ChainStats | None = None  # by the last report
-        self._due_at_s = 0.0
+        # Of the scheduler's thread:
         self._settles_until_s = 0.0
-        self._looked_at_s = 0.0
-        self._is_owed = False
+        # Of both, in steps that are atomic:
+        self._ready: deque[OffloadingConnectorStats] = deque()  # one at most: the next one waits for it
+        self._works = 0  # how often the server was at work
+        self._settled_works = -1  # how often it was when nothing moved and all was reported
+        self._has_stepped = False  # since the last look; some releases never ask for a report
 
     def busy(self) -> None:
         """Note that the server is at work: what this sets in motion will be reported."""
+        self._works += 1
         self._settles_until_s = self._clock() + SETTLE_S
 
     def is_owed(self) -> bool:
         """Say whether an idle server should take another step, for what still moves or is not reported."""
-        now_s = self._clock()
-        if now_s >= self._settles_until_s:
+        if self._clock() >= self._settles_until_s:
             return False
-        if now_s - self._looked_at_s >= LOOK_EVERY_S:
-            self._looked_at_s = now_s
-            stats = self._stats()
-            moves = any(stats.pending_chunks.values())
-            self._is_owed = moves or stats != self._told
-            if self._is_owed and not moves:
-                self._due_at_s = now_s  # the next step ends it
-        return self._is_owed
+        return bool(self._ready) or self._settled_works != self._works
 
     def report(self) -> OffloadingConnectorStats | None:
-        """Return the changes, or None when a report is not yet due."""
-        now_s = self._clock()
-        if now_s < self._due_at_s:
-            return None
-        self._due_at_s = now_s + INTERVAL_S
+        """Return what has changed, or None when nothing has, or nobody has looked yet."""
+        self._has_stepped = True
+        return self._ready.popleft() if self._ready else None
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self.look()
+
+    def look(self) -> None:
+        """Make the next report ready, where the server steps, took the last one, and anything changed."""
+        if self._ready or not self._has_stepped:
+            return
+        self._has_stepped, works = (
+            False,
+            self._works,
+        )  # before the numbers: what comes meanwhile is not settled
+        stats = self._stats()
+        if stats != self._told:
+            self._told = stats
+            self._ready.append(self._changes(stats))
+        elif not any(stats.pending_chunks.values()):
+            self._settled_works = works
+
+    def _changes(self, stats: ChainStats) -> OffloadingConnectorStats:
         from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 
-        stats, report = self._stats(), OffloadingConnectorStats()
-        self._told, self._is_owed = stats, False
+        report = OffloadingConnectorStats()
         for (counter, tier), total in _totals(stats).items():
             self._add(report, total, counter, tier)
         for (counter, tier, drive), total in _totals_of_drives(stats).items():

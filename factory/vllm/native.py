@@ -43,6 +43,7 @@ from ...tiers.nvme.store.namespaces import Identity
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
 from ..entries import NvmeConfig
+from ..room import cap_of, refuse_no_room, room_remarks, rooms_of
 from ..validation import validated
 from . import metrics
 from .events import offloading_events
@@ -98,6 +99,11 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._rows = primary_kv_view.cast("B")
         config = validated(NvmeConfig, {"type": "nvme", **entry}, tier_type)
         config = config.resolve(chunk_bytes=self._row_bytes, json_path=tier_type)
+        rooms = rooms_of(config.wanted(tier_type), chunk_bytes=self._row_bytes)
+        refuse_no_room(rooms)
+        for remark in room_remarks(rooms):
+            logger.warning("%s", remark)
+        cap = cap_of(rooms)
         facts = of_offloading_config(offloading_spec.config)
         fields = {**_identity(facts), "weights_epoch": str(weights_epoch)}
         context = TierContext(part_bytes=self._row_bytes, parts=1, identity=fields, json_path=tier_type)
@@ -110,7 +116,9 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._facts = TierFacts(
             tier=tier.name,
             capacity_bytes=config.capacity_bytes,
-            capacity_tokens=int(config.capacity_bytes // self._row_bytes * facts.chunk_tokens),
+            cap_bytes=cap.size_bytes,
+            bound_by=cap.bound_by,
+            capacity_tokens=int(cap.size_bytes // self._row_bytes * facts.chunk_tokens),
             chunk_bytes=self._row_bytes,
             chunk_tokens=facts.chunk_tokens,
             namespace=Identity(context.identity).digest.hex()[:NAMESPACE_DIGITS],
@@ -126,6 +134,7 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._failed_at_s: dict[OffloadKey, float] = {}  # changed on the loop thread only; the oldest first
         self._moved_us = Counter({"loaded_us": 0, "stored_us": 0})  # changed on the loop thread only
         self._reporter = metrics.Reporter(self._stats)
+        self._loop.submit(self._reporter.run())  # until the loop is closed
         self._closed = False
 
     @classmethod

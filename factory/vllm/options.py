@@ -16,6 +16,7 @@ from ...tiers.errors import ConfigError
 from ..config import KvtierConfig
 from ..entries import NvmeConfig, PinnedConfig
 from ..text.wording import listed, quoted, shown
+from ..validation import validated
 
 if TYPE_CHECKING:
     from ..composite import CompositeSpec
@@ -26,6 +27,10 @@ EXTRA = "kv_connector_extra_config"
 KEY = "kvtier"
 MODULE = "kvtier.factory.vllm"
 SPEC = "CompositeOffloadingSpec"
+TIERING_SPEC = "TieringOffloadingSpec"  # vLLM's own, below whose CPU tier kvtier's may stand
+NATIVE_TIER = "KvtierNvmeTier"
+SECONDARY = "secondary_tiers"
+CPU_BYTES = "cpu_bytes_to_use"
 CONNECTOR = "OffloadingConnector"
 CONNECTOR_MODULE = "kv_connector_module_path"
 OWN_CONNECTOR = "KvtierConnector"
@@ -54,15 +59,18 @@ _THRESHOLD = "kvtier stores every chunk that vLLM offers; remove it"
 REPLACED: Mapping[str, str] = {
     "num_cpu_blocks": _MEMORY,
     "kv_bytes_per_rank": _MEMORY,
-    "cpu_bytes_to_use": _MEMORY,
+    CPU_BYTES: _MEMORY,
     "eviction_policy": 'set "policy" of the pinned tier instead',
     "cache_policy_module_path": 'set "policy" and "policy_module_path" of the pinned tier instead',
     "store_threshold": _THRESHOLD,
     "max_tracker_size": _THRESHOLD,
-    "secondary_tiers": 'add each as an entry of "tiers" in the document instead',
+    SECONDARY: 'add each as an entry of "tiers" in the document instead',
     "backpressure": "kvtier bounds its own queues; remove it",
 }
 """What vLLM's own specs read, and where kvtier has it."""
+
+NOT_THE_TIERS = frozenset({"module_path", "weights_epoch", "backpressure"})
+"""What an entry of `KvtierNvmeTier` has beside the keys of an `nvme` tier."""
 
 _EXAMPLE = (
     f'write {{"kv_connector": "{CONNECTOR}", "kv_role": "kv_both", "{EXTRA}": {{"spec_module_path": '
@@ -96,9 +104,38 @@ def extra_of_transfer(config: Any) -> Mapping[str, Any]:
     extra = config.get(EXTRA)
     if not isinstance(extra, Mapping):
         raise ConfigError(EXTRA, f"is missing or not an object; {_EXAMPLE}")
+    if config.get("kv_connector") == CONNECTOR and native_entries(extra):
+        return extra
     _expect(extra, "spec_name", SPEC, f"{EXTRA}.")
     _expect(extra, "spec_module_path", MODULE, f"{EXTRA}.")
     return extra
+
+
+def native_entries(extra: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The entries of kvtier's NVMe tier below vLLM's own CPU tier, by their place; none for a chain."""
+    entries = extra.get(SECONDARY) if extra.get("spec_name") == TIERING_SPEC else None
+    return {
+        f"{EXTRA}.{SECONDARY}[{index}]": entry
+        for index, entry in enumerate(entries if isinstance(entries, list) else ())
+        if isinstance(entry, Mapping) and entry.get("type") == NATIVE_TIER
+    }
+
+
+def document_of_native(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chain's document would say of vLLM's CPU tier and of kvtier's tiers below it.
+
+    Raises:
+        ConfigError: the size of vLLM's tier is missing, or one of kvtier's entries is wrong.
+    """
+    if extra.get(CPU_BYTES) is None:
+        raise ConfigError(f"{EXTRA}.{CPU_BYTES}", "is missing; set it to the size of vLLM's CPU tier")
+    tiers: list[Mapping[str, Any]] = [{"type": "gpu"}, {"type": "pinned", "capacity": extra[CPU_BYTES]}]
+    for place, entry in native_entries(extra).items():
+        _expect(entry, "module_path", MODULE, f"{place}.")
+        own = {key: value for key, value in entry.items() if key not in NOT_THE_TIERS} | {"type": "nvme"}
+        validated(NvmeConfig, own, place)
+        tiers.append(own)
+    return {"version": 1, "tiers": tiers}
 
 
 def _one_of_several(extra: Any) -> Any:

@@ -17,7 +17,9 @@ from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
 from ..composite import CompositeSpec
+from ..room import Cap
 from .identity import warn_of_random_hashes
+from .metrics import Reporter
 from .scheduling.placement import ServerPlacement
 from .scheduling.progress import Progress
 from .telling.facts import NAMESPACE_DIGITS, TierFacts
@@ -124,7 +126,13 @@ class SchedulerSide:
         self.tiers = self._facts(composite, geometry.chunk_tokens)
         log.info("%s", start_line(self.tiers, self.chain.stats()))
         self._saved = SavedLines(self.chain.stats, geometry.chunk_tokens, log)
-        self._saying = self._lifetime.loop.submit(self._saved.run())
+        self._telling = [self._lifetime.loop.submit(self._saved.run())]
+
+    def reporter(self) -> Reporter:
+        """Begin to make reports of the tiers' numbers."""
+        reporter = Reporter(self.chain.stats)
+        self._telling.append(self._lifetime.loop.submit(reporter.run()))
+        return reporter
 
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
@@ -133,7 +141,8 @@ class SchedulerSide:
         """
         if self._refusal_logger is not None:
             self._refusal_logger.removeFilter(self._refusals)
-        self._saying.cancel()
+        for telling in self._telling:
+            telling.cancel()
         self._saved.say()
         if self._recorder is not None:
             self._recorder.close()
@@ -154,15 +163,19 @@ class SchedulerSide:
         return Recorder(composite.trace, sizes, lambda key: group_of(key) == group)
 
     def _facts(self, composite: CompositeSpec, chunk_tokens: float) -> list[TierFacts]:
-        chunk_bytes = composite.pinned.slot_bytes
+        chunk_bytes, stats = composite.pinned.slot_bytes, self.chain.stats()
+        capacities = {name: tier.capacity_bytes for name, tier in stats.tiers.items()}
+        caps = {name: Cap(size, "capacity") for name, size in capacities.items()} | dict(composite.caps)
         return [
             TierFacts(
                 tier=name,
-                capacity_bytes=stats.capacity_bytes,
-                capacity_tokens=int(stats.capacity_bytes // chunk_bytes * chunk_tokens),
+                capacity_bytes=capacity_bytes,
+                cap_bytes=caps[name].size_bytes,
+                bound_by=caps[name].bound_by,
+                capacity_tokens=int(caps[name].size_bytes // chunk_bytes * chunk_tokens),
                 chunk_bytes=chunk_bytes,
                 chunk_tokens=chunk_tokens,
                 namespace=composite.namespace.hex()[:NAMESPACE_DIGITS],
             )
-            for name, stats in self.chain.stats().tiers.items()
+            for name, capacity_bytes in capacities.items()
         ]

@@ -102,7 +102,7 @@ def test_vllm_takes_the_transfer_configs() -> None:
         ("console", "", "$ rm -r /mnt/nvme0/kvtier", "no rule covers this command: rm"),
         ("console", "", "$ kvtier chekc /etc/kvtier/tiers.json", "No such command"),
         ("console", "exit 1", "$ kvtier du /mnt/nvme0/kvtier", "exits with 0, not 1"),
-        ("console", "", "$ kvtier rm /mnt/nvme0/kvtier --all\nremoved 41 chunks, 640KiB", "removed 40"),
+        ("console", "", "$ kvtier rm /mnt/nvme0/kvtier --all --yes\nremoved 41 chunks, 640KiB", "removed 40"),
         ("console", "figures differ", "$ kvtier du /mnt/nvme0/kvtier\nread back  1KiB", "allocated"),
         ("console", "not run: no model", "$ vllm serve M --kv-transfer-config '{}'", "kv_connector"),
         ("python", "", "from kvtier.engine import NoSuchEngine", "NoSuchEngine"),

@@ -8,10 +8,13 @@ import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.movement import cascades as cascades_module
 from kvtier.engine.movement import transfers as transfers_module
+from kvtier.engine.movement.losses import calling
 from kvtier.engine.movement.placement import Found, Presence
 from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill, TierRate
 from kvtier.engine.movement.worth import Computing
+from kvtier.tiers.errors import NotDurable
 from kvtier.tiers.testing import MemoryTier, pattern
 
 
@@ -42,6 +45,102 @@ def test_what_a_step_commits_moves_though_no_other_step_follows(rig: Rig) -> Non
     rig.chain.commit_in_step(rig.chain.reserve(rig.chain.new_prompt(), [b"a"]).slots)
     rig.drain()
     assert rig.lower.log == [("store", (b"a",))]
+
+
+@pytest.fixture
+def stepping(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A chain within a step: nothing of what is stored moves unless somebody asks."""
+    monkeypatch.setattr(transfers_module, "AFTER_STEP_S", 3600.0)
+    return rig
+
+
+def stored_in_step(rig: Rig, keys: Sequence[bytes]) -> None:
+    slots = rig.chain.reserve(rig.chain.new_prompt(), keys).slots
+    assert [slot.key for slot in slots] == list(keys)
+    rig.chain.commit_in_step(slots)
+
+
+def test_what_a_step_stored_is_found_at_once_and_counts_as_owed(stepping: Rig) -> None:
+    stored_in_step(stepping, [b"a", b"b"])
+    found = [stepping.chain.pin(key) for key in (b"a", b"b")]
+    assert [one.presence for one in found] == [Presence.READY] * 2
+    stepping.chain.release([one.slot for one in found if one.slot is not None])
+    stats = stepping.chain.stats()
+    assert stats.pending_chunks == {"memory": 2}
+    assert stats.tiers["pinned"].counters["stored_chunks"] == 2
+    stepping.chain.check()
+
+
+def test_a_flush_covers_what_a_step_stored_before_it(stepping: Rig) -> None:
+    stored_in_step(stepping, [b"a"])
+    stored_in_step(stepping, [b"b"])
+    stepping.loop.submit(stepping.chain.mover.flush(calling())).result(5)
+    assert [key for call, keys in stepping.lower.log if call == "store" for key in keys] == [b"a", b"b"]
+    assert stepping.lower.log[-1] == ("flush", ())
+
+
+def test_a_flush_tells_of_what_a_step_stored_before_the_end(stepping: Rig) -> None:
+    stored_in_step(stepping, [b"a"])
+    stepping.loop.submit(stepping.chain.mover.stop()).result(5)
+    with pytest.raises(NotDurable) as error:
+        stepping.loop.submit(stepping.chain.mover.flush(calling())).result(5)
+    assert set(error.value.keys) == {b"a"}
+
+
+def test_what_a_step_stored_first_goes_down_first_also_where_the_step_names_the_rest_again(
+    stepping: Rig,
+) -> None:
+    prompt = stepping.chain.new_prompt()
+    stepping.chain.commit_in_step(stepping.chain.reserve(prompt, [b"a", b"b"]).slots)
+    assert stepping.chain.reserve(prompt, [b"b"]).held == [b"b"]
+    stepping.chain.touch(prompt, [b"b"])
+    stepping.drain()
+    assert stepping.lower.log == [("store", (b"a",)), ("store", (b"b",))]
+    assert stepping.chain.stats().pinned_slots == 0
+
+
+@pytest.fixture
+def wide() -> Iterator[Rig]:
+    yield from rigged(20)
+
+
+def test_what_a_large_step_stored_is_owed_part_by_part_and_comes_down_in_its_order(
+    wide: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cascades_module, "NOTED_AT_ONCE", 3)
+    keys = [b"%03d" % number for number in range(20)]
+    stored_in_step(wide, keys)
+    wide.chain.start_queued()
+    wide.loop.submit(wide.chain.mover.until(lambda: len(wide.lower.chunks) == len(keys))).result(5)
+    assert [key for call, stored in wide.lower.log if call == "store" for key in stored] == keys
+
+
+@pytest.mark.parametrize("goes", ["removed", "invalidated"])
+def test_what_a_step_stored_and_is_gone_again_reaches_no_tier(stepping: Rig, goes: str) -> None:
+    stored_in_step(stepping, [b"a"])
+    if goes == "removed":
+        stepping.loop.submit(stepping.chain.remove([b"a"])).result(5)
+    else:
+        stepping.chain.invalidate()
+    stored_in_step(stepping, [b"b"])
+    stepping.drain()
+    assert stepping.lower.log == [("store", (b"b",))]
+    assert stepping.chain.stats().pinned_slots == 0
+    stepping.chain.check()
+
+
+def test_what_a_step_stored_makes_room_as_far_as_no_tier_may_keep_it(stepping: Rig) -> None:
+    stored_in_step(stepping, [b"a", b"b", b"c", b"d"])
+    reserved = stepping.chain.reserve(stepping.chain.new_prompt(), [b"x", b"y"])
+    assert not reserved.refused
+    assert len(reserved.evicted) == 2, "half of the slots may be kept for a tier"
+    stepping.chain.abandon(reserved.slots)
+    stored_in_step(stepping, [b"e", b"f"])
+    stepping.lower.chunks[b"z"] = pattern(b"z", SLOT_BYTES)
+    found = stepping.chain.promote(stepping.chain.new_prompt(), b"z")
+    assert found.presence is Presence.PENDING
+    assert found.slot is not None
+    stepping.chain.release([found.slot])
 
 
 def test_a_fetch_starts_what_a_step_has_queued(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from kvtier.engine import OffloadEngine
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
+ENGINES = 6
 KEYS = [b"key-%02d" % i for i in range(20)]
 
 # The hook keeps the interpreter alive until the tier's own upkeep would have failed for want of threads.
@@ -49,6 +51,35 @@ def test_an_engine_that_was_closed_is_not_warned_of() -> None:
     engine.close()
     del engine
     gc.collect()
+
+
+@pytest.mark.slow
+def test_engines_that_were_used_and_closed_leave_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing at all for each of them: a process may open engines for as long as it lives."""
+    caplog.set_level(logging.CRITICAL)  # a line that is captured is an object, too
+    for _ in range(2):  # what is made once
+        use_one(tmp_path / "nvme")
+    before = objects_count()
+    for _ in range(ENGINES):
+        use_one(tmp_path / "nvme")
+    assert objects_count() - before < ENGINES
+
+
+def use_one(path: Path) -> None:
+    rig = EngineRig(config(path))
+    rig.store(KEYS[:4])
+    rig.engine.reset().wait(WAIT_S)
+    rig.store(KEYS[:4])
+    rig.engine.flush(WAIT_S)
+    rig.engine.clear().wait(WAIT_S)
+    rig.engine.close()
+
+
+def objects_count() -> int:
+    gc.collect()
+    return len(gc.get_objects())
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ import pytest
 from faults import HangingFiles, fault
 from nvme_rig import CHUNK_BYTES, filled, keys_of, opened, right, stored
 
+from kvtier.engine.movement.flushing import TierFlush
 from kvtier.tiers.breaker import Breaker, BreakerState
 from kvtier.tiers.testing import aligned_buffers
 
 SLOW_S = 10.0
+AT_ONCE_S = 0.01
 OLD, NEW = keys_of(0, 8), keys_of(100, 8)
 
 
@@ -61,7 +63,7 @@ async def test_a_call_hangs(tmp_path: Path, call: str) -> None:
 
 @fault(
     "a sync hangs",
-    sees="stores and loads go on; `flush` waits",
+    sees="stores and loads go on; `flush` raises after a minute, and names the tier",
     loses="nothing",
     heals="by itself, once it has returned",
 )
@@ -72,13 +74,16 @@ async def test_a_sync_hangs(tmp_path: Path) -> None:
         await stored(tier, OLD)
         files.call = "sync_data"
         files.gate.clear()
-        flush = asyncio.ensure_future(tier.flush())
+        flush = TierFlush(tier)
+        under_way = asyncio.ensure_future(flush.error(SLOW_S))
         await asyncio.to_thread(files.waits.wait)
         await stored(tier, NEW)
         assert await right(tier, OLD + NEW) == OLD + NEW
-        assert not flush.done()
+        assert not under_way.done()
+        assert "nvme: it has not confirmed" in str(await flush.error(AT_ONCE_S))
         files.gate.set()
-        await flush
+        assert await under_way is None
+        assert await flush.error(SLOW_S) is None
     finally:
         files.gate.set()
         await tier.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from chain_rig import SLOT_BYTES, Rig
 
+from kvtier.engine.movement.placement import Presence
 from kvtier.engine.movement.prompts import GroupOf, one_group
-from kvtier.engine.movement.rates import MeasuredPrefill
+from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill, MeasuredPrefill
+from kvtier.engine.movement.worth import Computing
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement, StorePlan, Told
 from kvtier.factory.vllm.scheduling.progress import Progress
 from kvtier.tiers.base import ChunkKey
@@ -89,3 +92,26 @@ class Server:
 
     def dropped(self) -> int:
         return self.rig.chain.stats().tiers["pinned"].counters["dropped_chunks"]
+
+
+class Slow:
+    """A server that computes a chunk a second, over a tier that takes so long for one as the test says."""
+
+    def __init__(self, server: Server, chunk_s: float) -> None:
+        self.server = server
+        self.chain = server.rig.chain
+        self.chain._advisor.computing = Computing(CHUNK_TOKENS, GivenPrefill(CHUNK_TOKENS))
+        self.rate, chunks = self.chain._lower.rates["memory"], KNOWN_FROM_BYTES // SLOT_BYTES + 1
+        self.rate.began(time.monotonic() - chunk_s * chunks)
+        self.rate.ended(time.monotonic(), chunks * SLOT_BYTES)
+
+    def answers(
+        self, request: str, keys: list[bytes], below: Collection[str] | None = None
+    ) -> list[Presence]:
+        """Ask as the server does, which tells where the chunks of the prompt end."""
+        ends = {key: number * CHUNK_TOKENS for number, key in enumerate(keys, start=1)}
+        lookup = self.server.placement.lookup
+        return [lookup(request, key, below, told=ends[key], ends=ends) for key in keys]
+
+    def declined(self) -> int:
+        return self.chain.stats().tiers["memory"].counters["declined_chunks"]

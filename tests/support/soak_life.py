@@ -6,6 +6,7 @@ promises and finds wrong it says on a pipe, a JSON line each, written at once: s
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ import select
 import threading
 import time
 import traceback
+import weakref
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -32,6 +34,7 @@ from kvtier.tiers.nvme import tier as nvme_tier
 LIFE_S = (0.5, 5.0)  # of an engine
 REST_S = 30.0  # for what has to come to an end once nothing goes wrong any more
 ANSWER_S = 0.05
+M_ARENA_MAX = -8  # of malloc.h
 
 
 class Pipe:
@@ -107,12 +110,17 @@ class Life:
         while True:
             for share in shares:
                 share.pending.clear()  # a flush of the next engine says nothing of this one's
-            leaves = Session(world, self._slot, weather, shares, self._random, self._pipe).lead()
+            session = Session(world, self._slot, weather, shares, self._random, self._pipe)
+            leaves, closed = session.lead()
+            del session
             for name, hits in weather.seen.items():
                 self._pipe.say(count=f"fault {name}", by=hits)
             weather.seen.clear()
             weather.calm.set()
             self._rest()
+            gc.collect()  # the thread that ended last may have been in it
+            if closed() is not None:
+                self._pipe.say(wrong="an engine that was closed is kept alive by something")
             weather.calm.clear()
             if leaves:
                 return
@@ -136,8 +144,9 @@ class Life:
                 self._baseline = held
                 break
             time.sleep(ANSWER_S)
-        rss = psutil.Process().memory_info().rss
-        self._pipe.tell_counts(rss=rss, at_s=time.monotonic() - self._began_s)
+        memory = psutil.Process().memory_info()
+        own_bytes = memory.rss - memory.shared  # pages of files are no growth
+        self._pipe.tell_counts(own_bytes=own_bytes, at_s=time.monotonic() - self._began_s)
 
 
 class Session:
@@ -157,10 +166,13 @@ class Session:
         self._shares, self._gate = shares, Gate()
         self._resets = 0
 
-    def lead(self) -> bool:
-        """Use an engine for a while, and close it; returns whether the world is to be left."""
-        engine = self._opened()
-        if engine is None:
+    def lead(self) -> tuple[bool, weakref.ref[OffloadEngine]]:
+        """Use an engine for a while, and close it; returns whether to leave the world, and the engine."""
+        engine = self._engine()
+        return self._used(engine), weakref.ref(engine)
+
+    def _used(self, engine: OffloadEngine) -> bool:
+        if not self._is_registered(engine):
             return self._leaves(0.1)
         users = self._users(engine)
         for user in users:
@@ -179,24 +191,26 @@ class Session:
             self._end_at_once(engine, users)
         return leaves
 
-    def _opened(self) -> OffloadEngine | None:
-        """An engine; None where the weather does not let one start."""
+    def _engine(self) -> OffloadEngine:
         world = self._world
         count = USERS * CHUNKS_EACH * world.blocks_per_chunk
         self._tensors = [
             torch.full((count, BLOCK_BYTES), USED_OTHERWISE, dtype=torch.uint8) for _ in range(LAYERS)
         ]
-        engine = OffloadEngine.open(
+        return OffloadEngine.open(
             world.document(), world.namespace(self._slot), events=self._random.random() < 0.5
         )
+
+    def _is_registered(self, engine: OffloadEngine) -> bool:
+        """Start its tiers; False where the weather does not let them start."""
         try:
-            engine.register_kv_caches(self._tensors, blocks_per_chunk=world.blocks_per_chunk)
+            engine.register_kv_caches(self._tensors, blocks_per_chunk=self._world.blocks_per_chunk)
         except TierUnavailable:
             self._pipe.say(count="failed_starts")
             engine.close()
-            return None
+            return False
         self._pipe.say(count="starts")
-        return engine
+        return True
 
     def _users(self, engine: OffloadEngine) -> list[User]:
         per_chunk = self._world.blocks_per_chunk
@@ -270,7 +284,13 @@ class Session:
 
 
 def led(slot: int, seed: int, orders_fd: int, answers_fd: int) -> None:
-    """Lead the life of one process until its parent has gone."""
+    """Lead the life of one process until its parent has gone.
+
+    By default glibc keeps what threads free in 8 arenas a core, each for the threads that come to use it: so
+    a process grows for its first 250 engines, whether or not they leave anything. With one arena what is
+    freed is used again, and what grows is what nobody has freed.
+    """
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     pipe = Pipe(orders_fd, answers_fd)
     try:
         Life(slot, seed, pipe).lead()

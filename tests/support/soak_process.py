@@ -80,10 +80,10 @@ def _become(
 
 
 class Sample(NamedTuple):
-    """What a process takes of memory at a moment when it has no engine."""
+    """What memory a process has for itself, beside that of files, at a moment when it has no engine."""
 
     at_s: float
-    rss_bytes: int
+    own_bytes: int
 
 
 class Member:
@@ -112,8 +112,8 @@ class Member:
         self.durable.difference_update(line.get("removing", ()))
         self.gone.update(line.get("removed", ()))
         self.durable.update(line.get("durable", ()))
-        if "rss" in line:
-            self.samples.append(Sample(line["at_s"], line["rss"]))
+        if "own_bytes" in line:
+            self.samples.append(Sample(line["at_s"], line["own_bytes"]))
         if "left" in line:
             self.is_in_world = False
 
@@ -128,6 +128,6 @@ class Member:
         mean_s, mean_bytes = (sum(column) / len(late) for column in zip(*late, strict=True))
         spread = sum((sample.at_s - mean_s) ** 2 for sample in late)
         slope: float = (
-            sum((sample.at_s - mean_s) * (sample.rss_bytes - mean_bytes) for sample in late) / spread
+            sum((sample.at_s - mean_s) * (sample.own_bytes - mean_bytes) for sample in late) / spread
         )
         return 60.0 * slope

@@ -133,7 +133,7 @@ def test_memory_that_grows_for_half_of_a_life_is_told_from_what_is_made_once() -
     steady = [Sample(at * life_s / 50, 1000 + min(at, 20) * 50) for at in range(51)]
     member.samples = steady
     assert member.growth_bytes_per_min() == pytest.approx(0)
-    member.samples = [sample._replace(rss_bytes=int(100 * sample.at_s)) for sample in steady]
+    member.samples = [sample._replace(own_bytes=int(100 * sample.at_s)) for sample in steady]
     assert member.growth_bytes_per_min() == pytest.approx(6000, rel=0.01)
     member.samples = steady[:20]
     assert member.growth_bytes_per_min() is None

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _NOTE_LENGTH = struct.Struct("<I")
 NOTE_BYTES_MAX = mmap.PAGESIZE - NOTE_OFFSET - _NOTE_LENGTH.size
 
+FEW_SLOTS = 128  # so many are marked one by one sooner than numpy is called, which a server's step finds cold
+
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
 
@@ -41,6 +43,10 @@ class _Views(NamedTuple):
     stores_done: npt.NDArray[np.uint32]
     loads_done: npt.NDArray[np.uint32]
     store_failed: npt.NDArray[np.uint8]
+    # The same, a rank each, for few slots at a time:
+    stores_by_rank: tuple[memoryview, ...]
+    loads_by_rank: tuple[memoryview, ...]
+    failed_by_rank: tuple[memoryview, ...]
 
 
 class Arena:
@@ -160,16 +166,29 @@ class Arena:
     def store_ended(self, slots: npt.NDArray[np.integer], rank: int, *, failed: bool) -> None:
         """Mark that this rank's copies into these slots have ended; each slot once."""
         views = self._open()
-        views.store_failed[rank, slots] = failed
-        views.stores_done[rank, slots] += np.uint32(1)
+        if len(slots) > FEW_SLOTS:
+            views.store_failed[rank, slots] = failed
+            views.stores_done[rank, slots] += np.uint32(1)
+            return
+        marks, done = views.failed_by_rank[rank], views.stores_by_rank[rank]
+        for slot in slots.tolist():
+            marks[slot] = failed
+            done[slot] = (done[slot] + 1) % 2**32
 
     def load_ended(self, slots: npt.NDArray[np.integer], rank: int) -> None:
         """Mark that this rank's copies from these slots have ended."""
-        np.add.at(self._open().loads_done[rank], slots, 1)
+        views = self._open()
+        if len(slots) > FEW_SLOTS:
+            np.add.at(views.loads_done[rank], slots, 1)
+            return
+        done = views.loads_by_rank[rank]
+        for slot in slots.tolist():
+            done[slot] = (done[slot] + 1) % 2**32
 
     def stores_failed(self, indexes: Sequence[int]) -> list[bool]:
         """Say for each slot whether the last store into it failed on some rank."""
-        return [bool(marks.any()) for marks in self._open().store_failed[:, indexes].T]
+        ranks = self._open().failed_by_rank
+        return [any(marks[index] for marks in ranks) for index in indexes]
 
     def transfers_done(self, index: int, *, stores: int, loads: int) -> bool:
         """Say whether every rank has ended this many stores and loads of a slot, counted modulo 2**32.
@@ -252,12 +271,17 @@ def _unavailable(what: str) -> Iterator[None]:
 
 def _views(layout: ArenaLayout, mapping: mmap.mmap) -> _Views:
     shape = layout.ranks, layout.slot_count
-    stores = mmap.PAGESIZE
-    loads = stores + layout.counters_bytes
-    failed = loads + layout.counters_bytes
+    stores_at = mmap.PAGESIZE
+    loads_at = stores_at + layout.counters_bytes
+    stores = np.ndarray(shape, np.uint32, mapping, stores_at)
+    loads = np.ndarray(shape, np.uint32, mapping, loads_at)
+    failed = np.ndarray(shape, np.uint8, mapping, loads_at + layout.counters_bytes)
     return _Views(
         slots=memoryview(mapping)[layout.slots_offset :],
-        stores_done=np.ndarray(shape, np.uint32, mapping, stores),
-        loads_done=np.ndarray(shape, np.uint32, mapping, loads),
-        store_failed=np.ndarray(shape, np.uint8, mapping, failed),
+        stores_done=stores,
+        loads_done=loads,
+        store_failed=failed,
+        stores_by_rank=tuple(memoryview(marks) for marks in stores),
+        loads_by_rank=tuple(memoryview(marks) for marks in loads),
+        failed_by_rank=tuple(memoryview(marks) for marks in failed),
     )

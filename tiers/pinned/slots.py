@@ -90,6 +90,11 @@ class SlotTable:
         """Slots that somebody holds a pin on."""
         return self._pinned_count
 
+    @property
+    def idle_count(self) -> int:
+        """Slots that nobody holds a pin on, free ones among them."""
+        return self.slots_count - self._pinned_count
+
     def line(self, prompt: PromptId) -> Collection[ChunkKey]:
         """The readable chunks that the prompt was the last one to use."""
         return self._policy.line(prompt)
@@ -103,7 +108,7 @@ class SlotTable:
 
         The line is walked only where that decides.
         """
-        possible = self.slots_count - self._pinned_count
+        possible = self.idle_count
         if wanted <= len(self._free):
             return wanted
         line = self._policy.line(prompt)
@@ -141,8 +146,8 @@ class SlotTable:
         self._pinned_count += len(slots)
         return slots, evicted
 
-    def commit(self, slots: Sequence[Slot]) -> None:
-        """The slots are filled: readable from now on, the filler's pin returned."""
+    def fill(self, slots: Iterable[Slot]) -> None:
+        """The slots are filled: readable from now on. The filler keeps its pin."""
         ready: dict[PromptId, list[Slot]] = {}
         for slot in slots:
             if slot.state is SlotState.FILLING:
@@ -151,6 +156,10 @@ class SlotTable:
         for prompt, filled in ready.items():
             keys, positions = [slot.key for slot in filled], [slot.position for slot in filled]
             self._policy.insert(prompt, keys, positions)
+
+    def commit(self, slots: Sequence[Slot]) -> None:
+        """The slots are filled: readable from now on, the filler's pin returned."""
+        self.fill(slots)
         self.unpin(slots)
 
     def pin(self, slots: Iterable[Slot]) -> None:
@@ -205,7 +214,7 @@ class SlotTable:
     def _make_room(self, count: int, spare: PromptId) -> list[ChunkKey]:
         missing = count - len(self._free)
         if missing > 0:
-            missing = min(missing, self.slots_count - self._pinned_count - len(self._free))
+            missing = min(missing, self.idle_count - len(self._free))
         if missing <= 0:  # none is needed, or none can be found
             return []
         victims = self._policy.evict(missing, self._is_idle, spare=spare)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from ..exits import interruptible
 from ..output import AsJson, emit
 
 if TYPE_CHECKING:
@@ -105,15 +104,14 @@ def replay(
     asked = _Asked(
         sweep or ("pinned" if plot_file else None), compare, jobs or len(os.sched_getaffinity(0)), as_json
     )
-    with interruptible():
-        read, plan = _planned(
-            trace,
-            config,
-            lambda found: _ids(found, tokens_per_id, chunk_tokens, chunk_bytes),
-            step_tokens,
-            lambda tokens: _speeds(tokens, prefill_tokens_per_s, load_bytes_per_s, alone=compare),
-        )
-        _replay(read, plan, asked, prefill_tokens_per_s, trace, config, plot_file)
+    read, plan = _planned(
+        trace,
+        config,
+        lambda found: _ids(found, tokens_per_id, chunk_tokens, chunk_bytes),
+        step_tokens,
+        lambda tokens: _speeds(tokens, prefill_tokens_per_s, load_bytes_per_s, alone=compare),
+    )
+    _replay(read, plan, asked, prefill_tokens_per_s, trace, config, plot_file)
 
 
 class _Asked(NamedTuple):
@@ -172,10 +170,11 @@ def _planned(
     speeds_of: Callable[[int], Speeds | None],
 ) -> tuple[Trace, ReplayPlan]:
     from ....engine.replay.trace import read_trace
-    from ...config import load_config
+    from ...config import parse_config
+    from ..input import read_json
     from .replay_plan import plan_replay
 
-    document = load_config(config)
+    document = parse_config(read_json(config))
     read = read_trace(trace)
     ids = ids_of(read)
     step_keys = max(1, step_tokens // ids.tokens) if step_tokens else None

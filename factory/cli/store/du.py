@@ -26,7 +26,9 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
-        emit("du", {"stores": [{"path": str(path), **asdict(usage)} for path, usage in found.items()]})
+        from ..shapes import Du, StoreUsage
+
+        emit("du", Du(tuple(StoreUsage(**asdict(usage), path=str(path)) for path, usage in found.items())))
         return
     for path, usage in found.items():
         if len(found) > 1:
@@ -49,6 +51,7 @@ def _print(found: Usage) -> None:
     print_pairs(
         ("allocated", f"{format_size(found.allocated_bytes)} of {format_size(found.capacity_bytes)}"),
         *((f"  {part}", format_size(size)) for part, size in found.parts.items()),
+        ("cap", _cap(found)),
         ("chunks", f"{found.live_chunks}, {format_size(found.live_bytes)}"),
         ("read back", f"{format_size(found.useful_bytes)} ({share:.1f}%)"),
         ("segments", ", ".join(f"{count} {state}" for state, count in found.segments.items() if count)),
@@ -56,6 +59,14 @@ def _print(found: Usage) -> None:
         ("written", f"{format_size(found.written_bytes)}, {_a_day(found)}"),
         *((("endurance", _life(found)),) if found.endurance_bytes else ()),
     )
+
+
+def _cap(found: Usage) -> str:
+    cap, free = format_size(found.cap_bytes), f"{format_size(found.free_bytes)} are free"
+    if found.bound_by == "capacity":
+        return f"{cap}; {free}"
+    reserve = f"what the reserve of {format_size(found.reserve_bytes)} needs"
+    return f"{cap} ({format_size(found.capacity_bytes)}, less {reserve}: {free})"
 
 
 def _a_day(found: Usage) -> str:

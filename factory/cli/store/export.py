@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ....tiers.nvme.admin.packing import Begun, Packed
     from ....tiers.nvme.admin.prune import Chosen
     from ....tiers.nvme.store.opening import Store
+    from ..shapes import Export
 
 
 def export(
@@ -60,7 +60,7 @@ def export(
         chosen = _chosen(store, namespace, key_prefix)
         packed = _packed(store, chosen, newest_bytes, output, resume)
     if as_json:
-        emit("export", {"path": str(path), "namespace": chosen.digest.hex(), **packed._asdict()})
+        emit("export", _shape(path, chosen, packed))
     else:
         typer.echo(_as_text(packed), err=output is None)
     if packed.damaged_chunks:
@@ -91,6 +91,8 @@ def _chosen(store: Store, namespace: str | None, key_prefix: str | None) -> Chos
 def _packed(
     store: Store, chosen: Chosen, newest_bytes: int | None, output: Path | None, resume: bool
 ) -> Packed:
+    import asyncio
+
     from ....tiers.nvme.admin.packing import head_of, pack
 
     with _target(output, resume) as file, progress("packing") as bar:
@@ -141,6 +143,12 @@ def _target(output: Path | None, resume: bool) -> Iterator[IO[bytes]]:
         raise ConfigError("--output", f"{output} is there; --resume goes on with it") from error
     except OSError as error:
         raise KvtierError(f"{output}: {error.strerror or error}") from error
+
+
+def _shape(path: Path, chosen: Chosen, packed: Packed) -> Export:
+    from ..shapes import Export
+
+    return Export(path=str(path), namespace=chosen.digest.hex(), **packed._asdict())
 
 
 def _as_text(packed: Packed) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ....tiers import KvtierError
-from ..exits import EXIT_NO, EXIT_WRONG_INPUT, interruptible
+from ..exits import EXIT_NO, EXIT_WRONG_INPUT
 from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store, say_from_checkpoint
+from .owner import as_owner
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.finding import Report
+    from ..shapes import Fsck
 
 
 def fsck(
@@ -35,7 +38,7 @@ def fsck(
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_WRONG_INPUT) from None
     if as_json:
-        emit("fsck", _as_json(report))
+        emit("fsck", _shape(path, report))
     else:
         typer.echo(_as_text(report, repair))
     if len(report.findings) > report.repaired:
@@ -49,7 +52,7 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
     from ....tiers.nvme.store.directory import OutOfReach
 
     refuse_no_store(path)
-    with interruptible(), progress("reading chunks") as bar:
+    with progress("reading chunks") as bar, nullcontext() if repair else as_owner(path):
         try:
             return check_directory(Files(), path, deep=deep, repair=repair, progress=bar)
         except OutOfReach as error:
@@ -60,9 +63,11 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
             return report
 
 
-def _as_json(report: Report) -> dict[str, object]:
-    whole = {"segments": report.segments, "chunks": report.chunks, "repaired": report.repaired}
-    return {**whole, "findings": [one.to_json() for one in report.findings]}
+def _shape(path: Path, report: Report) -> Fsck:
+    from ..shapes import FoundDamage, Fsck
+
+    findings = tuple(FoundDamage(one.kind, str(one.where), one.text) for one in report.findings)
+    return Fsck(str(path), report.segments, report.chunks, report.repaired, findings)
 
 
 def _as_text(report: Report, repair: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ import typer
 
 from ....tiers import ConfigError
 from ...text.units import format_size
-from ..exits import EXIT_NO, interruptible
+from ..exits import EXIT_NO
 from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.unpacking import Unpacked
+    from ..shapes import Import
 
 STANDARD_INPUT = Path("-")
 
@@ -43,11 +43,10 @@ def import_(
     oldest chunks make some, as for a server. Exit status 1 means that chunks were left out.
     """
     refuse_no_store(path)
-    with interruptible(), _source(pack) as stream:
+    with _source(pack) as stream:
         unpacked = _unpacked(path, pack, stream, new_namespace)
     if as_json:
-        error = None if unpacked.error is None else str(unpacked.error)
-        emit("import", {"path": str(path), **unpacked._asdict(), "error": error})
+        emit("import", _shape(path, unpacked))
     else:
         _print(unpacked)
     if unpacked.damaged_chunks or unpacked.failed or unpacked.error:
@@ -55,6 +54,8 @@ def import_(
 
 
 def _unpacked(path: Path, pack: Path, stream: IO[bytes], new_namespace: bool) -> Unpacked:
+    import asyncio
+
     from ....tiers.nvme.admin.pack_file import PackDamaged, read_head, read_records
     from ....tiers.nvme.admin.unpacking import unpack
     from ....tiers.nvme.io.files import Files
@@ -94,6 +95,13 @@ def _source(pack: Path) -> Iterator[IO[bytes]]:
 
 def _named(pack: Path) -> str:
     return "standard input" if pack == STANDARD_INPUT else str(pack)
+
+
+def _shape(path: Path, unpacked: Unpacked) -> Import:
+    from ..shapes import Import
+
+    error = None if unpacked.error is None else str(unpacked.error)
+    return Import(path=str(path), **{**unpacked._asdict(), "error": error})
 
 
 def _print(unpacked: Unpacked) -> None:

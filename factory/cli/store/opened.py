@@ -12,7 +12,7 @@ import typer
 
 from ....tiers import ConfigError
 from ...text.ages import format_age
-from ..exits import interruptible
+from .owner import as_owner
 
 if TYPE_CHECKING:
     from ....tiers.nvme.store.directory import OutOfReach
@@ -38,8 +38,7 @@ def opened(path: Path) -> Iterator[Store]:
     refuse_no_store(path)
     store = open_existing(Files(), path)
     try:
-        with interruptible():
-            yield store
+        yield store
     finally:
         close_store(store)
 
@@ -47,6 +46,8 @@ def opened(path: Path) -> Iterator[Store]:
 @contextmanager
 def looked_at(path: Path) -> Iterator[Store]:
     """Open the store at `path` to look at it; where it is out of reach, open its checkpoint and say so.
+
+    Root looks at another user's store as that user.
 
     Raises:
         ConfigError: there is no store.
@@ -56,7 +57,9 @@ def looked_at(path: Path) -> Iterator[Store]:
     from ....tiers.nvme.store.directory import OutOfReach
     from ....tiers.nvme.store.glance import glance
 
+    refuse_no_store(path)
     with ExitStack() as stack:
+        stack.enter_context(as_owner(path))
         try:
             store = stack.enter_context(opened(path))
         except OutOfReach as error:

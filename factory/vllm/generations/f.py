@@ -71,7 +71,7 @@ class Worker(OffloadingWorker):
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        return [TransferResult(*finished) for finished in self._copies.finished()]
+        return self._copies.finished(TransferResult)
 
     def wait(self, job_ids: set[int]) -> None:
         self._copies.wait(job_ids)

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.v1.kv_offload.worker.worker import OffloadingHandler, TransferResult
 
 from ....tiers.device.copyplan import Spans
-from ..worker import CopyWorker, Finished
+from ..worker import CopyWorker
 
 _NAMES_FIELDS = is_dataclass(TransferResult)  # up to 0.15 a result is a pair
 
@@ -37,7 +37,9 @@ class Handler(OffloadingHandler):
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        return [self._result(finished) for finished in self._copies.finished()]
+        finished: list[TransferResult] = self._copies.finished(self._result)
+        self._copies.mark()  # up to 0.19 the scheduler learns from the marks alone that a store has ended
+        return finished
 
     def wait(self, job_ids: set[int]) -> None:
         self._copies.wait(job_ids)
@@ -45,8 +47,8 @@ class Handler(OffloadingHandler):
     def shutdown(self) -> None:
         self._copies.close()
 
-    def _result(self, finished: Finished) -> Any:
-        media = self._types.pop(finished.job_id)
+    def _result(self, job_id: int, succeeded: bool, size_bytes: int, seconds: float) -> Any:
+        media = self._types.pop(job_id)
         if not _NAMES_FIELDS:
-            return finished.job_id, finished.succeeded
-        return TransferResult(*finished, transfer_type=media)
+            return job_id, succeeded
+        return TransferResult(job_id, succeeded, size_bytes, seconds, transfer_type=media)

@@ -9,7 +9,6 @@ import numpy as np
 from vllm.v1.kv_offload import base
 
 from ....tiers.base import ChunkKey
-from .. import metrics
 from ..events import offloading_events
 from ..facts import GROUP_BYTES
 from ..scheduling.placement import ServerPlacement, Told
@@ -51,7 +50,7 @@ class KeyedManager(base.OffloadingManager):
     def __init__(self, side: SchedulerSide) -> None:
         self._side = side
         self._placement: ServerPlacement = side.placement
-        self._reporter = metrics.Reporter(side.chain.stats)
+        self._reporter = side.reporter()
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         return SlotsSpec(self._placement.prepare_load(self._request(req_context), keys))

@@ -9,8 +9,9 @@ the answer is a miss, never a wait.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import TypeAlias
 
 from ....engine.movement.placement import Found, Presence
@@ -24,6 +25,9 @@ from .progress import Ends, Progress
 Told: TypeAlias = Sequence[int | None] | None
 """Where the server says that chunks lie in their prompt; None where it tells nothing: they are counted."""
 
+AHEAD_CHUNKS = 32  # asked for at once; one that is asked for in vain costs a microsecond
+
+_NOBODY = "", 0, iter(())
 _NOTHING = Found(Presence.MISS)
 _NOWHERE = frozenset({Presence.MISS, Presence.LATE, Presence.FULL})
 
@@ -73,6 +77,8 @@ class ServerPlacement:
         self._running: set[str] = set()  # requests that have loaded or stored
         self._loading: dict[str, dict[ChunkKey, Found]] = {}
         self._inflight = InFlight(marks, chain.slots_count)
+        # Whose lookups went ahead in this step, of how many chunks, and what comes behind those:
+        self._following: tuple[str, int, Iterator[ChunkKey]] = _NOBODY
 
     @property
     def orphaned_count(self) -> int:
@@ -110,6 +116,8 @@ class ServerPlacement:
             found = self._find(prompt, key, below, ends)
             if found.slot is not None:
                 holds[key] = found
+                if ends is not None and found.source != "pinned":
+                    self._look_ahead(request, key, found.source, ends, holds)
             return found.presence
         if found.slot is None:
             return found.presence
@@ -125,6 +133,7 @@ class ServerPlacement:
 
     def scheduled(self) -> None:
         """A step is planned: start the promotions it asked for, and free what no worker touches any more."""
+        self._following = _NOBODY
         self._progress.step_begins()
         self._chain.start_queued()
         self.sweep()
@@ -286,6 +295,25 @@ class ServerPlacement:
             return found
         run_chunks = None if self._chain.is_decided(prompt) else self._progress.run_chunks(key, ends)
         return self._chain.promote(prompt, key, among=below, run_chunks=run_chunks)
+
+    def _look_ahead(
+        self,
+        request: str,
+        key: ChunkKey,
+        source: str,
+        ends: Mapping[ChunkKey, int],
+        holds: dict[ChunkKey, Found],
+    ) -> None:
+        """The tier that has this chunk may have the next ones, which the server asks for in this step too."""
+        if self._following[:2] != (request, len(ends)):
+            self._following = request, len(ends), iter(ends)
+        group, following = self._group_of(key), self._following[2]
+        if key in following:  # which leaves what comes behind it
+            ahead = takewhile(lambda one: self._group_of(one) == group, islice(following, AHEAD_CHUNKS))
+            keys = [one for one in ahead if one not in holds]
+            prompt = self._prompts[request]
+            prompt.place(keys, [ends[one] for one in keys])
+            holds.update(self._chain.promote_ahead(prompt, keys, source))
 
     def _let_go(self, holds: Iterable[Found]) -> None:
         slots = _slots(holds)

@@ -19,6 +19,9 @@ class TierFacts:
     """One tier of a server.
 
     Attributes:
+        cap_bytes: what the tier can take of its capacity, by the room that there was at the start.
+        bound_by: what keeps it from taking more: its capacity, the free space, or other tiers.
+        capacity_tokens: what fits into its cap.
         chunk_bytes: of all ranks together.
         chunk_tokens: how many tokens of all layers a chunk stands for; a fraction of its own tokens where
             there are several groups of layers.
@@ -27,6 +30,8 @@ class TierFacts:
 
     tier: str
     capacity_bytes: int
+    cap_bytes: int
+    bound_by: str
     capacity_tokens: int
     chunk_bytes: int
     chunk_tokens: float
@@ -42,7 +47,10 @@ class TierFacts:
 
     def line(self, found: TierStats) -> str:
         """The tier at start, for people."""
-        parts = [f"{self.tier}: {format_size(self.capacity_bytes)}, {self.capacity_tokens:,} tokens"]
+        size = format_size(self.capacity_bytes)
+        if self.cap_bytes < self.capacity_bytes:
+            size = f"{format_size(self.cap_bytes)} of {size} ({self.bound_by})"
+        parts = [f"{self.tier}: {size}, {self.capacity_tokens:,} tokens"]
         direct_io = found.gauges.get("direct_io")
         if direct_io is not None:
             parts.append("direct I/O" if direct_io else "no direct I/O")

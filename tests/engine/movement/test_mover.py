@@ -10,7 +10,9 @@ import pytest
 from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.movement import mover as mover_module
 from kvtier.engine.movement import queues as queues_module
+from kvtier.engine.movement.losses import calling
 from kvtier.engine.movement.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
@@ -318,6 +320,24 @@ def test_a_tier_that_could_not_be_told_takes_no_other_with_it() -> None:
     rig.close()
 
 
+def test_a_tier_that_hangs_when_it_hears_of_new_weights_is_no_longer_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mover_module, "INVALIDATE_S", SHORT_S)
+    hanging, other = MemoryTier("hanging"), MemoryTier("other")
+    monkeypatch.setattr(hanging, "invalidate", asyncio.Event().wait)
+    hanging.chunks[b"old"] = bytes(SLOT_BYTES)
+    rig = Above(hanging, other)
+    with pytest.raises(TierError, match="hanging: it could not be told"):
+        rig.loop.submit(rig.chain.clear()).result(PATIENCE_S)
+    rig.store(b"new")
+    with pytest.raises(TierError, match="no longer used"):
+        rig.flush()
+    assert rig.chain.lookup([b"old", b"new"]) == [False, True]
+    assert (set(hanging.chunks), set(other.chunks)) == ({b"old"}, {b"new"})
+    rig.close()
+
+
 SHORT_S = 0.1  # a deadline that a test waits for
 PATIENCE_S = 10.0
 
@@ -377,6 +397,29 @@ def test_one_of_two_drives_that_hangs_holds_up_no_store_of_the_other(two: TwoDri
     while not set(share) <= two.other.chunks.keys():
         assert time.monotonic() < end_s, f"{len(two.other.chunks)} of {len(share)} have arrived"
         time.sleep(SHORT_S / 10)
+    assert not two.hanging.chunks
+
+
+def test_a_drive_that_comes_back_late_makes_room_for_stores_though_the_other_still_hangs(
+    two: TwoDrives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues_module, "PAUSE_S", SHORT_S / 10)
+    other = asyncio.Event()
+    store = two.other.store
+
+    async def held(keys: Sequence[bytes], buffers: Sequence[Buffer]) -> Outcome:
+        await other.wait()
+        return await store(keys, buffers)
+
+    monkeypatch.setattr(two.other, "store", held)
+    two.gate(opened=False)
+    keys = [b"%d" % number for number in range(3000)]  # more than may be on their way
+    two.chain.commit(two.chain.reserve(two.chain.new_prompt(), keys).slots)
+    queue = two.chain._placement.cascades._queues[0]
+    two.loop.submit(_until(lambda: queue.is_failing)).result(PATIENCE_S)  # no part came back in time
+    two.loop.submit(_call(other.set)).result(PATIENCE_S)
+    share = next(share for share in two.shares(keys) if two.other.name == owner(two, share[0]))
+    two.loop.submit(_until(lambda: set(share) <= two.other.chunks.keys())).result(PATIENCE_S)
     assert not two.hanging.chunks
 
 
@@ -468,6 +511,72 @@ def test_a_tier_in_any_mood_keeps_no_chunk_from_the_others_and_gets_all_when_it_
     rig.mend()
     rig.until(lambda: set(rig.moody.chunks) == set(keys))  # without a new store
     assert rig.moody.chunks == {key: pattern(key, SLOT_BYTES) for key in keys}
+    rig.close()
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_a_flush_ends_though_a_tier_hangs_and_says_which_until_it_is_well(
+    lasts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover_module, "STILL_S", SHORT_S)
+    rig = Three(moody=1)
+    rig.others[0].mood = rig.others[1].mood = "fails"  # else it would be durable there
+    rig.moody.mood = "hangs"
+    rig.put(b"a", b"b")
+    caller = None if lasts else calling()
+    for _ in range(2):
+        with pytest.raises(TierError, match="second: 2 chunks are on their way"):
+            rig.loop.submit(rig.chain.mover.flush(caller)).result(PATIENCE_S)
+    monkeypatch.setattr(mover_module, "STILL_S", PATIENCE_S)
+    rig.mend()
+    rig.loop.submit(rig.chain.mover.flush(calling())).result(PATIENCE_S)
+    assert set(rig.moody.chunks) == {b"a", b"b"}
+    for tier in rig.others:
+        tier.mood = ""
+    rig.close()
+
+
+def test_a_flush_ends_though_the_flush_of_a_tier_hangs_and_every_other_tier_is_flushed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mover_module, "STILL_S", SHORT_S)
+    rig, never = Three(moody=1), asyncio.Event()
+    monkeypatch.setattr(rig.moody, "flush", never.wait)
+    rig.put(b"a")
+    with pytest.raises(TierError, match="second: it has not confirmed"):
+        rig.loop.submit(rig.chain.mover.flush(calling())).result(PATIENCE_S)
+    assert all(("flush", ()) in tier.log for tier in rig.others)
+    rig.loop.submit(rig.chain.mover.end_flushes()).result(PATIENCE_S)
+    rig.close()
+
+
+def test_a_flush_waits_for_a_slow_tier_for_as_long_as_it_takes_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its limit is for a tier that stands still, not for how much there is to bring down."""
+    rig = Three(slots=64)
+    for tier in rig.others:
+        tier.mood = "fails"
+    rig.moody.mood = "hangs"
+    rig.put(*(b"%02d" % number for number in range(32)))
+    rig.until(lambda: not rig.moody.gate.is_set())
+    limits: list[float] = []
+    until = rig.chain.mover.until
+
+    async def once_for_each_batch(is_so: Callable[[], bool], limit_s: float | None = None) -> bool:
+        """The limit passes whenever something has arrived."""
+        arrived = len(rig.moody.chunks)
+        limits.append(limit_s or 0.0)
+        rig.moody.gate.set()
+        await until(lambda: is_so() or len(rig.moody.chunks) > arrived)
+        return is_so()
+
+    monkeypatch.setattr(rig.chain.mover, "until", once_for_each_batch)
+    rig.moody.mood = ""
+    rig.loop.submit(rig.chain.mover.flush(calling())).result(PATIENCE_S)
+    assert len(rig.moody.chunks) == 32
+    assert len(limits) > 2
+    monkeypatch.undo()
     rig.close()
 
 

@@ -15,6 +15,12 @@ from kvtier.factory.cli import app as cli
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def _remembers_no_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `kvtier bench` measures in a test is kept for that test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line: `run("check", file)` gives exit status, output and errors."""

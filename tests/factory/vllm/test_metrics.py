@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -37,19 +38,22 @@ pytestmark = [
 
 
 class Reports:
-    """Reports of numbers in the test's hand, whenever they are asked for."""
+    """Reports of numbers in the test's hand, to a server that steps before and after they are read."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metrics, "INTERVAL_S", 0.0)
+    def __init__(self) -> None:
         self.now = chain_stats({}, {})
         self._reporter = metrics.Reporter(lambda: self.now)
 
-    def counters(self) -> dict[tuple[str, tuple[str, ...]], float]:
+    def data(self) -> dict[str, dict[tuple[str, ...], float]]:
+        assert self._reporter.report() is None
+        self._reporter.look()
         report = self._reporter.report()
-        assert report is not None
+        return {} if report is None else report.data["data"]
+
+    def counters(self) -> dict[tuple[str, tuple[str, ...]], float]:
         return {
             (name, labels): value
-            for name, values in report.data["data"].items()
+            for name, values in self.data().items()
             if name not in GAUGES
             for labels, value in values.items()
         }
@@ -63,8 +67,8 @@ GAUGES = {name for name, kind in metrics.definitions().items() if "Gauge" in typ
 
 
 @pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch) -> Reports:
-    return Reports(monkeypatch)
+def reports() -> Reports:
+    return Reports()
 
 
 def test_only_what_changed_is_reported(reports: Reports) -> None:
@@ -124,13 +128,12 @@ def drive_stats(io_errors: int, breaker_state: int) -> TierStats:
 def test_each_of_several_drives_is_told(reports: Reports) -> None:
     parts = {"/a": drive_stats(0, 0), "/b": drive_stats(7, 2)}
     reports.now = ChainStats({"nvme": TierStats(6, 20, 40, {}, {}, parts)}, {"nvme": 1}, 2)
-    report = reports._reporter.report()
-    assert report is not None
-    data = report.data["data"]
+    data = reports.data()
     assert data["kvtier:drive_io_errors"] == {("nvme", "/a"): 0, ("nvme", "/b"): 7}
     assert data["kvtier:drive_breaker_state"] == {("nvme", "/a"): 0, ("nvme", "/b"): 2}
     assert data["kvtier:drive_used_bytes"] == {("nvme", "/a"): 10, ("nvme", "/b"): 10}
-    parts["/a"] = drive_stats(1, 0)
+    parts = {**parts, "/a": drive_stats(1, 0)}
+    reports.now = ChainStats({"nvme": TierStats(6, 20, 40, {}, {}, parts)}, {"nvme": 1}, 2)
     assert reports.changes() == {("kvtier:drive_io_errors", ("nvme", "/a")): 1}
     definitions = metrics.definitions()
     assert all(definitions[name].labelnames == ("tier", "drive") for name in data if "drive" in name)
@@ -187,18 +190,25 @@ class Idle:
     def __init__(self) -> None:
         self.clock = Clock()
         self.now = chain_stats({}, {})
-        self.reporter = metrics.Reporter(lambda: self.now, self.clock)
-        self.reporter.report()
+        self.looks = 0
+        self.reporter = metrics.Reporter(self._stats, self.clock)
+        self.told()
 
     def moving(self, chunks: int, stored: int = 0) -> None:
         self.now = replace(
             chain_stats({}, {("stored_chunks", "nvme"): stored}), pending_chunks={"nvme": chunks}
         )
 
-    def steps(self, after_s: float = 1.0) -> bool:
-        """Whether a server that is still idle then takes another step."""
-        self.clock.now_s += after_s
-        return self.reporter.is_owed()
+    def told(self) -> float | None:
+        """Of how many more stored chunks the server is told in the step after the numbers were read."""
+        self.reporter.report()
+        self.reporter.look()
+        report = self.reporter.report()
+        return None if report is None else report.data["data"].get("kvtier:store_chunks", {}).get(("nvme",))
+
+    def _stats(self) -> ChainStats:
+        self.looks += 1
+        return self.now
 
 
 @pytest.fixture
@@ -208,43 +218,91 @@ def idle() -> Idle:
 
 def test_a_server_that_never_worked_need_not_step(idle: Idle) -> None:
     idle.moving(1)
-    assert not idle.steps()
+    idle.reporter.look()
+    assert not idle.reporter.is_owed()
 
 
 def test_an_idle_server_steps_until_nothing_moves_and_all_is_reported(idle: Idle) -> None:
     idle.reporter.busy()
+    assert idle.reporter.is_owed(), "nobody has looked yet"
     idle.moving(2)
-    assert idle.steps()
-    assert idle.reporter.report() is not None
-    assert idle.steps(), "it still moves"
+    idle.told()
+    idle.reporter.look()
+    assert idle.reporter.is_owed(), "it still moves"
     idle.moving(0, stored=2)
-    idle.reporter.report()
+    assert idle.told() == 2
+    assert idle.reporter.is_owed(), "something may have come since"
     idle.moving(0, stored=3)
-    assert idle.steps(after_s=metrics.INTERVAL_S / 2)
+    idle.reporter.look()
+    assert idle.reporter.is_owed(), "the last numbers do not wait for more work"
     report = idle.reporter.report()
-    assert report is not None, "the last numbers do not wait for their turn"
+    assert report is not None
     assert report.data["data"]["kvtier:store_chunks"]["nvme",] == 1
-    assert not idle.steps()
+    idle.reporter.look()
+    assert not idle.reporter.is_owed()
+
+
+def test_work_that_comes_while_the_numbers_are_read_is_reported_too(idle: Idle) -> None:
+    def stats() -> ChainStats:
+        reporter.busy()
+        return idle.now
+
+    reporter = metrics.Reporter(stats, idle.clock)
+    for _ in range(3):
+        reporter.report()
+        reporter.look()
+    assert reporter.is_owed()
 
 
 def test_a_drive_that_hangs_keeps_no_server_awake(idle: Idle) -> None:
     idle.reporter.busy()
     idle.moving(1)
-    assert idle.steps(metrics.SETTLE_S / 2)
+    idle.clock.now_s += metrics.SETTLE_S / 2
+    idle.told()
+    idle.reporter.look()
+    assert idle.reporter.is_owed()
+    idle.clock.now_s += metrics.SETTLE_S
+    assert not idle.reporter.is_owed()
+
+
+def test_a_step_reads_no_numbers_and_none_are_read_for_a_server_that_does_not_step(idle: Idle) -> None:
+    idle.looks = 0
+    idle.reporter.busy()
+    assert [idle.reporter.is_owed() for _ in range(5)] == [True] * 5
+    assert [idle.reporter.report() for _ in range(5)] == [None] * 5
+    assert idle.looks == 0
+    for _ in range(5):
+        idle.reporter.look()
+    assert idle.looks == 1
+
+
+def test_what_changes_before_a_report_is_taken_is_in_the_next_one(idle: Idle) -> None:
+    told = []
     idle.reporter.report()
-    assert not idle.steps(metrics.SETTLE_S)
+    for stored in (1, 3):
+        idle.moving(0, stored=stored)
+        idle.reporter.look()
+    for _ in range(2):
+        report = idle.reporter.report()
+        assert report is not None
+        told.append(report.data["data"]["kvtier:store_chunks"]["nvme",])
+        idle.reporter.look()
+    assert told == [1, 2]
 
 
-def test_a_step_that_asks_again_and_again_reads_the_numbers_once(idle: Idle) -> None:
-    asked = 0
+async def test_reports_are_made_ready_while_the_server_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = asyncio.Event()
 
     def stats() -> ChainStats:
-        nonlocal asked
-        asked += 1
-        return idle.now
+        looked.set()
+        return chain_stats({}, {("hits", "nvme"): 5})
 
-    reporter = metrics.Reporter(stats, idle.clock)
-    idle.clock.now_s = 1.0
-    reporter.busy()
-    assert [reporter.is_owed() for _ in range(5)] == [True] * 5
-    assert asked == 1
+    monkeypatch.setattr(metrics, "INTERVAL_S", 0.0)
+    reporter = metrics.Reporter(stats)
+    reporter.report()
+    running = asyncio.create_task(reporter.run())
+    await asyncio.wait_for(looked.wait(), 10)
+    running.cancel()
+    report = reporter.report()
+    assert report is not None, "a look is one step of the loop"
+    assert report.data["data"]["kvtier:lookup_hits"]["nvme",] == 5

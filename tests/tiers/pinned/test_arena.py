@@ -9,6 +9,7 @@ import pytest
 from arena_child import PART_BYTES, ArenaChild, share
 
 from kvtier.tiers.errors import TierUnavailable
+from kvtier.tiers.pinned import arena as arena_module
 from kvtier.tiers.pinned import memory
 from kvtier.tiers.pinned.arena import Arena, _CudaRegistrar
 from kvtier.tiers.pinned.arenafile import arena_path
@@ -92,6 +93,22 @@ def test_a_slot_named_twice_in_a_load_counts_twice(arena: Arena) -> None:
     for rank in (0, 1):
         arena.load_ended(slots(3, 3), rank)
     assert arena.transfers_done(3, stores=0, loads=2)
+
+
+def test_many_slots_at_a_time_are_marked_as_few_are(monkeypatch: pytest.MonkeyPatch, arena: Arena) -> None:
+    marks = []
+    for few_slots in (0, 128):
+        monkeypatch.setattr(arena_module, "FEW_SLOTS", few_slots)
+        views = arena._open()
+        for view in (views.stores_done, views.loads_done):
+            view[:] = LAST_COUNT
+        views.store_failed[:] = 0
+        arena.store_ended(slots(1, 2), 0, failed=True)
+        arena.store_ended(slots(2), 0, failed=False)
+        arena.load_ended(slots(3, 3, 1), 1)
+        marks.append([view.tolist() for view in (views.stores_done, views.loads_done, views.store_failed)])
+    assert marks[0] == marks[1]
+    assert arena.stores_failed([0, 1, 2]) == [False, True, False]
 
 
 def test_counts_wrap_with_those_of_the_scheduler(arena: Arena) -> None:

@@ -49,9 +49,6 @@ class Finding(NamedTuple):
     where: Where
     text: str
 
-    def to_json(self) -> dict[str, str]:
-        return {"kind": self.kind, "place": str(self.where), "text": self.text}
-
 
 @dataclass(frozen=True, slots=True)
 class Report:

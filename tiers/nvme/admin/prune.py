@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 from ...base import ChunkKey
 from ...errors import TierError
 from ..format.checksum import ChunkChecksum
 from ..index.ledger import Ledger
 from ..index.order import record_removal
-from ..index.records import Extent
+from ..index.records import NEVER, Extent
 from ..index.transaction import Transaction
 from ..io.lanes import Lanes
 from ..log.budget import ONE_AT_NEED
@@ -44,6 +45,25 @@ DIGEST_PREFIX_MIN = 8  # hex digits: two namespaces that share them by chance ar
 
 
 @dataclass(frozen=True, slots=True)
+class Enough:
+    """How much to remove of what meets the conditions; no chunk is begun once so much is chosen.
+
+    Attributes:
+        least_recently_used: those first whose last use is longest ago, to the grain of a segment's fill; one
+            that was never used counts from when its segment was opened. Otherwise those first that have been
+            stored for longest.
+    """
+
+    size_bytes: int
+    least_recently_used: bool = False
+
+    def age(self, extent: Extent, opened: int) -> tuple[int, ...]:
+        """Sorts what is to go first before the rest; `opened` is of the extent's segment."""
+        used = (extent.used_at or opened, int(extent.used_at != NEVER)) if self.least_recently_used else ()
+        return (*used, extent.stored_s, opened, extent.block)
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which chunks to remove: those that meet every condition that is given.
 
@@ -53,12 +73,14 @@ class Selection:
         older_than_s: stored at least so many seconds ago.
         never_read: known to be never read back, nor used in another tier, since they were stored: a rebuild
             of the index forgets that.
+        enough: where to stop; None to choose all of them.
     """
 
     namespace: str = ""
     key_prefix: bytes = b""
     older_than_s: float = 0.0
     never_read: bool = False
+    enough: Enough | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +194,7 @@ def _forget(chosen: Chosen, keys: Sequence[ChunkKey], txn: Transaction) -> tuple
 
 
 def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
+    """What is chosen of each namespace that has some of it."""
     before_s = time.time() - selection.older_than_s
     files = store.directory.namespaces.read()
     with store.index.read() as txn:
@@ -179,16 +202,39 @@ def _chosen(store: Store, selection: Selection) -> Iterator[Chosen]:
         after_s = txn.number(READ_S) if selection.never_read else 0
         if after_s:
             logger.warning("nvme: the index was rebuilt; what was stored before may have been read: spared")
+        found = []
         for digest in _named(records, files, selection.namespace):
             scope = records[digest].scope
             none = Chosen(digest, files[digest], scope, after_s, before_s, selection.never_read, (), 0)
-            found = {
-                key: extent.length_bytes
-                for _, key, extent in txn.extents(scope, selection.key_prefix)
-                if none.takes(extent)
-            }
-            if found:
-                yield replace(none, keys=tuple(found), size_bytes=sum(found.values()))
+            extents = txn.extents(scope, selection.key_prefix)
+            found.append((none, {key: extent for _, key, extent in extents if none.takes(extent)}))
+        if selection.enough is not None:
+            opened = {number: segment.opened for number, segment in txn.segments().items()}
+            found = _first(found, selection.enough, opened)
+    for none, held in found:
+        if held:
+            size_bytes = sum(extent.length_bytes for extent in held.values())
+            yield replace(none, keys=tuple(held), size_bytes=size_bytes)
+
+
+_Found: TypeAlias = list[tuple[Chosen, dict[ChunkKey, Extent]]]
+
+
+def _first(found: _Found, enough: Enough, opened: Mapping[int, int]) -> _Found:
+    """What goes first of what was found, until it is enough; `opened` is by segment."""
+    order = sorted(
+        (enough.age(extent, opened.get(extent.segment, 0)), place, key)
+        for place, (_, held) in enumerate(found)
+        for key, extent in held.items()
+    )
+    first: _Found = [(none, {}) for none, _ in found]
+    left_bytes = enough.size_bytes
+    for _, place, key in order:
+        if left_bytes <= 0:
+            break
+        first[place][1][key] = extent = found[place][1][key]
+        left_bytes -= extent.length_bytes
+    return first
 
 
 def _named(records: Iterable[bytes], files: dict[bytes, NamespaceFile], name: str) -> list[bytes]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ..index.records import SegmentState
 from ..index.transaction import Transaction
-from ..io.files import allocated_bytes
+from ..io.files import allocated_bytes, free_bytes
+from ..log.budget import effective_cap_bytes
 from ..store.opening import Store
 from ..wear.record import Wear
 
@@ -20,7 +22,11 @@ class Usage:
     Attributes:
         allocated_bytes: what `du` counts for the whole directory.
         parts: the same by part of the directory.
-        capacity_bytes: the cap, as the last server that opened the store has set it.
+        capacity_bytes: the most that it may take, as the last server that opened the store has set it.
+        reserve_bytes: what that server has asked to keep free on the file system.
+        free_bytes: of the file system.
+        cap_bytes: what it can take as things are: its capacity, or what the free space leaves.
+        bound_by: which of the two.
         live_bytes: of chunks that a lookup would find.
         useful_bytes: of those chunks that were ever read back, or used in another tier.
         segments: how many there are in each state.
@@ -33,6 +39,10 @@ class Usage:
     allocated_bytes: int
     parts: dict[str, int]
     capacity_bytes: int
+    reserve_bytes: int
+    free_bytes: int
+    cap_bytes: int
+    bound_by: Literal["capacity", "free space"]
     live_chunks: int
     live_bytes: int
     useful_bytes: int
@@ -85,11 +95,17 @@ def usage(store: Store) -> Usage:
         sums = _by_scope(txn)
         in_force = [sums.get(namespace.scope, _Sums()) for namespace in txn.namespaces().values()]
         states = [segment.state for segment in txn.segments().values()]
-        wear = Wear.of(txn)
+        wear, reserve_bytes = Wear.of(txn), txn.number("reserve_bytes")
+    own_bytes, room_bytes = allocated_bytes(root), free_bytes(root)
+    cap_bytes = effective_cap_bytes(wear.capacity_bytes, own_bytes + room_bytes - reserve_bytes)
     return Usage(
-        allocated_bytes=allocated_bytes(root),
+        allocated_bytes=own_bytes,
         parts={path.name: _size(path) for path in sorted(root.iterdir())},
         capacity_bytes=wear.capacity_bytes,
+        reserve_bytes=reserve_bytes,
+        free_bytes=room_bytes,
+        cap_bytes=cap_bytes,
+        bound_by="capacity" if cap_bytes == wear.capacity_bytes else "free space",
         live_chunks=sum(one.chunks for one in in_force),
         live_bytes=sum(one.chunk_bytes for one in in_force),
         useful_bytes=sum(one.useful_bytes for one in in_force),

@@ -80,6 +80,17 @@ class Budget(NamedTuple):
         """The smallest cap under which a store of these sizes works."""
         return self.set_aside_bytes + self.unit_bytes + SEGMENTS_MIN * self.segment_cost_bytes
 
+    @property
+    def least_room_bytes(self) -> int:
+        """The least room on the file system in which such a store holds chunks, whatever its cap."""
+        small_files = (SMALL_FILES + 1) * self.unit_bytes + CHECKPOINTS * CHECKPOINT_BYTES_MIN
+        return small_files + SEGMENTS_MIN * self.segment_cost_bytes
+
+
+def effective_cap_bytes(capacity_bytes: int, room_bytes: int) -> int:
+    """What a store may take where so much of the file system is its own, or free and not reserved."""
+    return min(capacity_bytes, max(0, room_bytes))
+
 
 class Plan(NamedTuple):
     """What a process keeps ready in a store.

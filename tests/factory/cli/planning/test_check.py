@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 from loop_rig import MIB, drive
 
+from kvtier.factory import sharedmemory
 from kvtier.factory.cli.planning.check import NOT_CHECKED
 from kvtier.tiers.nvme.volume.mounts import mount_of
+from kvtier.tiers.pinned.memory import Room as MemoryRoom
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -67,10 +71,12 @@ def test_every_drive_is_shown_with_its_device_mount_and_room(
 def test_a_capacity_above_the_drive_is_a_warning_with_what_it_takes(
     run: Run, file: Path, drives: tuple[Path, Path]
 ) -> None:
-    status, _, errors = run("check", document(file, path=f"{drives[0]}/kvtier", capacity="2TiB"))
+    status, output, errors = run("check", document(file, path=f"{drives[1]}/kvtier", capacity="1GiB"))
     assert status == 0
-    assert errors.startswith("warning: tiers[2].capacity: 2TiB is more than the whole file system of ")
+    assert errors.startswith("warning: tiers[2].capacity: 1GiB is more than the whole file system of ")
     assert errors.count("\n") == 1
+    assert " (free space)\n" in output
+    assert run("check", document(file, path=f"{drives[0]}/kvtier", capacity="2TiB"))[0] == 2
 
 
 @pytest.mark.root
@@ -91,11 +97,71 @@ def test_a_mount_that_is_not_there_refuses(run: Run, file: Path, drives: tuple[P
     assert (status, errors.startswith("tiers[2].path[0].mount: nothing is mounted")) == (2, True)
 
 
-@pytest.mark.parametrize("path", ["/dev/shm/kvtier-check", "/dev/nvme99n1"])
-def test_a_directory_in_memory_is_a_warning_that_names_it(run: Run, file: Path, path: str) -> None:
+def test_a_directory_in_memory_is_a_warning_that_names_it(run: Run, file: Path) -> None:
+    path = "/dev/shm/kvtier-check"
     status, _, errors = run("check", document(file, path=path, capacity="16MiB", reserve=0))
     assert (status, f"warning: tiers[2].path: {path}: " in errors, "memory" in errors) == (0, True, True)
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("path", ["/dev/nvme99n1", "/dev/nvme99n1/kvtier"])
+def test_a_device_in_place_of_a_directory_is_a_warning_that_names_it(run: Run, file: Path, path: str) -> None:
+    status, _, errors = run("check", document(file, path=path, capacity="16MiB", reserve=0))
+    expected = "/dev/nvme99n1 names a device, not a directory: mount it, and name a directory on it"
+    assert (status, f"warning: tiers[2].path: {expected}\n" in errors) == (0, True)
+    assert not Path(path).exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "mount"),
+    [("/mnt/nvme99/a/b", '"/mnt/nvme99"'), ("/srv/kvtier-check", '"/srv/kvtier-check"'), ("/x/y", "…")],
+)
+def test_the_mount_point_that_is_proposed_is_where_drives_are_mounted(
+    run: Run, file: Path, path: str, mount: str
+) -> None:
+    if mount_of(Path("/")).kind == "overlay":
+        pytest.skip("a container's root is told as such")
+    _, _, errors = run("check", document(file, path=path, capacity="16MiB", reserve=0))
+    assert f'add its mount point: "mount": {mount}\n' in errors
+
+
+def test_a_tier_that_can_hold_nothing_is_refused_with_what_to_free(run: Run, file: Path) -> None:
+    nvme = {"path": f"{file.parent}/store", "capacity": "64GiB", "reserve": "99.999%"}
+    status, output, errors = run("check", document(file, **nvme))
+    assert (status, output) == (2, "")
+    assert re.fullmatch(
+        r"tiers\[2\]\.reserve: \S+ must stay free on the file system of .*, which has \S+ free: the tier can "
+        r'hold nothing\. Lower "reserve", or free \S+B\n',
+        errors,
+    )
+
+
+def test_arena_and_index_are_too_much_for_shared_memory_together(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvme = {"path": f"{file.parent}/store", "capacity": "64MiB", "reserve": 0}
+    checked = ("check", document(file, **nvme), "--chunk-bytes", "64KiB")
+    room = MemoryRoom("/dev/shm", 65 * MIB, "enlarge it")
+    monkeypatch.setattr(sharedmemory, "shared_memory_room", lambda _: room)
+    status, _, errors = run(*checked)
+    assert (status, errors.count("of /dev/shm together")) == (0, 1)
+    assert "which has 65MiB free; enlarge it\n" in errors
+    monkeypatch.setattr(sharedmemory, "shared_memory_room", lambda _: room._replace(left_bytes=2000 * MIB))
+    assert "together (" not in run(*checked)[2]
+
+
+def test_two_tiers_on_one_file_system_are_counted_once(run: Run, file: Path) -> None:
+    tiers = json.loads(document(file, path=f"{file.parent}/a", capacity="60%", reserve=0).read_text())
+    tiers["tiers"].append({**tiers["tiers"][2], "path": f"{file.parent}/b"})
+    file.write_text(json.dumps(tiers))
+    status, output, errors = run("check", "--json", file)
+    assert status == 0
+    assert "tiers[2].path and tiers[3].path are on one file system" in errors
+    found = json.loads(output)
+    for one in found["drives"]:  # others write to this machine's drive between two looks at it
+        assert 0.4 * one["free_bytes"] < one["cap_bytes"] < 0.6 * one["free_bytes"]
+        assert one["bound_by"] == "other tiers"
+    assert any("on one file system" in warning for warning in found["warnings"])
 
 
 def test_a_directory_on_the_root_file_system_is_a_warning(run: Run, file: Path) -> None:
@@ -109,7 +175,8 @@ def test_two_paths_on_one_drive_are_a_warning(run: Run, file: Path, tmp_path: Pa
     places = [f"{tmp_path}/a", f"{tmp_path}/b"]
     status, _, errors = run("check", document(file, path=places, capacity="16MiB", reserve=0))
     assert status == 0
-    assert f"tiers[2].path[1]: {tmp_path}/b is on the same drive as tiers[2].path[0]" in errors
+    assert "tiers[2].path[0] and tiers[2].path[1] are on one file system" in errors
+    assert "together they add neither room nor speed" in errors
 
 
 def test_a_good_document_is_printed_as_this_machine_makes_it(run: Run, file: Path) -> None:
@@ -191,16 +258,90 @@ def test_what_vllm_gets_is_checked_whole(run: Run, file: Path) -> None:
     assert (status, errors.partition(":")[0]) == (2, "tiers[1].capacity")
 
 
+def below_vllms_own(directory: Path, **changes: Any) -> str:
+    """kvtier's NVMe tier below vLLM's CPU tier, as docs/vllm.md has it."""
+    entry: dict[str, Any] = {
+        "type": "KvtierNvmeTier",
+        "module_path": "kvtier.factory.vllm",
+        "path": str(directory),
+    }
+    entry |= {"capacity": "64MiB", "weights_epoch": 3, **changes}
+    extra = {
+        "spec_name": "TieringOffloadingSpec",
+        "cpu_bytes_to_use": 1 << 20,
+        "secondary_tiers": [{"type": "fs", "root_dir": "/mnt/other"}, entry],
+    }
+    config = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    return json.dumps({**config, "kv_connector_extra_config": extra})
+
+
+def test_the_nvme_tier_below_vllms_own_is_checked_too(run: Run, tmp_path: Path) -> None:
+    def checked(config: str) -> tuple[int, str, str]:
+        return run("check", "--kv-transfer-config", config)
+
+    status, output, errors = checked(below_vllms_own(tmp_path / "store"))
+    assert (status, output.splitlines()[0]) == (0, "the document: 3 tiers"), errors
+    place = "kv_connector_extra_config.secondary_tiers[1]"
+    for changes, message in (
+        ({"capacity": "lots"}, f"{place}.capacity: "),
+        ({"capacitty": "64MiB"}, f"{place}.capacitty: unknown key"),
+        ({"module_path": "kvtier"}, f'{place}.module_path: "kvtier" is not kvtier\'s'),
+        ({"type": "KvtierTier"}, 'kv_connector_extra_config.spec_name: "TieringOffloadingSpec" is not'),
+    ):
+        status, _, errors = checked(below_vllms_own(tmp_path / "store", **changes))
+        assert (status, errors[: len(message)]) == (2, message)
+    config = json.loads(below_vllms_own(tmp_path / "store"))
+    del config["kv_connector_extra_config"]["cpu_bytes_to_use"]
+    status, _, errors = checked(json.dumps(config))
+    assert (status, errors.partition(" ")[0]) == (2, "kv_connector_extra_config.cpu_bytes_to_use:")
+
+
 def test_what_vllm_gets_may_come_from_standard_input(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(transfer_config(str(file), blocks_per_chnk=4)))
+    monkeypatch.setattr("sys.stdin", stdin(transfer_config(str(file), blocks_per_chnk=4)))
     status, _, errors = run("check", "--kv-transfer-config", "-")
     assert status == 2
     assert 'did you mean "blocks_per_chunk"?' in errors
-    monkeypatch.setattr("sys.stdin", io.StringIO("{'kv_connector'"))
+    monkeypatch.setattr("sys.stdin", stdin("{'kv_connector'"))
     status, _, errors = run("check", "--kv-transfer-config", "-")
-    assert (status, errors.startswith("--kv-transfer-config: line 1, column 2: ")) == (2, True)
+    assert (status, errors.startswith("standard input: line 1, column 2: ")) == (2, True)
+
+
+def stdin(text: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(text.encode()))
+
+
+def test_the_document_may_come_from_standard_input_or_a_pipe(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = file.read_text().replace("2TiB", "64MiB")
+    monkeypatch.setattr("sys.stdin", stdin(text))
+    status, output, _ = run("check", "-")
+    assert (status, output.splitlines()[0]) == (0, "standard input: 3 tiers")
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    status, output, _ = run("check", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert (status, output.splitlines()[0]) == (0, f"/dev/fd/{reader}: 3 tiers")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/dev/null", "/dev/null: line 1, column 1: "),
+        ("/dev/zero", "/dev/zero: larger than 1048576 bytes"),
+        ("-", "standard input is closed"),
+    ],
+)
+def test_what_is_no_document_is_one_message(
+    run: Run, source: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    status, output, errors = run("check", source)
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(message)
 
 
 def test_what_nothing_reads_is_a_warning(run: Run, file: Path) -> None:

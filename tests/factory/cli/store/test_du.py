@@ -23,9 +23,21 @@ def test_du_tells_what_was_ever_of_use(path: Path) -> None:
     # The mark that the store is in use is a file of its own while we look.
     assert found["allocated_bytes"] - allocated_bytes(path) in (0, BLOCK_BYTES)
     assert sum(found["parts"].values()) <= found["allocated_bytes"]
+    assert (found["bound_by"], found["cap_bytes"]) == ("capacity", found["capacity_bytes"])
     code, text = run("du", str(path))
     assert code == 0
     assert "160KiB (25.0%)" in text
+
+
+def test_du_tells_why_a_store_may_not_take_its_capacity(path: Path) -> None:
+    free_bytes = usage(path)["free_bytes"]
+    with_tier(path, lambda tier: stored(tier, keys_of(0, 1)), reserve_bytes=2 * free_bytes)
+    found = usage(path)
+    assert (found["bound_by"], found["cap_bytes"]) == ("free space", 0)
+    _, text = run("du", str(path))
+    assert re.search(
+        r"^cap +0B \(\S+, less what the reserve of \S+ needs: \S+ are free\)$", text, re.MULTILINE
+    )
 
 
 def test_du_of_several_drives_shows_each_and_the_total(path: Path) -> None:
@@ -70,7 +82,7 @@ def test_du_and_ls_show_the_checkpoint_and_its_age_where_the_store_is_out_of_rea
             result = CliRunner().invoke(app, [command, str(path)])
             assert result.exit_code == 0, result.output
             assert re.search(r"Read-only.*\nshowing its checkpoint, \d+s old", result.stderr)
-        assert run("rm", str(path), "--all")[0] != 0
+        assert run("rm", str(path), "--all", "--yes")[0] != 0
     finally:
         mounts.run("umount", path)
     assert usage(path)["live_chunks"] == CHUNKS

@@ -13,7 +13,7 @@ from kvtier.factory.cli.app import main
 from kvtier.tiers.nvme.tier import NvmeTier
 
 
-@pytest.mark.parametrize("command", [["du"], ["ls"], ["rm", "--all"], ["fsck"]])
+@pytest.mark.parametrize("command", [["du"], ["ls"], ["rm", "--all", "--yes"], ["fsck"]])
 def test_a_path_without_a_store_is_one_message_and_wrong_input(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import damage
 import pytest
+from nvme_rig import CHUNK_BYTES
 from store_cli import CHUNKS, run_json, usage
 from typer.testing import CliRunner
 
@@ -16,10 +22,11 @@ from kvtier.factory.cli.app import app
         (["--never-read"], 10),
         (["--key-prefix", b"chunk-000000003".hex()], CHUNKS - 10),
         (["--namespace", "m"], 0),
-        (["--namespace", "nobody's"], CHUNKS),
-        (["--older-than", "1h"], CHUNKS),
         (["--namespace", "m", "--never-read", "--dry-run"], CHUNKS),
-        (["--all"], 0),
+        (["--all", "--yes"], 0),
+        (["--free", "1B"], CHUNKS - 1),
+        (["--namespace", "m", "--free", "64KiB", "--lru"], CHUNKS - 64 // 16),
+        (["--free", "1TiB"], 0),
     ],
 )
 def test_rm_removes_what_all_options_name_and_no_more(path: Path, options: list[str], left: int) -> None:
@@ -41,9 +48,42 @@ def test_what_rm_removed_stays_away_when_the_index_is_lost(path: Path) -> None:
         (["--key-prefix", "xyz"], "--key-prefix: should be pairs of hex digits"),
         (["--older-than", "soon"], "--older-than: should be a number with the unit s, m, h or d"),
         (["--namespace", "", "--never-read"], "--namespace: is empty"),
-        (["--older-than", "", "--all"], "--older-than: is empty"),
+        (["--older-than", "", "--all", "--yes"], "--older-than: is empty"),
+        (["--all"], "--all: nobody is there to be asked; add --yes"),
+        (["--lru", "--never-read"], "--lru: goes together with --free"),
+        (["--free", "10%"], "--free: should be a size like"),
+        (["--free", ""], "--free: is empty"),
     ],
 )
 def test_rm_refuses_what_it_cannot_understand(path: Path, options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["rm", str(path), *options])
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("options", [["--namespace", "nobody's"], ["--older-than", "1h"]])
+def test_where_nothing_matches_the_answer_is_no(path: Path, options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["rm", str(path), *options])
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "nothing matches\n")
+    result = CliRunner().invoke(app, ["rm", str(path), *options, "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["chunks"]) == (1, 0)
+    assert usage(path)["live_chunks"] == CHUNKS
+
+
+def test_what_was_used_lately_outlives_what_was_not(path: Path) -> None:
+    """Of forty chunks, the first ten were read."""
+    run_json("rm", str(path), "--free", f"{(CHUNKS - 10) * CHUNK_BYTES}B", "--lru")
+    assert (usage(path)["live_chunks"], usage(path)["useful_bytes"]) == (10, 10 * CHUNK_BYTES)
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, CHUNKS), (b"y\n", 0, 0)])
+def test_on_a_terminal_it_asks_first(path: Path, answer: bytes, status: int, left: int) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as keyboard:
+        keyboard.write(answer)
+        command = [sys.executable, "-m", "kvtier.factory", "rm", str(path), "--all"]
+        ended = subprocess.run(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, check=False)
+        shown = os.read(ours, 4096).decode()
+        os.close(theirs)
+    assert ended.returncode == status, shown
+    assert "Remove 40 chunks (640KiB) of 1 namespace? [y/N]" in shown
+    assert usage(path)["live_chunks"] == left

@@ -1,15 +1,12 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 from chain_rig import SLOT_BYTES, rigged
-from placement_rig import CHUNK_TOKENS, Server
+from placement_rig import Server, Slow
 
 from kvtier.engine.movement.placement import Presence
-from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill
-from kvtier.engine.movement.worth import Computing
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement
 from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.testing import pattern
@@ -226,29 +223,6 @@ def test_the_tier_below_is_told_what_a_request_would_store_again(server: Server)
     server.store([b"a"])
     server.store([b"a", b"b"])
     assert server.rig.lower.told == [b"a"], "it was used by the request, be it from the device's own cache"
-
-
-class Slow:
-    """A server that computes a chunk a second, over a tier that takes so long for one as the test says."""
-
-    def __init__(self, server: Server, chunk_s: float) -> None:
-        self.server = server
-        self.chain = server.rig.chain
-        self.chain._advisor.computing = Computing(CHUNK_TOKENS, GivenPrefill(CHUNK_TOKENS))
-        self.rate, chunks = self.chain._lower.rates["memory"], KNOWN_FROM_BYTES // SLOT_BYTES + 1
-        self.rate.began(time.monotonic() - chunk_s * chunks)
-        self.rate.ended(time.monotonic(), chunks * SLOT_BYTES)
-
-    def answers(
-        self, request: str, keys: list[bytes], below: Collection[str] | None = None
-    ) -> list[Presence]:
-        """Ask as the server does, which tells where the chunks of the prompt end."""
-        ends = {key: number * CHUNK_TOKENS for number, key in enumerate(keys, start=1)}
-        lookup = self.server.placement.lookup
-        return [lookup(request, key, below, told=ends[key], ends=ends) for key in keys]
-
-    def declined(self) -> int:
-        return self.chain.stats().tiers["memory"].counters["declined_chunks"]
 
 
 def test_what_a_slow_tier_has_is_a_miss_however_often_it_is_asked_for(server: Server) -> None:

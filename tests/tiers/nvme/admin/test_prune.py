@@ -9,7 +9,7 @@ import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, keys_of, opened, right, stored
 
 from kvtier.tiers.base import ChunkKey
-from kvtier.tiers.nvme.admin.prune import Removed, Selection, choose, remove
+from kvtier.tiers.nvme.admin.prune import Enough, Removed, Selection, choose, remove
 from kvtier.tiers.nvme.io.files import Files
 from kvtier.tiers.nvme.store.namespaces import Identity
 from kvtier.tiers.nvme.store.opening import Store, close_store, open_existing
@@ -75,6 +75,24 @@ async def test_all_that_is_given_has_to_hold(
     path: Path, selection: Selection, expected: dict[str, int]
 ) -> None:
     assert chosen_of(path, selection) == expected
+
+
+@pytest.mark.parametrize("least_recently_used", [False, True])
+async def test_enough_of_the_oldest_is_removed_and_what_is_used_outlives_it(
+    path: Path, least_recently_used: bool
+) -> None:
+    """The first ten were read: the longest stored, and the last used."""
+    enough = Enough(5 * CHUNK_BYTES - 1, least_recently_used)
+    assert chosen_of(path, Selection("m", enough=enough)) == {"m": 5}, "no chunk is cut"
+    await pruned(path, Selection("m", enough=enough))
+    left = await there(path)
+    gone = keys_of(READ, 5) if least_recently_used else keys_of(0, 5)
+    assert left == [key for key in keys_of(0, CHUNKS) if key not in gone]
+
+
+async def test_more_than_there_is_takes_all_namespaces(path: Path) -> None:
+    assert chosen_of(path, Selection(enough=Enough(1 << 60))) == {"m": CHUNKS, "other": 3}
+    assert chosen_of(path, Selection(enough=Enough(CHUNK_BYTES))) == {"m": 1}, "the oldest of all"
 
 
 async def test_a_label_does_not_name_the_namespaces_whose_digests_begin_like_it(path: Path) -> None:

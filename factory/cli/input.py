@@ -1,0 +1,45 @@
+"""What commands read: a file, a pipe, or standard input."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...tiers import ConfigError
+
+STANDARD_INPUT = "standard input"
+_MEANS_STANDARD_INPUT = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
+
+
+def name_of(file: Path) -> str:
+    """What messages call it."""
+    return STANDARD_INPUT if str(file) in _MEANS_STANDARD_INPUT else str(file)
+
+
+def read_json(file: Path) -> Any:
+    """Read a file of JSON, of which `-` is standard input, and a pipe is waited for.
+
+    Raises:
+        ConfigError: it cannot be read, or is not JSON; says where.
+    """
+    from ..config import DOCUMENT_BYTES_MAX, parse_document, read_document
+
+    if str(file) == "-":
+        if sys.stdin is None:  # closed by who started us
+            raise ConfigError("", f"{STANDARD_INPUT} is closed")
+        return parse_document(sys.stdin.buffer.read(DOCUMENT_BYTES_MAX + 1), STANDARD_INPUT)
+    if not _is_stream(file):
+        return read_document(file)
+    with open(file, "rb") as stream:
+        return parse_document(stream.read(DOCUMENT_BYTES_MAX + 1), name_of(file))
+
+
+def _is_stream(file: Path) -> bool:
+    try:
+        mode = os.stat(file).st_mode
+    except (OSError, ValueError):
+        return False  # to be told by who opens it
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
