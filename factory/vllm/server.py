@@ -134,6 +134,14 @@ class SchedulerSide:
         self._telling.append(self._lifetime.loop.submit(reporter.run()))
         return reporter
 
+    def tells_no_ends(self) -> None:
+        """This server does not say when a prompt has ended: what was to be recorded is not."""
+        if self._recorder is not None:
+            logger.warning(
+                'kvtier: "trace" records nothing: vLLM reports the end of prompts from 0.23 on, '
+                "and this is an older one"
+            )
+
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
 
