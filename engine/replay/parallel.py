@@ -42,7 +42,8 @@ def replay_all(
         told: called now and then with how many more requests were served, of all replays.
         jobs: how many processes; with one, none is started.
     """
-    if min(jobs, len(chains)) <= 1:
+    jobs = min(jobs, len(chains))
+    if jobs <= 1:
         return [_replayed(requests, chain, told) for chain in chains]
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
