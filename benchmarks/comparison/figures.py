@@ -1,4 +1,4 @@
-"""From samples to figures: medians of runs, and kvtier's ratios to all others."""
+"""From samples to figures: medians of runs, the runs that they are of, and kvtier's ratios to all others."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def summarised(samples: Samples, limits: Mapping[Place, Sequence[float]]) -> dic
     """Medians, and kvtier's ratios to them; `limits` are rates of what is no store."""
     medians = {place: figures_of(of_place) for place, of_place in samples.items()}
     medians |= {place: {"mib_per_s": statistics.median(rates) / MIB} for place, rates in limits.items()}
+    runs = {place: runs_of(of_place) for place, of_place in samples.items()}
+    runs |= {place: {"mib_per_s": [rate / MIB for rate in rates]} for place, rates in limits.items()}
     others = [place for place in medians if place.system != OURS]
     everybody = [sample for of_place in samples.values() for sample in of_place]
     return {
@@ -35,7 +37,13 @@ def summarised(samples: Samples, limits: Mapping[Place, Sequence[float]]) -> dic
         "durable_ratios": ratios(medians, others, "durable_mib_per_s"),
         "cpu": ratios(medians, others, "cpu_s_per_gib"),
         "medians": [
-            {"case": place.case, "chunk_bytes": place.chunk_bytes, "store": place.system, **figures}
+            {
+                "case": place.case,
+                "chunk_bytes": place.chunk_bytes,
+                "store": place.system,
+                **figures,
+                "runs": runs[place],
+            }
             for place, figures in medians.items()
         ],
         "starts": {"all": len(everybody), "at_rest": sum(sample.at_rest for sample in everybody)},
@@ -62,6 +70,14 @@ def figures_of(samples: Sequence[Sample]) -> Figures:
         found["syncs"] = statistics.median(len(times_s) for times_s in syncs)
         found["syncs_s"] = statistics.median(sum(times_s) for times_s in syncs)
     return found
+
+
+def runs_of(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """What each run of one system in one case gave, in the order of the runs."""
+    return {
+        "mib_per_s": [sample.bytes_per_s / MIB for sample in samples],
+        "cpu_s_per_gib": [sample.cpu_s_per_gib for sample in samples],
+    }
 
 
 def ratios(medians: Mapping[Place, Figures], others: Sequence[Place], name: str) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from .memory import MIB
 
 RUNTIME_MAX_S = 60
+IN_FLIGHT = 16  # more gained nothing here: docs/performance.md
 
 
 def installed() -> bool:
@@ -24,8 +27,18 @@ def fio_bytes_per_second(path: Path, kind: str, *, chunk_bytes: int, total_bytes
     set-ups: one thread with io_uring and 16 calls in flight, or four threads with one each.
     """
     size = max(chunk_bytes, MIB)  # neighbours go together, in ours too
-    setups = (["--ioengine=io_uring", "--iodepth=16", "--numjobs=1"], ["--ioengine=psync", "--numjobs=4"])
+    queue = ["--ioengine=io_uring", f"--iodepth={IN_FLIGHT}", "--numjobs=1", *_registered(size)]
+    setups = (queue, ["--ioengine=psync", "--numjobs=4"])
     return max(_fio(path, kind, size, total_bytes, setup) for setup in setups)
+
+
+def _registered(call_bytes: int) -> list[str]:
+    """Have io_uring's buffers registered once, where that much memory may be locked."""
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    may = (
+        os.geteuid() == 0 or limit_bytes == resource.RLIM_INFINITY or limit_bytes > 2 * IN_FLIGHT * call_bytes
+    )
+    return ["--fixedbufs=1"] if may else []
 
 
 def _fio(path: Path, kind: str, call_bytes: int, total_bytes: int, setup: Sequence[str]) -> float:

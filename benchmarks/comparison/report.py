@@ -1,9 +1,8 @@
-"""A result of the benchmark as a table, and as a picture."""
+"""A result of the benchmark as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +24,6 @@ COLUMNS = {
 }
 WHOLE = ("mib_per_s", "durable_mib_per_s", "syncs")
 RATIOS = ("ratios", "durable_ratios")
-PLOTTED = ("fio", "kvtier", "vllm_fs", "lmcache")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -64,29 +62,3 @@ def cell(name: str, value: float | None) -> str:
     if name in RATIOS:
         return f"{value:.2f}x"
     return f"{value:.0f}" if name in WHOLE else f"{value:.2f}"
-
-
-def plot(result: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True)
-    for axis, case in zip(axes.flat, ("store_one", "load_one", "store_many", "load_many"), strict=True):
-        for name in PLOTTED:
-            rows = sorted(
-                (row["chunk_bytes"], row["mib_per_s"])
-                for row in result["medians"]
-                if (row["case"], row["store"]) == (case, name)
-            )
-            if rows:
-                axis.plot(
-                    [f"{size // KIB} KiB" for size, _ in rows], [rate for _, rate in rows], "o-", label=name
-                )
-        axis.set_title(case)
-        axis.set_ylabel("MiB/s")
-        axis.set_ylim(bottom=0)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)

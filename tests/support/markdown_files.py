@@ -17,7 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-FOLDERS = (".", "docs", "benchmarks", "examples", "tests/data")
+FOLDERS = (
+    ".",
+    "docs",
+    "docs/start",
+    "docs/deploy",
+    "docs/reference",
+    "benchmarks",
+    "examples",
+    "packaging",
+    "packaging/kvtier",
+    "tests/data",
+)
 
 _FENCE = re.compile(r"```(\w*)\s*$")
 _MARKER = re.compile(r"<!-- sample: (.+) -->\s*$")

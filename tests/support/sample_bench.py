@@ -6,6 +6,7 @@ them. Python samples open tiers, so their tier documents are made smaller, too: 
 What a language and a marker mean:
 
     python                      executed
+    python, goes on             executed with the names that the Python sample above has left
     python, over stand-ins of F executed in a process whose vLLM is the stand-in F of `vllm_standins`
     json, tier-document [PATH]  a tier document that parses; it is then the one at PATH
     json, model PATH            the config.json of a model, which is then at PATH
@@ -90,6 +91,7 @@ class SampleBench:
         self._opened = directory / "opened"  # the same for samples that open tiers
         self._package = directory / "package"
         self._monkeypatch = monkeypatch
+        self._names: dict[str, Any] = {}  # of the last Python sample
         self._package.mkdir()
         monkeypatch.chdir(ROOT)
         monkeypatch.syspath_prepend(self._package)
@@ -127,8 +129,10 @@ class SampleBench:
 
     def _run_python(self, sample: Sample, options: list[str]) -> None:
         text = self._translated(sample.text, self._opened)
-        if not options:
-            exec(compile(text, sample.where, "exec"), {"__name__": "sample"})
+        if not options or options == ["goes on"]:
+            if not options:
+                self._names = {"__name__": "sample"}
+            exec(compile(text, sample.where, "exec"), self._names)
             return
         (option,) = options
         stand_in = option.removeprefix("over stand-ins of ")

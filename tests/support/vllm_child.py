@@ -28,7 +28,8 @@ class Life:
         from tiny_models import make_model
         from vllm import LLM
 
-        make_model(Path(settings["model"]), settings["shape"])
+        if settings["shape"] is not None:
+            make_model(Path(settings["model"]), settings["shape"])
         self._llm = LLM(
             **{
                 "model": settings["model"],

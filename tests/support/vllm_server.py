@@ -67,7 +67,7 @@ class Settings:
 
     Attributes:
         model: directory of the tiny model; made if it is missing.
-        shape: which tiny model it is.
+        shape: which tiny model it is; None: whatever is in the directory.
         tiers: the tier-config document; None runs without kvtier.
         engine: further arguments of vLLM's `LLM`.
         spec: module and class of the offloading spec.
@@ -77,7 +77,7 @@ class Settings:
     """
 
     model: Path
-    shape: str = "llama"
+    shape: str | None = "llama"
     tiers: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     spec: tuple[str, str] = (SPEC_MODULE, SPEC_NAME)

@@ -30,6 +30,10 @@ def test_ratios_are_of_medians_and_say_what_they_compare() -> None:
     ]
     assert result["cpu"] == [{**about, "peer": "vllm_fs", "ratio": 0.25}]
     assert result["durable_ratios"] == [], "nobody made anything durable"
+    ours, _, fio = result["medians"]
+    assert ours["runs"]["mib_per_s"] == [GIB / MIB / took_s for took_s in (1.0, 4.0, 2.0)]
+    assert ours["runs"]["cpu_s_per_gib"] == [1.0] * 3
+    assert fio["runs"] == {"mib_per_s": [GIB / MIB]}
 
 
 def test_durable_ratios_count_what_each_needed_at_the_end() -> None:

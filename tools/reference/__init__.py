@@ -1,0 +1,1 @@
+"""The pages of the reference, each made from the part of the code that it is about."""
