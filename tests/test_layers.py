@@ -96,6 +96,7 @@ FLOORS = [
         "engine/chain.py",
         "engine/loaded.py",
         "engine/library.py",
+        "engine/recording",
         "engine/replay",
     ],
     [

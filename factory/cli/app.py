@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -25,13 +26,30 @@ from .planning.init import init
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
+from .store.export import export
 from .store.fsck import fsck
+from .store.import_ import import_
 from .store.ls import ls
 from .store.rm import rm
 from .watching.bench import bench
 from .watching.doctor import doctor
 
-COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck, completion)
+COMMANDS = (
+    schema,
+    init,
+    check,
+    explain,
+    doctor,
+    bench,
+    replay,
+    du,
+    ls,
+    rm,
+    fsck,
+    export,
+    import_,
+    completion,
+)
 
 PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
 
@@ -79,8 +97,13 @@ def _options(
     pass
 
 
+def name_of(command: Callable[..., None]) -> str:
+    """What users call a command: `import` is a word of Python's."""
+    return command.__name__.rstrip("_")
+
+
 for command in COMMANDS:
-    app.command()(command)
+    app.command(name_of(command))(command)
 
 
 def main() -> None:
