@@ -73,6 +73,11 @@ class CompositeSpec:
         return self._config.recompute == "auto"
 
     @property
+    def trace(self) -> Path | None:
+        """Where a server records its prompts; None where it does not."""
+        return self._config.trace
+
+    @property
     def namespace(self) -> bytes:
         """The digest of what makes two chunks' bytes interchangeable, once `start` has returned."""
         return self._identity.digest

@@ -20,7 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from ..tiers import ConfigError
 from .base import TierConfig
+from .drives import Directory
 from .entries import GpuConfig, NvmeConfig, PinnedConfig
+from .recording import refuse_absent, refuse_inside
 from .registry import module_of_tier, tier_factory, tier_types
 from .room import Room, rooms_of
 from .text.wording import listed, nearest, quoted, reason_of, shown
@@ -51,6 +53,7 @@ class KvtierConfig(BaseModel):
     weights_epoch: int = 0
     on_reset: OnReset = "invalidate"
     recompute: Recompute = "auto"
+    trace: Path | None = None
 
 
 def _known_version(version: object) -> object:
@@ -69,6 +72,7 @@ class _Document(BaseModel):
     weights_epoch: Annotated[int, Field(strict=True, ge=0, examples=[1])] = 0
     on_reset: Annotated[OnReset, Field(examples=["invalidate"])] = "invalidate"
     recompute: Annotated[Recompute, Field(examples=["auto"])] = "auto"
+    trace: Annotated[Directory | None, Field(examples=["/var/log/kvtier.jsonl"])] = None
     json_schema: Annotated[str | None, Field(alias="$schema")] = None
 
 
@@ -183,13 +187,14 @@ def parse_config(document: Any) -> KvtierConfig:
     # Before the entries: a tier in the wrong place is often one under the wrong name.
     _check_order([entry["type"] for entry in outline.tiers])
     tiers = tuple(map(validated, models, outline.tiers, places))
-    _check_paths(tiers, os.path.normpath)
+    _check_paths(tiers, outline.trace, os.path.normpath)
     return KvtierConfig(
         version=outline.version,
         tiers=tiers,
         weights_epoch=outline.weights_epoch,
         on_reset=outline.on_reset,
         recompute=outline.recompute,
+        trace=outline.trace,
     )
 
 
@@ -269,8 +274,8 @@ def _check_place(name: str, above: Sequence[str], json_path: str) -> None:
         raise ConfigError(json_path, f'{shown(name)} needs a "pinned" tier above it, for its transfers')
 
 
-def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) -> None:
-    """Refuse two tiers in one directory, and one in the directory of another."""
+def _check_paths(tiers: Sequence[TierConfig], trace: Path | None, canonical: Callable[[Path], str]) -> None:
+    """Refuse two tiers in one directory, and one, or the trace, in the directory of another."""
     above: list[tuple[Path, str]] = []
     for i, tier in enumerate(tiers):
         if isinstance(tier, NvmeConfig):
@@ -278,6 +283,7 @@ def _check_paths(tiers: Sequence[TierConfig], canonical: Callable[[Path], str]) 
                 for other, first in above:
                     _check_apart(drive.path, other, canonical, first, place)
                 above.append((drive.path, owner))
+    refuse_inside(trace, above, canonical)
 
 
 def _check_apart(
@@ -304,7 +310,8 @@ def resolve_config(config: KvtierConfig, *, chunk_bytes: int) -> KvtierConfig:
     Raises:
         ConfigError: the first thing that cannot work here.
     """
-    _check_paths(config.tiers, os.path.realpath)
+    _check_paths(config.tiers, config.trace, os.path.realpath)
+    refuse_absent(config.trace)
     tiers = (
         tier.resolve(chunk_bytes=chunk_bytes, json_path=f"tiers[{i}]") for i, tier in enumerate(config.tiers)
     )

@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from .base import TierConfig
 from .config import BUILTIN_CONFIGS
+from .drives import PATH_SCHEMA
 from .registry import tier_factory, tier_types
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ def config_schema() -> dict[str, Any]:
                 "default": "auto",
                 "description": "What happens to chunks below the pinned tier that take longer to load than "
                 "to compute. auto: they are computed, once both rates are known. never: they are loaded.",
+            },
+            "trace": {
+                **PATH_SCHEMA,
+                "description": "A file to which a server records its prompts: a salted number for each "
+                "chunk, without content. `kvtier replay` reads it. By default nothing is recorded.",
             },
             "tiers": {
                 "type": "array",

@@ -98,6 +98,7 @@ FLOORS = [
         "engine/chain.py",
         "engine/loaded.py",
         "engine/library.py",
+        "engine/recording",
         "engine/replay",
     ],
     [

@@ -99,6 +99,7 @@ def replay(
     *,
     step_chunks: int | None,
     speeds: Speeds | None = None,
+    chunks_per_key: int = 1,
 ) -> ReplayFigures:
     """Replay the requests, and tell now and then how many more were served.
 
@@ -111,6 +112,8 @@ def replay(
         told: called on the caller's thread; what it raises ends the replay.
         step_chunks: how many chunks of a prompt are stored in one step; None for all at once.
         speeds: where they are given, what is sooner computed than loaded from below is not loaded.
+        chunks_per_key: how many chunks of a server each key of a prompt stands for; all but `step_chunks` and
+            `speeds` is counted in those.
     """
     loop = LoopThread("kvtier-replay")
     chain = LibraryChain(
@@ -132,7 +135,8 @@ def replay(
     finally:
         loop.submit(chain.mover.stop()).result()
         loop.close()
-    return _figures(requests, stats, own, None if first_tokens is None else first_tokens.figures())
+    found = None if first_tokens is None else first_tokens.figures()
+    return _figures(requests, stats, own, found, chunks_per_key)
 
 
 async def _serve_all(
@@ -206,10 +210,13 @@ def _figures(
     stats: ChainStats,
     own: Mapping[str, Mapping[str, int]],
     first_tokens: FirstTokenFigures | None,
+    chunks_per_key: int,
 ) -> ReplayFigures:
     """The figures of each tier; `own` is what those below have counted themselves."""
-    prompt_chunks = sum(map(len, requests))
-    tiers = tuple(_tier_figures(stats, name, own.get(name), prompt_chunks) for name in stats.tiers)
+    prompt_chunks = sum(map(len, requests)) * chunks_per_key
+    tiers = tuple(
+        _tier_figures(stats, name, own.get(name), prompt_chunks, chunks_per_key) for name in stats.tiers
+    )
     hits_chunks = sum(tier.hits_chunks for tier in tiers)
     return ReplayFigures(
         len(requests),
@@ -217,12 +224,12 @@ def _figures(
         hits_chunks,
         _percent(hits_chunks, prompt_chunks),
         tiers,
-        first_tokens,
+        first_tokens and first_tokens.times(chunks_per_key),
     )
 
 
 def _tier_figures(
-    stats: ChainStats, name: str, own: Mapping[str, int] | None, prompt_chunks: int
+    stats: ChainStats, name: str, own: Mapping[str, int] | None, prompt_chunks: int, chunks_per_key: int
 ) -> TierFigures:
     counters = stats.tiers[name].counters
     if own is None:
@@ -233,16 +240,16 @@ def _tier_figures(
     else:
         # The chain also counts as stored what was there already.
         written_bytes = own.get("stored_bytes", 0) + own.get("carried_bytes", 0)
-    hits_chunks = counters["hits"]
+    hits_chunks = counters["hits"] * chunks_per_key
     return TierFigures(
         tier=name,
         capacity_bytes=stats.tiers[name].capacity_bytes,
         hits_chunks=hits_chunks,
         hit_rate_percent=_percent(hits_chunks, prompt_chunks),
-        promoted_chunks=counters["loaded_chunks"],
-        evicted_chunks=counters.get("evicted_chunks", 0),
+        promoted_chunks=counters["loaded_chunks"] * chunks_per_key,
+        evicted_chunks=counters.get("evicted_chunks", 0) * chunks_per_key,
         written_bytes=written_bytes,
-        dropped_chunks=counters["dropped_chunks"],
+        dropped_chunks=counters["dropped_chunks"] * chunks_per_key,
     )
 
 

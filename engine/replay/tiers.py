@@ -51,18 +51,32 @@ class LogWithoutBytes:
     chooses what is carried and where to, and how `RoomKeeper` keeps segments ready. Its upkeep always keeps
     pace with the stores, the cap is there to be used, and the index never fills; a real one may do worse.
 
+    What one key stands for may be several chunks side by side, as the number of a public trace does. They go
+    where the real chunks would, also over the end of a segment. The key is gone with the first of them.
+
     Threads: all calls on one event loop.
+
+    Args:
+        chunk_bytes: of a real chunk.
+        chunks_per_key: how many of them each key stands for.
     """
 
     def __init__(
-        self, name: str, *, capacity_bytes: int, chunk_bytes: int, write_amplification: float
+        self,
+        name: str,
+        *,
+        capacity_bytes: int,
+        chunk_bytes: int,
+        write_amplification: float,
+        chunks_per_key: int = 1,
     ) -> None:
         self.name = name
         self._budget = _budget(capacity_bytes, chunk_bytes)
         assert capacity_bytes >= self._budget.least_bytes, "the caller refuses what holds no two segments"
         # No file at all: what is asked of it is its size.
         self._file = SegmentFile(Files(), -1, SegmentName(b"", 0, 0), self._budget.segment_bytes)
-        self._chunk_bytes = aligned(chunk_bytes)
+        self._chunk_bytes, self._chunks_per_key = aligned(chunk_bytes), chunks_per_key
+        self._key_bytes = self._chunk_bytes * chunks_per_key
         self._segments_bytes = self._budget.segments_bytes(namespaces_count=1)
         self._plan = Plan.of(self._budget, namespaces_count=1)
         self._allowance = Allowance(write_amplification, capacity_bytes)
@@ -92,7 +106,7 @@ class LogWithoutBytes:
         new = {key: NEVER for key in keys if key not in self._where}
         self._append(new, carried=False)
         failed = {key: Failure.NO_SPACE for key in new if key not in self._where}
-        size_bytes = (len(new) - len(failed)) * self._chunk_bytes
+        size_bytes = (len(new) - len(failed)) * self._key_bytes
         self._counters["stored_bytes"] += size_bytes
         self._allowance.stored(size_bytes)
         return Outcome.of(keys, failed)
@@ -143,28 +157,43 @@ class LogWithoutBytes:
     def _append(self, chunks: Mapping[ChunkKey, int], *, carried: bool) -> None:
         """Place the chunks in order, as far as there is room."""
         waiting, apart = list(chunks.items()), carried and self._plan.kept > 0
-        while waiting:
-            placed_count = self._place(waiting, apart=apart)
-            waiting = waiting[placed_count:]
-            if not placed_count:
+        placed_count, wanted_count = 0, len(waiting) * self._chunks_per_key
+        while placed_count < wanted_count:
+            more_count = self._place(waiting, placed_count, apart=apart)
+            placed_count += more_count
+            if not more_count:
                 if not self._roll(apart=apart, carried=carried):
+                    self._drop_part(waiting, placed_count)
                     return
                 if not carried:
                     self._keep_ready()
 
-    def _place(self, waiting: Sequence[tuple[ChunkKey, int]], *, apart: bool) -> int:
-        """Put as many leading chunks as fit into the open segment."""
+    def _place(self, waiting: Sequence[tuple[ChunkKey, int]], placed_count: int, *, apart: bool) -> int:
+        """Put as many chunks as fit into the open segment, behind those that were placed."""
         segment = self._open.get(apart)
         if segment is None:
             return 0
-        lengths_bytes = [self._chunk_bytes] * len(waiting)
-        placement = segment.room.place([key for key, _ in waiting], lengths_bytes)
+        lengths_bytes = [self._chunk_bytes] * (len(waiting) * self._chunks_per_key - placed_count)
+        placement = segment.room.place([waiting[0][0]] * len(lengths_bytes), lengths_bytes)
         if placement is None:
             return 0
-        for key, used_at in waiting[: placement.chunks]:
+        begun = slice(self._begun(placed_count), self._begun(placed_count + placement.chunks))
+        for key, used_at in waiting[begun]:
             segment.used_at[key] = used_at
             self._where[key] = segment
         return placement.chunks
+
+    def _begun(self, chunks_count: int) -> int:
+        """How many keys have their first chunk among so many."""
+        return -(-chunks_count // self._chunks_per_key)
+
+    def _drop_part(self, waiting: Sequence[tuple[ChunkKey, int]], placed_count: int) -> None:
+        """Forget the key of which only a part was placed."""
+        if placed_count % self._chunks_per_key:
+            key, _ = waiting[placed_count // self._chunks_per_key]
+            segment = self._where.pop(key, None)
+            if segment is not None:
+                del segment.used_at[key]
 
     def _roll(self, *, apart: bool, carried: bool) -> bool:
         """Replace the open segment: by a free one, a new one, or the oldest; False where there is none."""
@@ -207,7 +236,7 @@ class LogWithoutBytes:
         if True in self._open and _age(self._open[True]) < (_age(victim) + self._opened_count) // 2:
             self._seal(apart=True)
         self._carry(victim)
-        gone = [key for key in victim.used_at if self._where[key] is victim]
+        gone = [key for key in victim.used_at if self._where.get(key) is victim]
         for key in gone:
             del self._where[key]
         self._counters["evicted_chunks"] += len(gone)
@@ -219,11 +248,11 @@ class LogWithoutBytes:
         since = recent_since(self._opened_count, self._files_count)
         used = [(key, used_at) for key, used_at in victim.used_at.items() if used_at >= since]
         used.sort(key=lambda item: -item[1])  # stable: equal ones stay in the order of place
-        chosen = {key for key, _ in used if self._allowance.take(self._chunk_bytes)}
+        chosen = {key for key, _ in used if self._allowance.take(self._key_bytes)}
         carried = {key: used_at for key, used_at in victim.used_at.items() if key in chosen}
         self._append(carried, carried=True)
-        moved_count = sum(1 for key in carried if self._where[key] is not victim)
-        self._counters["carried_bytes"] += moved_count * self._chunk_bytes
+        moved_count = sum(1 for key in carried if self._where.get(key, victim) is not victim)
+        self._counters["carried_bytes"] += moved_count * self._key_bytes
 
 
 def _age(segment: _Segment) -> int:

@@ -1,20 +1,25 @@
 """A trace of requests: which chunks each prompt consists of, in the order of arrival.
 
-One JSON object a line, plain or gzipped. Of its fields only `hash_ids` is read: one whole number for each
+One JSON object a line, plain or gzipped, in a file or from a pipe. `hash_ids` has one whole number for each
 chunk of the prompt, head first, equal where the prompts are equal up to and including that chunk.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import math
+import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeAlias
+from typing import IO, NoReturn, TypeAlias
 
 from ...tiers import ChunkKey, ConfigError
+from ..recording.recorder import TRACE_VERSION, Sizes
 
 LINE_BYTES_MAX = 1 << 24  # over a million chunks in one prompt; what is longer is no trace
 
@@ -22,48 +27,139 @@ ID_BYTES = 8
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
+STANDARD_INPUT = Path("-")
+
+SIZES = tuple(field.name for field in fields(Sizes))
+
 _SHOWN_CHARS_MAX = 40
 
 Requests: TypeAlias = list[list[ChunkKey]]
 """The chunks of each request's prompt, head first."""
 
 
-def read_trace(path: Path) -> Requests:
-    """Read a whole trace.
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A whole trace.
+
+    Attributes:
+        span_s: from the first request to the last; None where not every request says when it came.
+        sizes: of its chunks, where a server has recorded it.
+        left_out: prompts that such a server has not recorded.
+    """
+
+    requests: Requests
+    span_s: float | None
+    sizes: Sizes | None
+    left_out: int
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a whole trace; `-` is the standard input.
 
     Raises:
         ConfigError: it cannot be read, or is none; the message names the file, the line and the field.
     """
-    keys: dict[int, ChunkKey] = {}  # one object for each chunk, however often it comes
+    reading = _Reading()
+    name = "standard input" if path == STANDARD_INPUT else str(path)
     try:
-        with path.open("rb") as file:
-            requests = [_keys_of(line, keys, place) for place, line in _lines(file, path)]
+        with _opened(path) as file:
+            for place, line in _lines(file, name):
+                reading.take(_object_of(line, place), place)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigError("", f"{path}: not a whole gzip file: {error}") from error
+        raise ConfigError("", f"{name}: not a whole gzip file: {error}") from error
     except OSError as error:
-        raise ConfigError("", f"{path}: {_reason(error)}") from error
-    if not any(requests):
-        raise ConfigError("", f"{path}: no request with a chunk in it")
-    return requests
+        raise ConfigError("", f"{name}: {_reason(error)}") from error
+    if not any(reading.requests):
+        raise ConfigError("", f"{name}: no request with a chunk in it")
+    return Trace(reading.requests, reading.span_s(), reading.sizes, reading.left_out)
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
+class _Reading:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.requests: Requests = []
+        self.sizes: Sizes | None = None
+        self.left_out = 0
+        self._keys: dict[int, ChunkKey] = {}  # one object for each chunk, however often it comes
+        self._started_s = 0.0  # what the times count from
+        self._times_s: list[float] = []
+
+    def take(self, line: dict[str, object], place: str) -> None:
+        if "kvtier_trace" in line:
+            self._begin(line, place)
+            return
+        self.requests.append(_keys_of(line, self._keys, place))
+        if _is_number(line.get("timestamp")):
+            self._times_s.append(self._started_s + float(str(line["timestamp"])) / 1000)
+        if _is_number(line.get("left_out")):
+            self.left_out += int(str(line["left_out"]))
+
+    def span_s(self) -> float | None:
+        return max(self._times_s) - min(self._times_s) if len(self._times_s) == len(self.requests) else None
+
+    def _begin(self, line: dict[str, object], place: str) -> None:
+        """A server began to record here; a file may have several such lines, all of the same sizes."""
+        if line["kvtier_trace"] != TRACE_VERSION:
+            _refuse(
+                place, "kvtier_trace", f"{_shown(line['kvtier_trace'])} is not known; only {TRACE_VERSION} is"
+            )
+        for field in ("started_unix_s", *SIZES):
+            if not _is_number(line.get(field)) or float(str(line[field])) <= 0:
+                _refuse(place, field, f"should be a number above zero, not {_shown(line.get(field))}")
+        self._started_s = float(str(line["started_unix_s"]))
+        sizes = Sizes(
+            int(str(line["chunk_bytes"])), float(str(line["chunk_tokens"])), int(str(line["tokens_per_id"]))
+        )
+        if self.sizes not in (None, sizes):
+            _refuse(place, "chunk_bytes", "the chunks are of other sizes than those of the lines before")
+        self.sizes = sizes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if path != STANDARD_INPUT:
+        with path.open("rb") as file:
+            yield file
+    elif sys.stdin is None:
+        raise ConfigError("", "standard input: closed")
+    else:
+        yield sys.stdin.buffer
+
+
+class _Unread(io.RawIOBase):
+    """A stream with its first bytes put back: a pipe has no way back of its own."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        found = self._first[: len(buffer)] or self._rest.read(len(buffer))
+        self._first = self._first[len(found) :]
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """Every line that is not blank, with what to call it in messages."""
-    is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    file.seek(0)
+    first = file.read(len(_GZIP_MAGIC))
+    whole = io.BufferedReader(_Unread(first, file))
     number = 0
-    with gzip.open(file) if is_gzip else nullcontext(file) as lines:
+    with gzip.open(whole) if first == _GZIP_MAGIC else nullcontext(whole) as lines:
         while line := lines.readline(LINE_BYTES_MAX + 1):
             number += 1
-            place = f"{path}: line {number}"
+            place = f"{name}: line {number}"
             if len(line) > LINE_BYTES_MAX:
                 raise ConfigError("", f"{place}: longer than {LINE_BYTES_MAX} bytes, so not a request")
             if not line.isspace():
                 yield place, line
 
 
-def _keys_of(line: bytes, keys: dict[int, ChunkKey], place: str) -> list[ChunkKey]:
-    ids = _ids_of(line, place)
+def _keys_of(request: dict[str, object], keys: dict[int, ChunkKey], place: str) -> list[ChunkKey]:
+    ids = _ids_of(request, place)
     chunks: dict[ChunkKey, None] = {}
     for i, number in enumerate(ids):
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 8 * ID_BYTES:
@@ -75,7 +171,7 @@ def _keys_of(line: bytes, keys: dict[int, ChunkKey], place: str) -> list[ChunkKe
     return list(chunks)
 
 
-def _ids_of(line: bytes, place: str) -> list[object]:
+def _object_of(line: bytes, place: str) -> dict[str, object]:
     try:
         request = json.loads(line.decode().rstrip())
     except json.JSONDecodeError as error:
@@ -86,12 +182,20 @@ def _ids_of(line: bytes, place: str) -> list[object]:
         raise ConfigError("", f"{place}: not JSON: {error}") from error
     if not isinstance(request, dict):
         raise ConfigError("", f'{place}: should be an object with "hash_ids", not {_shown(request)}')
+    return request
+
+
+def _ids_of(request: dict[str, object], place: str) -> list[object]:
     if "hash_ids" not in request:
         _refuse(place, "hash_ids", "missing")
     ids = request["hash_ids"]
     if not isinstance(ids, list):
         _refuse(place, "hash_ids", f"should be a list of whole numbers, not {_shown(ids)}")
     return ids
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _refuse(place: str, field: str, message: str) -> NoReturn:

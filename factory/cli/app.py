@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +26,9 @@ from .planning.init import init
 from .planning.replay import replay
 from .schema import schema
 from .store.du import du
+from .store.export import export
 from .store.fsck import fsck
+from .store.import_ import import_
 from .store.ls import ls
 from .store.rm import rm
 from .watching.bench import bench
@@ -33,7 +36,24 @@ from .watching.doctor import doctor
 from .watching.report import report
 from .watching.top import top
 
-COMMANDS = (schema, init, check, explain, doctor, bench, replay, du, ls, rm, fsck, top, report, completion)
+COMMANDS = (
+    schema,
+    init,
+    check,
+    explain,
+    doctor,
+    bench,
+    replay,
+    du,
+    ls,
+    rm,
+    fsck,
+    export,
+    import_,
+    top,
+    report,
+    completion,
+)
 
 PROGRAM = "kvtier"  # also as `python -m kvtier.factory`
 
@@ -81,8 +101,13 @@ def _options(
     pass
 
 
+def name_of(command: Callable[..., None]) -> str:
+    """What users call a command: `import` is a word of Python's."""
+    return command.__name__.rstrip("_")
+
+
 for command in COMMANDS:
-    app.command()(command)
+    app.command(name_of(command))(command)
 
 
 def main() -> None:

@@ -56,19 +56,65 @@ class ReplayTier(TierFigures):
 
 
 @dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """A replay with another capacity of one tier; `tiers` has the hit rate of each."""
+
+    capacity_bytes: int
+    hit_rate_percent: float
+    tiers: dict[str, float]
+    drives_written_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySweep:
+    """Replays with other capacities of one tier.
+
+    Attributes:
+        knee_bytes: from which on each doubling adds less than a point of hit rate; null where each adds more.
+    """
+
+    tier: str
+    knee_bytes: int | None
+    points: tuple[SweepPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayAlternative:
+    """What another chain would save; null where the trace or the options do not say enough."""
+
+    name: str
+    hit_rate_percent: float
+    saved_tokens: int
+    saved_prefill_s_a_day: float | None
+    drives_written_bytes_a_day: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Replay(ReplayFigures):
     """What the tiers of a document did for a trace; rates in percent of all prompt chunks.
 
     Attributes:
         unlimited_hit_rate_percent: of a cache without a limit.
+        tokens_per_id: tokens that one number of the trace stands for.
+        chunks_per_id: chunks of the server that they are.
+        span_s: from the first request to the last; null where the trace does not say.
+        left_out_prompts: those that a server has not recorded.
         policy: of the pinned tier.
         step_chunks: chunks of a prompt that are stored in one step; null for all at once.
         first_tokens: null where no speeds were given.
+        sweep: null where none was asked for.
+        alternatives: the first one is the document as it is; empty where none were asked for.
     """
 
     tiers: tuple[ReplayTier, ...]
     unlimited_hit_rate_percent: float
     chunk_bytes: int
+    tokens_per_id: int
+    chunks_per_id: int
+    span_s: float | None
+    left_out_prompts: int
+    sweep: ReplaySweep | None
+    alternatives: tuple[ReplayAlternative, ...]
     policy: str
     step_chunks: int | None
 
@@ -315,6 +361,39 @@ class Bench:
     drives: tuple[MeasuredDrive, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a pack has, and what of the chosen chunks it has not: evicted meanwhile, or damaged."""
+
+    path: str
+    namespace: str
+    chunks: int
+    size_bytes: int
+    gone_chunks: int
+    damaged_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What became of the chunks of a pack.
+
+    Attributes:
+        there_chunks: those that the directory had already.
+        evicted_chunks: older ones of the directory that made room.
+        failed: how many could not be stored, by reason.
+        error: why the rest of the pack could not be read; null where all of it was.
+    """
+
+    path: str
+    chunks: int
+    size_bytes: int
+    there_chunks: int
+    evicted_chunks: int
+    damaged_chunks: int
+    failed: dict[str, int]
+    error: str | None
+
+
 SHAPES: Mapping[str, type] = {
     "init": Init,
     "check": Check,
@@ -327,6 +406,8 @@ SHAPES: Mapping[str, type] = {
     "rm": Rm,
     "fsck": Fsck,
     "top": Top,
+    "export": Export,
+    "import": Import,
 }
 
 

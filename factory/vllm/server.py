@@ -13,6 +13,7 @@ from ...engine.live.publisher import Publisher, facts_of
 from ...engine.movement.prompts import GroupOf, one_group
 from ...engine.movement.rates import MeasuredPrefill
 from ...engine.movement.worth import Computing
+from ...engine.recording.recorder import Recorder, Sizes
 from ...engine.server import ServerChain
 from ...tiers.pinned.arena import Arena
 from ..base import SharedPlace
@@ -111,12 +112,14 @@ class SchedulerSide:
         self.chain = self._lifetime.ready().chain
         self.lower = [tier.name for tier in composite.lower]
         self.foreign = composite.foreign
+        self._recorder = self._recorder_of(composite, geometry, group_tokens, group_of)
         self.placement = ServerPlacement(
             self.chain,
             composite.pinned.arena,
             Progress(prefill, group_tokens, group_of),
             keeps_on_reset=composite.keeps_on_reset,
             group_of=group_of,
+            ended=None if self._recorder is None else self._recorder.ended,
         )
         self._refusals, self._refusal_logger = RefusalFilter(), refusal_logger()
         if self._refusal_logger is not None:
@@ -134,6 +137,14 @@ class SchedulerSide:
         self._telling.append(self._lifetime.loop.submit(reporter.run()))
         return reporter
 
+    def tells_no_ends(self) -> None:
+        """This server does not say when a prompt has ended: what was to be recorded is not."""
+        if self._recorder is not None:
+            logger.warning(
+                'kvtier: "trace" records nothing: vLLM reports the end of prompts from 0.23 on, '
+                "and this is an older one"
+            )
+
     def close(self) -> None:
         """Bring what waits to the last tier within a bound, then stop. Idempotent.
 
@@ -144,7 +155,23 @@ class SchedulerSide:
         for telling in self._telling:
             telling.cancel()
         self._saved.say()
+        if self._recorder is not None:
+            self._recorder.close()
         self._lifetime.end(DRAIN_S)
+
+    def _recorder_of(
+        self,
+        composite: CompositeSpec,
+        geometry: Geometry,
+        group_tokens: Mapping[bytes, int],
+        group_of: GroupOf,
+    ) -> Recorder | None:
+        """What records the prompts, if the document asks for it: by the group of the largest chunks."""
+        if composite.trace is None:
+            return None
+        group = max(group_tokens, key=group_tokens.__getitem__)
+        sizes = Sizes(composite.pinned.slot_bytes, geometry.chunk_tokens, group_tokens[group])
+        return Recorder(composite.trace, sizes, lambda key: group_of(key) == group)
 
     def _facts(self, composite: CompositeSpec, chunk_tokens: float) -> list[TierFacts]:
         chunk_bytes, stats = composite.pinned.slot_bytes, self.chain.stats()

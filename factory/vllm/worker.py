@@ -16,6 +16,7 @@ from ...tiers.device.gpu import GpuTier
 from ...tiers.pinned.arena import Arena
 
 SLOTS_MARKED_AT_ONCE = 64  # and the rest of a transfer, in a call that reports none: some 15 µs
+TRANSFER_SLOTS = 8  # what marking a transfer costs beside its slots, in slots
 UNMARKED_MAX = 1024  # transfers: a worker that always has some to report marks them, too
 
 Indexes = Sequence[int] | NDArray[np.int32]
@@ -100,7 +101,7 @@ class CopyWorker:
     def _mark_some(self) -> None:
         slots = 0
         while self._unmarked and slots < SLOTS_MARKED_AT_ONCE:
-            slots += self._mark_oldest()
+            slots += TRANSFER_SLOTS + self._mark_oldest()
 
     def _mark_oldest(self) -> int:
         """Mark the slots of one transfer; returns how many they are."""

@@ -9,7 +9,7 @@ from nvme_rig import CHUNK_BYTES, MIB, filled, keys_of
 
 from kvtier.factory.base import TierContext
 from kvtier.factory.builtin import NvmeFactory
-from kvtier.factory.cli.planning.replay_plan import plan_replay
+from kvtier.factory.cli.planning.replay_plan import Ids, plan_replay
 from kvtier.factory.config import parse_config
 from kvtier.factory.entries import NvmeConfig
 from kvtier.tiers.base import CountsUses, Tier, ability
@@ -51,7 +51,7 @@ async def test_a_chunk_reaches_the_drive_when_its_entry_says(
 @pytest.mark.parametrize(("admission", "stored_chunks"), [("always", 4), ("second_touch", 2)])
 async def test_a_replay_admits_as_the_tier_does(tmp_path: Path, admission: str, stored_chunks: int) -> None:
     config = parse_config(document(tmp_path, admission=admission))
-    (log,) = plan_replay(config, chunk_bytes=CHUNK_BYTES, step_chunks=None, speeds=None).lower()
+    (log,) = plan_replay(config, ids=Ids(512, CHUNK_BYTES, 1), step_keys=None, speeds=None).lower()
     for keys in (keys_of(0, 4), keys_of(0, 2)):
         await log.store(keys, filled(keys))
     assert log.stats().counters["stored_bytes"] == stored_chunks * CHUNK_BYTES

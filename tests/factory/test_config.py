@@ -93,8 +93,8 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
     (
         "unknown top key",
         at_top(comment="mine"),
-        'comment: unknown key; known are "$schema", "on_reset", "recompute", "tiers", "version" and '
-        '"weights_epoch"',
+        'comment: unknown key; known are "$schema", "on_reset", "recompute", "tiers", "trace", "version" '
+        'and "weights_epoch"',
     ),
     (
         "negative weights epoch",
@@ -110,6 +110,16 @@ WRONG_DOCUMENTS: list[tuple[str, Change, str]] = [
         "unknown way to decide",
         at_top(recompute="always"),
         """recompute: should be 'auto' or 'never', not "always"; for example "auto\"""",
+    ),
+    (
+        "relative trace",
+        at_top(trace="~/trace.jsonl"),
+        f'trace: "~/trace.jsonl" is not absolute; did you mean "{Path.home()}/trace.jsonl"?',
+    ),
+    (
+        "trace among a tier's files",
+        at_top(trace="/mnt/nvme0/kvtier/trace.jsonl"),
+        'trace: "/mnt/nvme0/kvtier/trace.jsonl" lies in the directory of tiers[2]; choose one beside it',
     ),
     (
         "tiers as an object",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from chain_rig import SLOT_BYTES, Rig
 
@@ -15,6 +15,7 @@ from kvtier.engine.movement.rates import KNOWN_FROM_BYTES, GivenPrefill, Measure
 from kvtier.engine.movement.worth import Computing
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement, StorePlan, Told
 from kvtier.factory.vllm.scheduling.progress import Progress
+from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.testing import pattern
 
 CHUNK_TOKENS = 16
@@ -37,13 +38,18 @@ class Marks:
 class Server:
     """A scheduler over a chain of `slots_count` slots."""
 
-    def __init__(self, rig: Rig, group_of: GroupOf = one_group) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        group_of: GroupOf = one_group,
+        ended: Callable[[Mapping[ChunkKey, int]], object] | None = None,
+    ) -> None:
         self.rig = rig
         self.marks = Marks()
         self._stores = itertools.count()
         self.prefill = MeasuredPrefill()
         self.progress = Progress(self.prefill, defaultdict(lambda: CHUNK_TOKENS), group_of, rig.clock)
-        self.placement = ServerPlacement(rig.chain, self.marks, self.progress, group_of=group_of)
+        self.placement = ServerPlacement(rig.chain, self.marks, self.progress, group_of=group_of, ended=ended)
 
     def store(self, keys: list[bytes], request: str = "", told: Told = None) -> StorePlan:
         """Store chunks; without its name, of a request that stores nothing else."""

@@ -264,7 +264,7 @@ class _ThreadJob:
         self.size_bytes = size_bytes
         self.error: str | None = None
         self.seconds = 0.0
-        self._copied: Future[None] | None = None
+        self._copied: Future[None] | None = None  # until it is done
         self._is_done = False  # read in every step of a server, which takes no lock for it
 
     def begin(self, thread: ThreadPoolExecutor, copy: Callable[[], float]) -> None:
@@ -275,12 +275,13 @@ class _ThreadJob:
         return self._is_done
 
     def wait(self, timeout: float | None) -> bool:
-        assert self._copied is not None, "it has begun"
-        return bool(wait([self._copied], timeout).done)
+        copied = self._copied
+        return self._is_done or copied is None or bool(wait([copied], timeout).done)
 
     async def ended(self) -> None:
-        assert self._copied is not None, "it has begun"
-        await asyncio.wait([asyncio.wrap_future(self._copied)])
+        copied = self._copied
+        if not self._is_done and copied is not None:
+            await asyncio.wait([asyncio.wrap_future(copied)])
 
     def _run(self, copy: Callable[[], float]) -> None:
         try:
@@ -289,6 +290,7 @@ class _ThreadJob:
             self.error = f"{type(error).__name__}: {error}"
         finally:
             self._is_done = True
+            self._copied = None  # freed here, and not in a step of the server
 
 
 class CpuCopies:

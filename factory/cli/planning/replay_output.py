@@ -1,104 +1,55 @@
-"""Prints the figures of a replay as a table or as JSON, and plots them."""
+"""Prints the figures of a replay as a table or as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ....engine.replay.first_tokens import FirstTokenFigures
 from ....engine.replay.replay import ReplayFigures, TierFigures
-from ....tiers import ConfigError, KvtierError
+from ....engine.replay.trace import Trace
 from ...text.units import format_size
 from .replay_plan import ReplayPlan
+from .table import table
 
 _HEADINGS = ("tier", "capacity", "chunks", "hit rate", "promoted", "evicted", "written", "dropped")
 
 
-class CurvePoint(NamedTuple):
-    """One replay with another pinned capacity."""
-
-    slots_count: int
-    figures: ReplayFigures
-
-
-def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) -> str:
+def as_text(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float, read: Trace) -> str:
     """A summary and one line a tier."""
-    rows = [_HEADINGS, *(_row(tier, plan.chunk_bytes) for tier in figures.tiers)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [_HEADINGS, *(_row(tier, plan.ids.chunk_bytes) for tier in figures.tiers)]
     lines = [
         f"{figures.requests_count} requests, {figures.prompt_chunks} chunks of "
-        f"{format_size(plan.chunk_bytes)}, stored {_steps(plan)}; pinned evicts by {plan.policy}",
+        f"{format_size(plan.ids.chunk_bytes)}, stored {_steps(plan)}; pinned evicts by {plan.policy}",
         f"hit rate {figures.hit_rate_percent:.1f}%; an unlimited cache would reach {unlimited_percent:.1f}%",
+        *([f"{read.left_out} prompts were not recorded"] if read.left_out else ()),
         *_first_tokens(figures.first_tokens),
         "",
-        *("  ".join(_padded(row, widths)).rstrip() for row in rows),
+        *table(rows),
     ]
     return "\n".join(lines)
 
 
-def as_json(figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float) -> dict[str, Any]:
+def as_json(
+    figures: ReplayFigures, plan: ReplayPlan, unlimited_percent: float, read: Trace
+) -> dict[str, Any]:
     """All of it; sizes in bytes, rates in percent of all prompt chunks."""
     document = {
         "hit_rate_percent": figures.hit_rate_percent,
         "unlimited_hit_rate_percent": round(unlimited_percent, 3),
-        "chunk_bytes": plan.chunk_bytes,
+        "chunk_bytes": plan.ids.chunk_bytes,
+        "tokens_per_id": plan.ids.tokens,
+        "chunks_per_id": plan.ids.chunks,
+        "span_s": read.span_s,
+        "left_out_prompts": read.left_out,
         "policy": plan.policy,
-        "step_chunks": plan.step_chunks,
+        "step_chunks": None if plan.step_keys is None else plan.step_keys * plan.ids.chunks,
         **asdict(figures),
     }
     for tier in document["tiers"]:
-        tier["capacity_chunks"] = tier["capacity_bytes"] // plan.chunk_bytes
+        tier["capacity_chunks"] = tier["capacity_bytes"] // plan.ids.chunk_bytes
     return document
-
-
-def require_plotting(file: Path) -> None:
-    """Check before the replay that its result can be plotted.
-
-    Raises:
-        ConfigError: matplotlib or the folder is missing.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "--plot", 'needs matplotlib, which is not installed: pip install "kvtier-core[plot]"'
-        ) from error
-    if not file.absolute().parent.is_dir():
-        raise ConfigError("--plot", f"{file}: the folder does not exist")
-
-
-def plot(curve: Sequence[CurvePoint], plan: ReplayPlan, unlimited_percent: float, file: Path) -> None:
-    """Write a PNG: hit rate over pinned capacity, in total and by tier.
-
-    Raises:
-        KvtierError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    counts = [point.slots_count for point in curve]
-    totals = [point.figures.hit_rate_percent for point in curve]
-    axes.plot(counts, totals, marker="o", color="black", label="total")
-    names = [tier.tier for tier in curve[0].figures.tiers]
-    for i, name in enumerate(names if len(names) > 1 else ()):
-        rates = [point.figures.tiers[i].hit_rate_percent for point in curve]
-        axes.plot(counts, rates, marker=".", linestyle="--", label=name)
-    axes.axhline(unlimited_percent, color="grey", linestyle=":", label="unlimited")
-    axes.axvline(plan.slots_count, color="grey", linewidth=0.8, label="as configured")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [f"{n:,}\n{format_size(n * plan.chunk_bytes)}" for n in counts], fontsize=8)
-    axes.set_xlabel(f"pinned capacity ({plan.policy}), in chunks of {format_size(plan.chunk_bytes)}")
-    axes.set_ylabel("hit rate, % of prompt chunks")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=5)
-    try:
-        figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise KvtierError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def _row(tier: TierFigures, chunk_bytes: int) -> tuple[str, ...]:
@@ -131,9 +82,4 @@ def _time(seconds: float) -> str:
 
 
 def _steps(plan: ReplayPlan) -> str:
-    return "by whole prompts" if plan.step_chunks is None else f"{plan.step_chunks} a step"
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *rest = zip(row, widths, strict=True)
-    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
+    return "by whole prompts" if plan.step_keys is None else f"{plan.step_keys * plan.ids.chunks} a step"

@@ -1,4 +1,4 @@
-"""Turns a tier-config document into a replay: each tier's capacity in chunks, and its policy.
+"""Turns a tier-config document into a replay: each tier's capacity, and its policy.
 
 Opens nothing. Looks at a path only where the capacity is a percentage of its file system, because the
 document may be for another machine.
@@ -6,27 +6,70 @@ document may be for another machine.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ....engine.recording.recorder import Sizes
 from ....engine.replay.first_tokens import Speeds
 from ....engine.replay.tiers import LogWithoutBytes, SlotsWithoutBytes
 from ....tiers import ConfigError, Tier
 from ....tiers.admission import SecondTouch
-from ....tiers.pinned.eviction import EvictionPolicy
+from ....tiers.pinned.eviction import POLICIES, EvictionPolicy
 from ...base import TierConfig, unique_name
 from ...config import KvtierConfig
 from ...drives import DriveConfig
 from ...entries import NvmeConfig, PinnedConfig
+from ...sizes import parse_chunk_bytes
 from ...text.units import Percent, format_size, size_bytes
 from ...text.wording import quoted, shown
+
+PINNED = "pinned"
+SECOND_TOUCH = "second_touch"
+
+TOKENS_PER_ID = 512  # of public traces
+TOKEN_BYTES = 128 * 1024  # of Llama 3.1 8B in bf16: 32 layers, keys and values of 8 heads of 128
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """What the numbers of a trace stand for.
+
+    Attributes:
+        tokens: of the prompt.
+        chunk_bytes: of one chunk of the server; whole pages.
+        chunks: how many of those.
+    """
+
+    tokens: int
+    chunk_bytes: int
+    chunks: int
+
+
+def ids_of(
+    sizes: Sizes | None, *, tokens_per_id: int | None, chunk_tokens: int | None, chunk_bytes: str | None
+) -> Ids:
+    """What numbers stand for: as the options say, or else as the trace does, or else as in public ones.
+
+    Raises:
+        ConfigError: the options contradict each other.
+    """
+    tokens = tokens_per_id or (sizes.tokens_per_id if sizes else TOKENS_PER_ID)
+    per_chunk = chunk_tokens or (sizes.chunk_tokens if sizes and not tokens_per_id else tokens)
+    if chunk_tokens and tokens % chunk_tokens:
+        raise ConfigError("--tokens-per-chunk", f"{chunk_tokens} is no part of the {tokens} tokens of an id")
+    if chunk_bytes is None and sizes is not None and not chunk_tokens:
+        size = str(sizes.chunk_bytes)
+    else:
+        size = chunk_bytes or str(math.ceil(per_chunk * TOKEN_BYTES))
+    return Ids(tokens, parse_chunk_bytes(size), max(1, math.ceil(tokens / per_chunk)))
 
 
 @dataclass(frozen=True, slots=True)
 class LogPlan:
-    """One drive."""
+    """One drive, or several as one tier."""
 
     name: str
     capacity_bytes: int
@@ -39,22 +82,38 @@ class ReplayPlan:
     """A chain to replay through.
 
     Attributes:
-        chunk_bytes: of a slot; whole pages.
-        step_chunks: chunks of a prompt that are stored in one step; None for all at once.
+        pinned_bytes: of all slots.
+        ids: what each key of a prompt stands for.
+        step_keys: keys of a prompt that are stored in one step; None for all at once.
         speeds: how fast the server computes and loads; None where everything is loaded.
     """
 
-    slots_count: int
+    pinned_bytes: int
     policy: str
     make_policy: Callable[[int], EvictionPolicy]
-    chunk_bytes: int
-    step_chunks: int | None
+    ids: Ids
+    step_keys: int | None
     speeds: Speeds | None
     logs: tuple[LogPlan, ...]
 
+    @property
+    def chunks_per_key(self) -> int:
+        return self.ids.chunks
+
+    @property
+    def key_bytes(self) -> int:
+        return self.ids.chunk_bytes * self.ids.chunks
+
+    @property
+    def capacities_bytes(self) -> dict[str, int]:
+        """What each tier may take, by its name, the pinned one first."""
+        return {PINNED: self.pinned_bytes, **{log.name: log.capacity_bytes for log in self.logs}}
+
     def pinned(self) -> SlotsWithoutBytes:
         """A new, empty pinned tier."""
-        return SlotsWithoutBytes(self.slots_count, slot_bytes=self.chunk_bytes, make_policy=self.make_policy)
+        return SlotsWithoutBytes(
+            self.pinned_bytes // self.key_bytes, slot_bytes=self.key_bytes, make_policy=self.make_policy
+        )
 
     def lower(self) -> Sequence[Tier]:
         """New, empty tiers below it."""
@@ -64,20 +123,38 @@ class ReplayPlan:
         tier = LogWithoutBytes(
             log.name,
             capacity_bytes=log.capacity_bytes,
-            chunk_bytes=self.chunk_bytes,
+            chunk_bytes=self.ids.chunk_bytes,
             write_amplification=log.write_amplification,
+            chunks_per_key=self.ids.chunks,
         )
         if log.admission == "always":
             return tier
-        return SecondTouch(tier, log.capacity_bytes // self.chunk_bytes)
+        return SecondTouch(tier, log.capacity_bytes // self.key_bytes)
 
-    def resized(self, slots_count: int) -> ReplayPlan:
-        """The same chain with another pinned capacity."""
-        return replace(self, slots_count=slots_count)
+    def resized(self, name: str, capacity_bytes: int) -> ReplayPlan:
+        """The same chain with another capacity of that tier."""
+        if name == PINNED:
+            return replace(self, pinned_bytes=capacity_bytes)
+        return self._with_log(name, lambda log: replace(log, capacity_bytes=capacity_bytes))
+
+    def with_policy(self, policy: str) -> ReplayPlan:
+        """The same chain with another policy of kvtier's own in the pinned tier."""
+        return replace(self, policy=policy, make_policy=POLICIES[policy])
+
+    def admitting(self, name: str, admission: str) -> ReplayPlan:
+        """The same chain with another admission to that drive."""
+        return self._with_log(name, lambda log: replace(log, admission=admission))
+
+    def least_bytes(self, name: str) -> int:
+        """The smallest capacity with which that tier works."""
+        return self.key_bytes if name == PINNED else LogWithoutBytes.least_bytes(self.ids.chunk_bytes)
+
+    def _with_log(self, name: str, change: Callable[[LogPlan], LogPlan]) -> ReplayPlan:
+        return replace(self, logs=tuple(change(log) if log.name == name else log for log in self.logs))
 
 
 def plan_replay(
-    config: KvtierConfig, *, chunk_bytes: int, step_chunks: int | None, speeds: Speeds | None
+    config: KvtierConfig, *, ids: Ids, step_keys: int | None, speeds: Speeds | None
 ) -> ReplayPlan:
     """Turn a checked document into a chain without bytes.
 
@@ -92,15 +169,13 @@ def plan_replay(
         )
     _, pinned, *lower = config.tiers
     assert isinstance(pinned, PinnedConfig), "the config puts the pinned tier below the device"
-    pinned = pinned.resolve(chunk_bytes=chunk_bytes, json_path="tiers[1]")
+    pinned = pinned.resolve(chunk_bytes=ids.chunk_bytes * ids.chunks, json_path="tiers[1]")
     logs: list[LogPlan] = []
     for i, tier in enumerate(lower, start=2):
         name = unique_name("nvme", [log.name for log in logs])
-        logs.append(_log(tier, chunk_bytes, f"tiers[{i}]", name))
-    slots_count = pinned.capacity_bytes // chunk_bytes
-    return ReplayPlan(
-        slots_count, pinned.policy, pinned.make_policy, chunk_bytes, step_chunks, speeds, tuple(logs)
-    )
+        logs.append(_log(tier, ids.chunk_bytes, f"tiers[{i}]", name))
+    pinned_bytes = pinned.capacity_bytes // ids.chunk_bytes * ids.chunk_bytes
+    return ReplayPlan(pinned_bytes, pinned.policy, pinned.make_policy, ids, step_keys, speeds, tuple(logs))
 
 
 def _log(tier: TierConfig, chunk_bytes: int, json_path: str, name: str) -> LogPlan:

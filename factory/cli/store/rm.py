@@ -109,19 +109,24 @@ def _selection(
         raise ConfigError("--lru", "goes together with --free, which says how much to remove")
     return Selection(
         namespace or "",
-        _from_hex(key_prefix or ""),
+        key_prefix_of(key_prefix),
         parse_age(older_than or "0s", "--older-than"),
         never_read,
         None if free is None else Enough(parse_option("--free", free), least_recently_used=lru),
     )
 
 
-def _from_hex(text: str) -> bytes:
+def key_prefix_of(option: str | None) -> bytes:
+    """What --key-prefix gives in hex; empty where it is not given.
+
+    Raises:
+        ConfigError: it is no hex.
+    """
     try:
-        return bytes.fromhex(text)
+        return bytes.fromhex(option or "")
     except ValueError:
         raise ConfigError(
-            "--key-prefix", f'should be pairs of hex digits, not "{text}"; for example 00ff'
+            "--key-prefix", f'should be pairs of hex digits, not "{option}"; for example 00ff'
         ) from None
 
 

@@ -76,6 +76,7 @@ class Manager(OffloadingManager):
         self._block_tokens = block_tokens
         self._leases = Leases(self._placement.let_go)
         self._owners = Owners(self._placement.forget)
+        side.tells_no_ends()
         # Mutable state:
         self._asked = ""  # the prompt of the latest lookup
         self._load_numbers = itertools.count()

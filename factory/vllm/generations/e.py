@@ -45,6 +45,8 @@ class Manager(KeyedManager):
         super().__init__(side)
         tells_ends = hasattr(OffloadingManager, "on_request_finished")
         self._leases = None if tells_ends else Leases(self._end)
+        if not tells_ends:
+            side.tells_no_ends()
         self._leased: dict[str, ReqContext] = {}  # keeps the name that a leased request has its own
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> bool | None:

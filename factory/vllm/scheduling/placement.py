@@ -9,7 +9,7 @@ the answer is a miss, never a wait.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import TypeAlias
@@ -59,11 +59,18 @@ class ServerPlacement:
         *,
         keeps_on_reset: bool = False,
         group_of: GroupOf = one_group,
+        ended: Callable[[Mapping[ChunkKey, int]], object] | None = None,
     ) -> None:
+        """Begin with no request.
+
+        Args:
+            ended: called with the positions of a prompt's chunks when it has ended.
+        """
         self._chain = chain
         self._progress = progress
         self._keeps_on_reset = keeps_on_reset
         self._group_of = group_of
+        self._ended = ended
         # Mutable state:
         self._holds: dict[str, dict[ChunkKey, Found]] = {}
         self._prompts: dict[str, Prompt] = {}
@@ -222,7 +229,10 @@ class ServerPlacement:
     def finish(self, request: str) -> None:
         """End a request: all that it used was used now; its transfers may still be in flight."""
         if request in self._running:
-            self._chain.end(self._prompts[request])
+            prompt = self._prompts[request]
+            self._chain.end(prompt)
+            if self._ended is not None:
+                self._ended(prompt.positions)
         self.forget(request)
 
     def forget(self, request: str) -> None:

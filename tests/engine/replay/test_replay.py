@@ -53,12 +53,12 @@ def prompt(*numbers: int) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def beginning() -> Requests:
-    return read_trace(DATA / "conversation_trace_1500.jsonl.gz")
+    return read_trace(DATA / "conversation_trace_1500.jsonl.gz").requests
 
 
 @pytest.fixture(scope="module")
 def whole() -> Requests:
-    return read_trace(DATA / "conversation_trace.jsonl.gz")
+    return read_trace(DATA / "conversation_trace.jsonl.gz").requests
 
 
 def check_one_tier(figures: ReplayFigures, capacity_chunks: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,3 +173,48 @@ async def test_it_keeps_what_the_real_log_keeps(tmp_path: Path) -> None:
         assert model.stats().counters["evicted_chunks"] == real.stats().counters["evicted_chunks"] > 0
     finally:
         await real.close()
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "replay.md"
+PACKED = re.compile(r"^ *\| (\d+)MiB \| ([\d.]+)% \|$", re.MULTILINE)
+
+
+async def test_the_page_says_how_much_of_a_large_drive_holds_chunks() -> None:
+    rows = {int(size) << 20: float(percent) for size, percent in PACKED.findall(PAGE.read_text())}
+    assert len(rows) == 4
+    assert {size: await percent_packed(size) for size in rows} == rows
+
+
+async def test_chunks_of_one_key_go_over_the_end_of_a_segment_and_fill_it() -> None:
+    tier = LogWithoutBytes(
+        "nvme", capacity_bytes=CAPACITY_BYTES, chunk_bytes=1 << 16, write_amplification=1.0, chunks_per_key=16
+    )
+    stored = keys(300)
+    for start in range(0, 300, 5):
+        await store(tier, stored[start : start + 5])
+    there = list(tier.lookup(stored))
+    assert there == sorted(there), "what is there is the newest"
+    assert sum(there) > await kept_whole(300), "what does not straddle wastes the ends of segments"
+    assert sum(there) * (1 << 20) <= CAPACITY_BYTES
+    counters = tier.stats().counters
+    assert counters["stored_bytes"] == 300 << 20
+    assert counters["evicted_chunks"] == 300 - sum(there)
+
+
+async def kept_whole(count: int) -> int:
+    """How many of so many chunks as large as such a key a drive of the same capacity keeps."""
+    tier = log()
+    for start in range(0, count, 5):
+        await store(tier, keys(5, start))
+    return tier.stats().chunks
+
+
+async def percent_packed(chunk_bytes: int, capacity_bytes: int = 2 << 40) -> float:
+    """What part of a drive holds chunks when its segments are full: one segment stands for all."""
+    tier = LogWithoutBytes(
+        "nvme", capacity_bytes=capacity_bytes, chunk_bytes=chunk_bytes, write_amplification=1.0
+    )
+    segments = tier._plan.segments
+    await store(tier, keys(tier._budget.segment_bytes // chunk_bytes))
+    (full, *_) = tier._sealed or tier._open.values()
+    return round(100 * segments * len(full.used_at) * chunk_bytes / capacity_bytes, 1)

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from kvtier.engine.recording.recorder import Sizes
 from kvtier.engine.replay import trace as trace_module
 from kvtier.engine.replay.trace import read_trace
 from kvtier.tiers import ConfigError
@@ -32,24 +39,78 @@ def refusal(file: Path) -> str:
 
 
 def test_each_line_is_a_request_and_each_id_a_chunk(file: Path) -> None:
-    requests = read_trace(write(file, request(1, 2), request(1, 3), request()))
+    requests = read_trace(write(file, request(1, 2), request(1, 3), request())).requests
     assert [len(keys) for keys in requests] == [2, 2, 0]
     assert requests[0][0] == requests[1][0]
     assert len({*requests[0], *requests[1]}) == 3
 
 
 def test_other_fields_are_not_looked_at(file: Path) -> None:
-    assert len(read_trace(write(file, '{"hash_ids": [1], "timestamp": "noon", "user": null}'))) == 1
+    trace = read_trace(write(file, '{"hash_ids": [1], "timestamp": "noon", "user": null, "left_out": "x"}'))
+    assert (len(trace.requests), trace.span_s, trace.left_out) == (1, None, 0)
 
 
 def test_blank_lines_are_no_requests(file: Path) -> None:
-    assert len(read_trace(write(file, "", request(1), "  ", request(2)))) == 2
+    assert len(read_trace(write(file, "", request(1), "  ", request(2))).requests) == 2
 
 
 def test_a_gzipped_trace_is_known_by_its_content(file: Path) -> None:
     plain = read_trace(write(file, request(1, 2)))
     file.write_bytes(gzip.compress(file.read_bytes()))
     assert read_trace(file) == plain
+
+
+@contextmanager
+def piped(content: bytes) -> Iterator[int]:
+    """The reading end of a pipe through which the content comes byte by byte, then all the rest."""
+    reading, writing = os.pipe()
+
+    def write_all() -> None:
+        os.write(writing, content[:1])
+        with os.fdopen(writing, "wb") as file:
+            file.write(content[1:])
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        writer.join()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_may_come_through_a_pipe(file: Path, packed: bool) -> None:
+    plain = read_trace(write(file, *(request(i, i + 1) for i in range(20_000))))
+    content = file.read_bytes()
+    with piped(gzip.compress(content) if packed else content) as reading:
+        assert read_trace(Path(f"/dev/fd/{reading}")) == plain
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_may_come_from_the_standard_input(
+    file: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = read_trace(write(file, request(1, 2), request(1, 3)))
+    content = gzip.compress(file.read_bytes()) if packed else file.read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert read_trace(Path("-")) == plain
+    assert not sys.stdin.buffer.closed, "it is not ours to close"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (io.TextIOWrapper(io.BytesIO(b"{")), "line 1: not JSON at column 2: Expecting property name"),
+        (io.TextIOWrapper(io.BytesIO()), "no request with a chunk in it"),
+        (None, "closed"),
+    ],
+)
+def test_the_standard_input_has_its_name_in_messages(
+    stdin: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert refusal(Path("-")).startswith(f"standard input: {message}")
 
 
 @pytest.mark.parametrize(
@@ -117,3 +178,44 @@ def test_a_damaged_gzip_file_is_refused(file: Path) -> None:
     whole[-8] ^= 1  # of the checksum
     file.write_bytes(whole)
     assert refusal(file).startswith(f"{file}: not a whole gzip file: ")
+
+
+HEAD = {
+    "kvtier_trace": 1,
+    "started_unix_s": 100,
+    "chunk_bytes": 4096,
+    "chunk_tokens": 8.0,
+    "tokens_per_id": 16,
+}
+
+
+def test_the_time_is_from_the_first_request_to_the_last_where_all_say_it(file: Path) -> None:
+    first, last = '{"hash_ids": [1], "timestamp": 500}', '{"hash_ids": [2], "timestamp": 2000.5}'
+    assert read_trace(write(file, last, first)).span_s == pytest.approx(1.5005)
+    assert read_trace(write(file, first, last, '{"hash_ids": [3]}')).span_s is None
+    assert read_trace(write(file, first, '{"hash_ids": [3], "timestamp": NaN}')).span_s is None
+
+
+def test_a_trace_of_ones_own_says_its_sizes_and_goes_on_after_a_restart(file: Path) -> None:
+    first = '{"hash_ids": [1], "timestamp": 0, "left_out": 2}'
+    later = json.dumps({**HEAD, "started_unix_s": 200})
+    second = '{"hash_ids": [2], "timestamp": 5000, "left_out": 1}'
+    trace = read_trace(write(file, json.dumps(HEAD), first, later, second))
+    assert trace.sizes == Sizes(4096, 8.0, 16)
+    assert (len(trace.requests), trace.span_s, trace.left_out) == (2, 105.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kvtier_trace": 2}, "kvtier_trace: 2 is not known; only 1 is"),
+        ({"chunk_bytes": "4KiB"}, 'chunk_bytes: should be a number above zero, not "4KiB"'),
+        ({"tokens_per_id": None}, "tokens_per_id: should be a number above zero, not null"),
+        ({"chunk_tokens": 0}, "chunk_tokens: should be a number above zero, not 0"),
+        ({"chunk_tokens": 9.0}, "chunk_bytes: the chunks are of other sizes than those of the lines before"),
+    ],
+)
+def test_a_head_that_is_wrong_is_named(file: Path, changed: dict[str, object], message: str) -> None:
+    assert refusal(write(file, json.dumps(HEAD), json.dumps({**HEAD, **changed}))) == (
+        f"{file}: line 2: {message}"
+    )

@@ -74,12 +74,12 @@ def test_the_help_shows_every_command_with_its_whole_summary(run: Run) -> None:
     lines = [line.split(maxsplit=1) for line in listed.splitlines()]
     said = " ".join(exits.split())
     assert said == f"Exit status: {'; '.join(f'{code} {meaning}' for code, meaning in EXITS.items())}."
-    assert [name for name, _ in lines] == [command.__name__ for command in cli.COMMANDS]
+    assert [name for name, _ in lines] == [cli.name_of(command) for command in cli.COMMANDS]
     for name, summary in lines:
         assert len(summary) <= SUMMARY_CHARS_MAX, name
         assert summary.endswith("."), f"the summary of {name} is cut"
 
 
-@pytest.mark.parametrize("command", [[], *([command.__name__] for command in cli.COMMANDS)])
+@pytest.mark.parametrize("command", [[], *([cli.name_of(command)] for command in cli.COMMANDS)])
 def test_the_short_option_for_help_works_everywhere(run: Run, command: list[str]) -> None:
     assert run(*command, "-h") == run(*command, "--help")

@@ -38,7 +38,7 @@ def commands(path: Path, file: Path, tmp_path: Path) -> dict[str, list[list[obje
     replay: list[object] = [trace, "--config", replayed, "--chunk-bytes", 4096]
     model = tmp_path / "config.json"
     model.write_text(json.dumps(LLAMA))
-    small = tmp_path / "small.json"
+    small, pack = tmp_path / "small.json", tmp_path / "chunks.kvtpack"
     tiers = [*REPLAYED["tiers"], {"type": "nvme", "path": str(path), "capacity": "64MiB", "reserve": 0}]
     small.write_text(json.dumps({**REPLAYED, "tiers": tiers}))
     return {
@@ -50,7 +50,12 @@ def commands(path: Path, file: Path, tmp_path: Path) -> dict[str, list[list[obje
         ],
         "doctor": [[], [path], [small]],
         "bench": [[small, "--seconds", 0.5, "--chunk-bytes", "64KiB"]],
-        "replay": [replay, [*replay, "--prefill-tokens-per-s", 10, "--load-bytes-per-s", "1GB"]],
+        "replay": [
+            [*replay, "--compare", "--sweep", "pinned", "--jobs", 1],
+            [*replay, "--prefill-tokens-per-s", 10, "--load-bytes-per-s", "1GB"],
+        ],
+        "export": [[path, "-o", pack]],
+        "import": [[path, pack]],
         "du": [[path], [path, path]],
         "ls": [[path]],
         "rm": [[path, "--never-read", "--dry-run"], [path, "--never-read"], [path, "--namespace", "none"]],
@@ -70,7 +75,7 @@ def test_what_each_command_prints_has_its_shape(run: Run, commands: dict[str, li
 
 def test_every_command_with_json_has_a_shape() -> None:
     assert {
-        command.__name__ for command in cli.COMMANDS if "as_json" in inspect.signature(command).parameters
+        cli.name_of(command) for command in cli.COMMANDS if "as_json" in inspect.signature(command).parameters
     } == set(SHAPES)
 
 

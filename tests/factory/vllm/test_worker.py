@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from kvtier.factory.vllm.worker import SLOTS_MARKED_AT_ONCE, UNMARKED_MAX, CopyWorker
+from kvtier.factory.vllm.worker import SLOTS_MARKED_AT_ONCE, TRANSFER_SLOTS, UNMARKED_MAX, CopyWorker
 from kvtier.tiers.pinned.arena import Arena
 
 PART_BYTES = 4096
@@ -122,11 +123,12 @@ def test_a_worker_that_always_has_something_to_report_marks_it_in_time(rig: Rig)
 
 
 def test_a_worker_with_little_to_report_marks_all_in_a_few_calls(rig: Rig) -> None:
-    for number in range(2 * SLOTS_MARKED_AT_ONCE):
+    a_call = math.ceil(SLOTS_MARKED_AT_ONCE / (1 + TRANSFER_SLOTS))
+    for number in range(2 * a_call):
         rig.load(number, 0).has_ended = True
-    assert len(rig.worker.finished(Finished)) == 2 * SLOTS_MARKED_AT_ONCE
+    assert len(rig.worker.finished(Finished)) == 2 * a_call
     for done in (0, 1, 2):
-        assert rig.arena.transfers_done(0, stores=0, loads=done * SLOTS_MARKED_AT_ONCE)
+        assert rig.arena.transfers_done(0, stores=0, loads=done * a_call)
         assert rig.worker.finished(Finished) == []
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.engine.replay import replay as replay_module
+from kvtier.engine.replay import parallel as parallel_module
 from kvtier.engine.replay.tiers import LogWithoutBytes
-from kvtier.engine.replay.trace import Requests
-from kvtier.factory.cli.planning.replay import _curve_counts
 
 DATA = Path(__file__).parents[3] / "data"
 
@@ -72,12 +70,18 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
         "hit_rate_percent": 0.0,
         "unlimited_hit_rate_percent": 33.333,
         "chunk_bytes": 4096,
+        "tokens_per_id": 512,
+        "chunks_per_id": 1,
+        "span_s": None,
+        "left_out_prompts": 0,
         "policy": "arc",
         "step_chunks": 4,
         "requests_count": 3,
         "prompt_chunks": 6,
         "hits_chunks": 0,
         "first_tokens": None,
+        "sweep": None,
+        "alternatives": [],
         "tiers": [
             {
                 "tier": "pinned",
@@ -101,7 +105,8 @@ def test_the_figures_are_printed_as_json(run: Run, trace: Path, document: Docume
         (["--tokens-per-step", 0], "stored by whole prompts", None),
         (["--tokens-per-step", 8192], "stored 16 a step", 16),
         (["--tokens-per-step", 100], "stored 1 a step", 1),
-        (["--tokens-per-step", 100, "--tokens-per-chunk", 16], "stored 6 a step", 6),
+        (["--tokens-per-step", 100, "--tokens-per-id", 16], "stored 6 a step", 6),
+        (["--tokens-per-chunk", 16], "stored 128 a step", 128),
     ],
 )
 def test_prompts_come_in_over_as_many_steps_as_a_server_takes(
@@ -234,7 +239,7 @@ def test_ctrl_c_ends_it_cleanly(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replay_module, "replay", interrupted)
+    monkeypatch.setattr(parallel_module, "replay", interrupted)
     assert run("replay", trace, "--config", document(pinned("1GiB"))) == (130, "", "interrupted\n")
 
 
@@ -256,7 +261,7 @@ def test_a_plot_is_a_png(trace: Path, document: Document, tmp_path: Path) -> Non
     file = tmp_path / "hits"
     config = document(pinned("128MiB"), nvme("1TiB"))
     # A process of its own: matplotlib keeps its fonts open.
-    arguments = map(str, ["replay", trace, "--config", config, "--plot", file, "--json"])
+    arguments = map(str, ["replay", trace, "--config", config, "--sweep", "nvme", "--plot", file, "--json"])
     command = [sys.executable, "-m", "kvtier.factory", *arguments]
     output = subprocess.run(command, check=True, capture_output=True).stdout
     assert json.loads(output)["tiers"][0]["capacity_chunks"] == 2, "the figures are those of the document"
@@ -270,26 +275,6 @@ def test_a_plot_into_a_missing_folder_is_refused_before_the_replay(
     file = tmp_path / "missing" / "hits.png"
     expected = (2, "", f"--plot: {file}: the folder does not exist\n")
     assert run("replay", trace, "--config", document(pinned("1GiB")), "--plot", file) == expected
-
-
-def requests(distinct_chunks: int) -> Requests:
-    return [[b"%08d" % i for i in range(distinct_chunks)]]
-
-
-@pytest.mark.parametrize(
-    ("slots_count", "distinct_chunks", "counts"),
-    [
-        (1_000, 1_000_000, [125, 250, 500, 1_000, 2_000, 4_000, 8_000]),
-        (1_000, 1_500, [125, 250, 500, 1_000, 2_000]),
-        (1_000, 10, [125, 250, 500, 1_000]),
-        (3, 1_000_000, [1, 3, 6, 12, 24]),
-        (1, 1_000_000, [1, 2, 4, 8]),
-    ],
-)
-def test_the_plots_capacities_double_up_to_where_all_fits(
-    slots_count: int, distinct_chunks: int, counts: list[int]
-) -> None:
-    assert _curve_counts(slots_count, requests(distinct_chunks)) == counts
 
 
 SPEEDS = ("--tokens-per-chunk", 512, "--prefill-tokens-per-s", 5120)  # ten chunks in a second
@@ -358,3 +343,106 @@ def test_speeds_and_a_document_that_lets_nobody_decide_contradict_each_other(
     assert status == 2
     assert errors.startswith('recompute: "never" loads all that a tier has; remove it, or --prefill')
     assert run("replay", trace, "--config", file)[0] == 0
+
+
+def test_an_id_may_stand_for_many_chunks_of_the_server(run: Run, trace: Path, document: Document) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    status, output, errors = run("replay", trace, "--config", config, "--tokens-per-chunk", 16)
+    assert (status, errors) == (0, "")
+    assert output.splitlines() == [
+        "3 requests, 192 chunks of 2MiB, stored 128 a step; pinned evicts by lru",
+        "hit rate 33.3%; an unlimited cache would reach 33.3%",
+        "",
+        "tier    capacity  chunks  hit rate  promoted  evicted  written  dropped",
+        "pinned    128MiB      64      0.0%         0      128   384MiB        0",
+        "nvme        1TiB  524288     33.3%        64        0   256MiB        0",
+    ]
+
+
+def test_a_trace_of_ones_own_brings_the_sizes_of_its_chunks(
+    run: Run, trace: Path, document: Document
+) -> None:
+    sizes = {"chunk_bytes": 65536, "chunk_tokens": 8.0, "tokens_per_id": 32}
+    head = json.dumps({"kvtier_trace": 1, "started_unix_s": 100, **sizes})
+    trace.write_text(f'{head}\n{{"timestamp": 0, "hash_ids": [1, 2], "left_out": 3}}\n')
+    config = document(pinned("1MiB"))
+    _, output, _ = run("replay", trace, "--config", config)
+    assert output.splitlines()[0].startswith("1 requests, 8 chunks of 64KiB, stored 256 a step")
+    assert output.splitlines()[2] == "3 prompts were not recorded"
+    _, output, _ = run("replay", trace, "--config", config, "--json", "--chunk-bytes", "4KiB")
+    found = json.loads(output)
+    assert (found["chunk_bytes"], found["chunks_per_id"], found["left_out_prompts"]) == (4096, 4, 3)
+
+
+def test_a_chunk_that_is_no_part_of_an_id_is_refused(run: Run, trace: Path, document: Document) -> None:
+    expected = "--tokens-per-chunk: 48 is no part of the 512 tokens of an id\n"
+    arguments = ("--config", document(pinned("1GiB")), "--tokens-per-chunk", 48)
+    assert run("replay", trace, *arguments) == (2, "", expected)
+
+
+@pytest.fixture
+def timed(trace: Path) -> Path:
+    """A day of requests: two prompts of two chunks, in turn."""
+    lines = [
+        json.dumps({"timestamp": i * 86_400_000 // 3, "hash_ids": ids})
+        for i, ids in enumerate([[1, 2], [3, 4], [1, 2], [3, 4]])
+    ]
+    trace.write_text("\n".join(lines))
+    return trace
+
+
+def test_alternatives_are_compared_by_what_they_save_a_day(run: Run, timed: Path, document: Document) -> None:
+    config = document(pinned("192MiB"))
+    arguments = ("replay", timed, "--config", config, "--compare", "--jobs", 1)
+    status, output, errors = run(*arguments, "--prefill-tokens-per-s", 1024)
+    assert (status, errors) == (0, "")
+    lines = [line.split() for line in output.split("\n\n")[2].splitlines()]
+    assert lines[0][:2] == ["alternative", "hit"]
+    assert lines[1][:2] == ["as", "configured"]
+    assert lines[2] == ["2x", "pinned", "50.0%", "2,048", "2", "s", "0B"]
+    assert [line[1] for line in lines[3:]] == ["arc", "s3fifo", "reuse"]
+    _, output, _ = run(*arguments, "--json")
+    found = json.loads(output)["alternatives"][1]
+    assert found == {
+        "name": "2x pinned",
+        "hit_rate_percent": 50.0,
+        "saved_tokens": 2048,
+        "saved_prefill_s_a_day": None,
+        "drives_written_bytes_a_day": 0.0,
+    }
+
+
+def test_without_times_nothing_is_said_of_a_day(run: Run, trace: Path, document: Document) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    options = ("--compare", "--jobs", 1, "--prefill-tokens-per-s", 1024)
+    _, output, _ = run("replay", trace, "--config", config, *options)
+    now = output.split("\n\n")[2].splitlines()[1].split()
+    assert now == ["as", "configured", "33.3%", "1,024", "-", "-"]
+    assert "nvme second_touch" in output
+
+
+def test_a_sweep_says_what_more_of_a_tier_is_worth(run: Run, timed: Path, document: Document) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    arguments = ("replay", timed, "--config", config, "--sweep", "pinned", "--jobs", 1)
+    status, output, errors = run(*arguments)
+    assert (status, errors) == (0, "")
+    assert output.split("\n\n")[2].splitlines() == [
+        "pinned    hit rate  from pinned  from nvme  to drives a day",
+        "64MiB        25.0%         0.0%      25.0%           128MiB",
+        "128MiB *     50.0%         0.0%      50.0%           256MiB",
+        "256MiB       50.0%        50.0%       0.0%           256MiB",
+        "* as configured; above 128MiB of pinned, twice as much adds less than a point of hit rate",
+    ]
+    _, output, _ = run(*arguments, "--json")
+    found = json.loads(output)["sweep"]
+    assert (found["tier"], found["knee_bytes"]) == ("pinned", 128 << 20)
+    assert [point["capacity_bytes"] for point in found["points"]] == [64 << 20, 128 << 20, 256 << 20]
+    assert found["points"][2]["tiers"] == {"pinned": 50.0, "nvme": 0.0}
+    assert found["points"][2]["drives_written_bytes"] == 256 << 20
+
+
+def test_a_tier_that_is_not_there_cannot_be_swept(run: Run, trace: Path, document: Document) -> None:
+    config = document(pinned("128MiB"), nvme("1TiB"))
+    status, output, errors = run("replay", trace, "--config", config, "--sweep", "nvm")
+    assert (status, output) == (2, "")
+    assert errors.startswith('--sweep: the document has no tier "nvm"; did you mean "nvme"? It has')

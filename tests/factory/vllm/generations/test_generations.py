@@ -365,3 +365,21 @@ def test_random_block_hashes_are_said_at_start_where_there_is_a_disk(
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     start("b", **({} if has_disk else {"kvtier": tier_document(pinned=4 * SLOT_BYTES)}))
     assert ("PYTHONHASHSEED" in caplog.text) is has_disk
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_prompts_are_recorded_where_their_end_is_reported_and_else_it_is_said(
+    start: Start, generation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    server = start(generation, {"trace": str(trace)})
+    for request, keys in (("r1", [b"a" * 36, b"b" * 32 + bytes(4)]), ("r2", [b"a" * 32 + bytes(4)])):
+        server.lookup(request, keys)
+        server.store(request, keys, list(range(len(keys))))
+        server.end_step()
+        server.finish(request)
+    server.close()
+    lines = trace.read_text().splitlines()[1:]
+    reports_ends = generation not in ("b", "c", "e of 0.21")
+    assert len(lines) == (2 if reports_ends else 0)
+    assert ('"trace" records nothing' in caplog.text) is not reports_ends

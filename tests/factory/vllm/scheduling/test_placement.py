@@ -1,6 +1,6 @@
 """The scheduler's bookkeeping over a chain with a memory tier below; no vLLM is involved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from chain_rig import SLOT_BYTES, rigged
@@ -8,6 +8,7 @@ from placement_rig import Server, Slow
 
 from kvtier.engine.movement.placement import Presence
 from kvtier.factory.vllm.scheduling.placement import ServerPlacement
+from kvtier.tiers.base import ChunkKey
 from kvtier.tiers.testing import pattern
 
 
@@ -261,3 +262,16 @@ def test_a_request_that_wants_no_tier_below_declines_nothing(server: Server) -> 
     assert slow.answers("r1", [b"x"], ()) == [Presence.MISS]
     assert slow.answers("r2", [b"x"], ("memory",)) == [Presence.MISS]
     assert slow.declined() == 1
+
+
+def test_who_listens_hears_of_each_prompt_that_has_run_when_it_ends() -> None:
+    heard: list[Mapping[ChunkKey, int]] = []
+    for rig in rigged(4):
+        server = Server(rig, ended=heard.append)
+        server.store([b"a", b"b"], "first")
+        assert server.placement.lookup("looked only", b"a") is Presence.READY
+        server.placement.finish("looked only")
+        assert heard == []
+        server.placement.finish("first")
+        server.placement.forget("first")
+        assert heard == [{b"a": 0, b"b": 1}]

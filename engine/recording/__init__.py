@@ -1,0 +1,1 @@
+"""A trace of a server's own: which chunks its prompts consist of, salted, without their content."""
