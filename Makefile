@@ -33,7 +33,7 @@ PIP := -m pip install -qq --disable-pip-version-check
 LINKS := mkdir -p build/typing/kvtier && ln -sfnt build/typing/kvtier ../../../tiers ../../../factory ../../../engine
 
 .DEFAULT_GOAL := help
-.PHONY: help install test-fast test lint format check demo crash soak fault-matrix bench-nvme gpu-check vllm-matrix reference docs docs-serve clean
+.PHONY: help install test-fast test lint format check demo crash soak fault-matrix bench-nvme gpu-check vllm-matrix reference dashboards docs docs-serve clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,9 @@ vllm-matrix: install  ## run the token test on other vLLM releases
 
 reference: $(DEV)/.kvtier  ## write the pages of docs/reference that follow from the code
 	$(DEV_BIN)/python tools/reference_pages.py $(ARGS)
+
+dashboards: $(DEV)/.kvtier  ## write deploy/grafana.json from the table of metrics
+	$(DEV_BIN)/python tools/dashboard.py $(ARGS)
 
 docs: $(DOCS)/.ready  ## build the documentation site into build/site; strict
 	@$(LINKS)

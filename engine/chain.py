@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..tiers.base import ChunkKey, RemoveReason, Tier, TierStats
+from ..tiers.histogram import Histogram
 from ..tiers.pinned.slots import Slot, SlotState, SlotTier
 from .events import EventLog
 from .loop import LoopThread
@@ -258,13 +259,13 @@ class Chain:
     def stats(self) -> ChainStats:
         """Return the numbers of every tier."""
         with self._lock:
-            counters = dict(self._placement.tally.counters)
+            counters, histograms = dict(self._placement.tally.counters), self._placement.tally.histograms()
             pending, pinned = self._placement.cascades.pending, self._placement.table.pinned_count
             pinned_stats, rates = self._placement.stats(), self._advisor.rates_per_s(self._pinned.name)
         if self._events is not None:
             counters["dropped_events", self._pinned.name] = self._events.dropped_count
         tiers = {self._pinned.name: pinned_stats, **{tier.name: tier.stats() for tier in self._lower.all}}
-        return ChainStats(with_counts(tiers, counters, rates), pending, pinned)
+        return ChainStats(with_counts(tiers, counters, rates, histograms), pending, pinned)
 
     def check(self) -> None:
         """Assert the chain's integrity; for tests."""
@@ -299,15 +300,21 @@ def with_counts(
     tiers: Mapping[str, TierStats],
     counts: Mapping[tuple[str, str], int],
     rates: Mapping[str, Mapping[str, int]] | None = None,
+    histograms: Mapping[str, Mapping[str, Histogram]] | None = None,
 ) -> dict[str, TierStats]:
     """The tiers' numbers with the chain's counts, which are by counter and tier, among their counters.
 
     Args:
         rates: what is measured of each tier, by its name, to go among its gauges.
+        histograms: how long calls of each tier took, by its name.
     """
     zeros = dict.fromkeys(COUNTED, 0)
     own = {name: {**stats.counters, **zeros} for name, stats in tiers.items()}
     for (counter, name), count in counts.items():
         own[name][counter] = count
     gauges = {name: {**stats.gauges, **(rates or {}).get(name, {})} for name, stats in tiers.items()}
-    return {name: replace(stats, counters=own[name], gauges=gauges[name]) for name, stats in tiers.items()}
+    times = {name: {**stats.histograms, **(histograms or {}).get(name, {})} for name, stats in tiers.items()}
+    return {
+        name: replace(stats, counters=own[name], gauges=gauges[name], histograms=times[name])
+        for name, stats in tiers.items()
+    }

@@ -16,6 +16,7 @@ from .events import ChainEvent, EventLog
 from .job import Job
 from .library import LibraryChain
 from .lifetime import ChainSpec, Kind, Lifetime, chain_of
+from .live.publisher import Publisher, facts_of
 from .loaded import Loaded
 from .loop import LoopThread
 from .movement.losses import calling
@@ -303,7 +304,11 @@ class _ChainMaker:
         self.computing: Computing | None = None
 
     def __call__(self, loop: LoopThread) -> LibraryChain:
-        return chain_of(LibraryChain, self._spec, self._events, loop, self.computing)
+        chain = chain_of(LibraryChain, self._spec, self._events, loop, self.computing)
+        tokens = self.computing.chunk_tokens if self.computing is not None else None
+        facts = facts_of(self._spec, "library", self._spec.pinned.slot_bytes, tokens)
+        loop.submit(Publisher(facts, chain.stats).run())  # until the loop is closed
+        return chain
 
 
 def _listed_keys(keys: Iterable[ChunkKey]) -> list[ChunkKey]:

@@ -142,7 +142,10 @@ class LibraryChain(Chain):
             if ahead is not None:
                 self.release(ahead.slots)
         came = tuple(key for key in keys if key not in failed)
-        return Loaded(came, failed, sources={key: sources[key] for key in came})
+        loaded = Loaded(came, failed, sources={key: sources[key] for key in came})
+        for source, chunks in Counter(loaded.sources.values()).items():
+            self.count("hits", source, chunks)
+        return loaded
 
     async def prefetch(self, keys: Sequence[ChunkKey]) -> Outcome:
         """Promote chunks into slots, where they stay as long as they are worth keeping."""

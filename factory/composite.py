@@ -40,7 +40,7 @@ class CompositeSpec:
     def __init__(self, config: KvtierConfig) -> None:
         self._config = config
         self._tiers: list[Tier] = []
-        self._namespace = b""
+        self._identity = Identity({})
         self._rooms: tuple[Room, ...] = ()
 
     @classmethod
@@ -80,17 +80,22 @@ class CompositeSpec:
     @property
     def namespace(self) -> bytes:
         """The digest of what makes two chunks' bytes interchangeable, once `start` has returned."""
-        return self._namespace
+        return self._identity.digest
+
+    @property
+    def label(self) -> str:
+        """What to call the namespace in a sentence, once `start` has returned."""
+        return self._identity.label
+
+    @property
+    def places(self) -> Mapping[str, list[str]]:
+        """The directories of each tier on drives, by its name."""
+        return {name: [str(room.path) for room in rooms] for name, rooms in self._rooms_by_tier()}
 
     @property
     def caps(self) -> Mapping[str, Cap]:
         """What each tier on drives can take by the room that there was at the start, by its name."""
-        found = {}
-        for index, tier in enumerate(self.lower, start=2):
-            own = [room for room in self._rooms if room.place.startswith(f"tiers[{index}].")]
-            if own:
-                found[tier.name] = cap_of(own)
-        return found
+        return {name: cap_of(rooms) for name, rooms in self._rooms_by_tier()}
 
     @property
     def pinned(self) -> PinnedTier:
@@ -148,7 +153,7 @@ class CompositeSpec:
                     fields = identity(self.pinned.arena) if callable(identity) else identity
                     epoch = {"weights_epoch": str(self._config.weights_epoch)}
                     context = replace(context, identity={**fields, **epoch})
-                    self._namespace = Identity(context.identity).digest
+                    self._identity = Identity(context.identity)
         except BaseException:
             await self.close()
             raise
@@ -169,6 +174,12 @@ class CompositeSpec:
         while self._tiers:
             tier = self._tiers.pop()
             await ended(f"the {tier.name} tier", tier.close(), CLOSE_S)
+
+    def _rooms_by_tier(self) -> Iterator[tuple[str, list[Room]]]:
+        for index, tier in enumerate(self.lower, start=2):
+            own = [room for room in self._rooms if room.place.startswith(f"tiers[{index}].")]
+            if own:
+                yield tier.name, own
 
     def _entries(self) -> Iterator[tuple[str, TierConfig]]:
         """The entries of the tiers below the pinned one, once they have started, by the tiers' names."""

@@ -79,6 +79,17 @@ def _cleans_up_after_the_killed(_leaves_nothing_behind: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_notice_boards() -> Iterator[None]:
+    """Only tests of notice boards have engines write them: a test that kills an engine leaves its board.
+
+    For the whole session: a server of a wider scope than a test would write its board in the middle of one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVTIER_LIVE", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _where_our_stores_are(tmp_path_factory: pytest.TempPathFactory) -> None:
     OURS.append(f"{tmp_path_factory.getbasetemp()}/")
 

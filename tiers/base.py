@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from .histogram import Histogram
+
 ChunkKey: TypeAlias = bytes
 """Opaque bytes that name a chunk; 1 to `KEY_BYTES_MAX` long."""
 
@@ -86,6 +88,7 @@ class TierStats:
         counters: monotonic counts by name, names ending in their unit where it is not "times".
         gauges: further numbers of this moment, by name.
         parts: the numbers of its parts, by what names each for good, where it has several.
+        histograms: how long calls took, by name.
     """
 
     chunks: int
@@ -94,6 +97,7 @@ class TierStats:
     counters: Mapping[str, int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, TierStats] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The same in JSON's types."""
@@ -103,6 +107,7 @@ class TierStats:
             "capacity_bytes": self.capacity_bytes,
             "counters": dict(self.counters),
             "gauges": dict(self.gauges),
+            "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "parts": {name: part.as_dict() for name, part in self.parts.items()},
         }
 

@@ -134,7 +134,7 @@ class Placement:
         self.table = pinned.table
         self.slot_bytes = pinned.slot_bytes
         self.load_deadlines_s = load_deadlines_s
-        self.tally = Tally(pinned.slot_bytes, events)
+        self.tally = Tally(pinned.slot_bytes, lower, events)
         self.cascades = Cascades(
             pinned.table,
             lower,

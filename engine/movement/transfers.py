@@ -256,7 +256,7 @@ class Transfers:
             with self._lock:
                 load.ended(time.monotonic(), len(outcome.succeeded) * slot_bytes)
             self._end_promotion(tier, slots, outcome)
-            self._count("loaded_us", tier.name, _us_since(began_s))
+            self._took("loaded", tier, began_s)
             self._pump()
 
     def _is_late_load(self, load: RatedLoad) -> None:
@@ -301,7 +301,7 @@ class Transfers:
             self._log(tier, error)
             return Outcome()
         finally:
-            self._count("stored_us", tier.name, _us_since(began_s))
+            self._took("stored", tier, began_s)
 
     def _settle(self, call: _Call, keys: Sequence[ChunkKey], slots: Sequence[Slot], outcome: Outcome) -> None:
         with self._lock:
@@ -354,6 +354,10 @@ class Transfers:
         with self._lock:
             self._placement.tally.count(name, tier, amount)
 
+    def _took(self, how: str, tier: Tier, began_s: float) -> None:
+        with self._lock:
+            self._placement.tally.took(how, tier.name, time.monotonic() - began_s)
+
     def _parts(self, tier: Tier, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
         """The slots by the part of the tier that has or gets them, where it has parts."""
         divides = self._dividing.get(tier.name)
@@ -364,7 +368,3 @@ class Transfers:
 
     def _buffers(self, slots: Sequence[Slot]) -> list[Buffer]:
         return [self._pinned.buffer(slot) for slot in slots]
-
-
-def _us_since(began_s: float) -> int:
-    return int((time.monotonic() - began_s) * 1_000_000)

@@ -33,6 +33,8 @@ from .store.ls import ls
 from .store.rm import rm
 from .watching.bench import bench
 from .watching.doctor import doctor
+from .watching.report import report
+from .watching.top import top
 
 COMMANDS = (
     schema,
@@ -48,6 +50,8 @@ COMMANDS = (
     fsck,
     export,
     import_,
+    top,
+    report,
     completion,
 )
 

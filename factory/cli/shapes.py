@@ -11,6 +11,7 @@ from typing import Any
 
 from ...engine.replay.replay import ReplayFigures, TierFigures
 from ...tiers.nvme.admin.survey import NamespaceUsage, Usage
+from .live_shapes import Top
 from .output import SHAPES_VERSION
 
 
@@ -404,6 +405,7 @@ SHAPES: Mapping[str, type] = {
     "ls": Ls,
     "rm": Rm,
     "fsck": Fsck,
+    "top": Top,
     "export": Export,
     "import": Import,
 }

@@ -1,9 +1,9 @@
 """kvtier's metrics, in vLLM's own metrics channel.
 
 The manager in the scheduler process reports what changed since its last report, and the front end adds it up
-under the definitions below. Prometheus appends ``_total`` to the names of counters. The workers measure the
-copies between the device and pinned memory, which vLLM reports itself: ``vllm:kv_offload_load_time`` and
-``vllm:kv_offload_store_time``.
+under the definitions below. Releases of vLLM that know no histograms there get the rest. The workers
+measure the copies between the device and pinned memory, which vLLM reports itself:
+``vllm:kv_offload_load_time`` and ``vllm:kv_offload_store_time``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...engine.chain import ChainStats
-from ...tiers.base import RemoveReason
+from ...engine.metrics.names import METRICS, Kind
+from ...engine.metrics.samples import Sample, samples
+from ...tiers.histogram import BOUNDS_S, Histogram
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -24,124 +26,24 @@ if TYPE_CHECKING:
 INTERVAL_S = 0.25  # nobody scrapes more often
 SETTLE_S = 5.0  # for so long an idle server goes on stepping, at a fraction of a core, for what still moves
 
-# The chain's counter -> (metric, help), each by tier.
-COUNTERS = {
-    "hits": ("kvtier:lookup_hits", "Chunks that requests loaded, by the tier that had them."),
-    "misses": ("kvtier:lookup_misses", "Lookups of chunks that no tier had."),
-    "slotless": (
-        "kvtier:lookup_slotless",
-        "Lookups of chunks that a lower tier had while no slot was free. They count as misses.",
-    ),
-    "loaded_bytes": (
-        "kvtier:load_bytes",
-        "Bytes loaded from the tier: from pinned to the device, from a lower tier to pinned.",
-    ),
-    "stored_bytes": ("kvtier:store_bytes", "Bytes stored in the tier."),
-    "stored_chunks": ("kvtier:store_chunks", "Chunks stored in the tier."),
-    "loaded_us": ("kvtier:load_time_us", "Total duration of loads from the tier, in microseconds."),
-    "stored_us": ("kvtier:store_time_us", "Total duration of stores to the tier, in microseconds."),
-    "dropped_chunks": (
-        "kvtier:dropped_chunks",
-        "Chunks never stored in the tier: it had no room or could not keep up.",
-    ),
-    "declined_chunks": (
-        "kvtier:declined_chunks",
-        "Chunks that the tier has and that were computed, as that was expected to be sooner.",
-    ),
-    "late_loads": ("kvtier:late_loads", "Chunks not loaded by the deadline; the request recomputed them."),
-    "corrupt_chunks": ("kvtier:corrupt_chunks", "Chunks that failed their checksum. They count as misses."),
-    "carried_bytes": (
-        "kvtier:carried_bytes",
-        "Bytes rewritten to keep chunks that are still read when their segment is reclaimed.",
-    ),
-    "not_admitted_chunks": ("kvtier:not_admitted_chunks", "Chunks not stored: offered for the first time."),
-    "over_budget_chunks": ("kvtier:over_budget_chunks", "Chunks not stored: the write budget was spent."),
-    "breaker_openings": (
-        "kvtier:breaker_openings",
-        "How often the tier's breaker opened, after errors or slow answers.",
-    ),
-    "breaker_missed_chunks": (
-        "kvtier:breaker_missed",
-        "Lookups answered as misses because the breaker was open.",
-    ),
-    "breaker_missing_chunks": (
-        "kvtier:breaker_refused",
-        "Chunks found earlier but not loaded because the breaker was open.",
-    ),
-    "breaker_dropped_chunks": ("kvtier:breaker_dropped", "Chunks not stored because the breaker was open."),
-    "io_errors": ("kvtier:io_errors", "Reads and writes that failed with an I/O error."),
-    "dropped_events": ("kvtier:dropped_events", "KV-cache events that the server did not take in time."),
-}
-# Reported as zero from the start, for every tier, like what the chain counts: an alert needs the series.
-FROM_THE_START = ("evicted_chunks",)
-REMOVED = (
-    "kvtier:removed_chunks",
-    "Chunks that left the tier, by reason: evicted to make room, corrupt, requested by an "
-    "operator, or invalidated because the weights changed.",
-)
-REASONS = {f"{reason}_chunks": str(reason) for reason in RemoveReason}  # counter of a tier -> reason
-USED = ("kvtier:used_bytes", "Bytes in use in the tier.")
-CAPACITY = ("kvtier:capacity_bytes", "Capacity of the tier in bytes.")
-GAUGES = {
-    "load_bytes_per_s": ("kvtier:load_bytes_per_second", "How fast loads from the tier are, once known."),
-    "prefill_tokens_per_s": (
-        "kvtier:prefill_tokens_per_second",
-        "How fast prompts are computed, once known.",
-    ),
-    "useful_bytes": (
-        "kvtier:useful_bytes",
-        "Bytes in the tier that were read back, or used in another tier, at least once.",
-    ),
-    "durability_period_s": (
-        "kvtier:durability_period_seconds",
-        "Seconds after which a stored chunk is durable without a flush; they follow from what a flush costs.",
-    ),
-    "direct_io": ("kvtier:direct_io", "1 where chunks bypass the page cache."),
-    "drives_out": ("kvtier:drives_out", "Drives of a tier of several that are not used now."),
-    "breaker_state": (
-        "kvtier:breaker_state",
-        "State of the tier's breaker. 0: closed. 1: half-open. 2: open.",
-    ),
-    "written_bytes": ("kvtier:written_bytes", "Bytes written to the drive since its directory was made."),
-    "written_bytes_a_day": ("kvtier:written_bytes_a_day", "The same a day, over about a week."),
-    "drive_writes_a_day": ("kvtier:drive_writes_a_day", "How often the capacity is written a day."),
-    "years_left": ("kvtier:years_left", "Years until the drive's endurance is written, at this rate."),
-}
-# Each drive's own, of a tier of several. Under names of their own: a sum over the tiers would count twice.
-DRIVE_COUNTERS = {
-    "io_errors": ("kvtier:drive_io_errors", "Reads and writes that failed with an I/O error, by drive."),
-    "breaker_openings": ("kvtier:drive_breaker_openings", "How often the drive's breaker opened."),
-}
-DRIVE_USED = ("kvtier:drive_used_bytes", "Bytes in use, by drive of a tier of several.")
-DRIVE_BREAKER = (
-    "kvtier:drive_breaker_state",
-    "State of the drive's breaker, by drive of a tier of several. 0: closed. 1: half-open. 2: open.",
-)
-PENDING = (
-    "kvtier:pending_stores",
-    "Chunks in slots that are not yet stored in the tier, which is below them.",
-)
-PINNED = ("kvtier:pinned_slots", "Slots held by transfers and waiting requests.")
-
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
     """What vLLM's front end registers with Prometheus."""
-    from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata
+    from vllm.v1.kv_offload import base
 
-    metrics: dict[str, OffloadingMetricMetadata] = {}
-    for name, text in COUNTERS.values():
-        metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier",))
-    removed, text = REMOVED
-    metrics[removed] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "reason"))
-    for name, text in (USED, CAPACITY, PENDING, *GAUGES.values()):
-        metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier",))
-    for name, text in DRIVE_COUNTERS.values():
-        metrics[name] = OffloadingCounterMetadata(documentation=text, labelnames=("tier", "drive"))
-    for name, text in (DRIVE_USED, DRIVE_BREAKER):
-        metrics[name] = OffloadingGaugeMetadata(documentation=text, labelnames=("tier", "drive"))
-    name, text = PINNED
-    metrics[name] = OffloadingGaugeMetadata(documentation=text)
-    return metrics
+    kinds = {Kind.COUNTER: base.OffloadingCounterMetadata, Kind.GAUGE: base.OffloadingGaugeMetadata}
+    defined: dict[str, OffloadingMetricMetadata] = {
+        metric.name: kinds[metric.kind](documentation=metric.help, labelnames=metric.labels)
+        for metric in METRICS
+        if metric.kind in kinds
+    }
+    if (of_histograms := getattr(base, "OffloadingHistogramMetadata", None)) is not None:
+        for metric in METRICS:
+            if metric.kind is Kind.HISTOGRAM:
+                defined[metric.name] = of_histograms(
+                    documentation=metric.help, labelnames=metric.labels, buckets=BOUNDS_S
+                )
+    return defined
 
 
 class Reporter:
@@ -160,7 +62,7 @@ class Reporter:
         self._stats = stats
         self._clock = clock
         # Of the thread that looks:
-        self._reported: dict[tuple[str, ...], int] = {}  # by counter, tier, and drive
+        self._reported: dict[tuple[str, tuple[str, ...]], float | Histogram] = {}  # by metric and labels
         self._told: ChainStats | None = None  # by the last report
         # Of the scheduler's thread:
         self._settles_until_s = 0.0
@@ -211,57 +113,30 @@ class Reporter:
         from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 
         report = OffloadingConnectorStats()
-        for (counter, tier), total in _totals(stats).items():
-            self._add(report, total, counter, tier)
-        for (counter, tier, drive), total in _totals_of_drives(stats).items():
-            self._add(report, total, counter, tier, drive)
-        for tier, numbers in stats.tiers.items():
-            report.set_gauge(USED[0], numbers.used_bytes, (tier,))
-            report.set_gauge(CAPACITY[0], numbers.capacity_bytes, (tier,))
-            for gauge, value in numbers.gauges.items():
-                if gauge in GAUGES:
-                    report.set_gauge(GAUGES[gauge][0], value, (tier,))
-            for drive, own in numbers.parts.items():
-                report.set_gauge(DRIVE_USED[0], own.used_bytes, (tier, drive))
-                report.set_gauge(DRIVE_BREAKER[0], own.gauges["breaker_state"], (tier, drive))
-        for tier, chunks in stats.pending_chunks.items():
-            report.set_gauge(PENDING[0], chunks, (tier,))
-        report.set_gauge(PINNED[0], stats.pinned_slots)
+        for sample in samples(stats):
+            if isinstance(sample.value, Histogram):
+                self._observe(report, sample, sample.value)
+            elif sample.metric.kind is Kind.GAUGE:
+                report.set_gauge(sample.metric.name, sample.value, sample.labels)
+            else:
+                self._add(report, sample, sample.value)
         return report
 
-    def _add(self, report: OffloadingConnectorStats, total: int, *of: str) -> None:
+    def _add(self, report: OffloadingConnectorStats, sample: Sample, total: float) -> None:
         """Report what was added to a counter since the last time; at first also that there is nothing."""
-        change = total - self._reported.get(of, 0)
-        if change > 0 or of not in self._reported:
-            for name, labels in _series(*of):
-                report.increase_counter(name, change, labels)
-            self._reported[of] = total
+        series = (sample.metric.name, sample.labels)
+        before = self._reported.get(series)
+        change = total - (before if isinstance(before, int | float) else 0)
+        if change > 0 or before is None:
+            report.increase_counter(sample.metric.name, change, sample.labels)
+            self._reported[series] = total
 
-
-def _totals(stats: ChainStats) -> dict[tuple[str, str], int]:
-    zeros = {(counter, tier): 0 for counter in FROM_THE_START for tier in stats.tiers}
-    return zeros | {
-        (counter, tier): total
-        for tier, numbers in stats.tiers.items()
-        for counter, total in numbers.counters.items()
-    }
-
-
-def _totals_of_drives(stats: ChainStats) -> dict[tuple[str, str, str], int]:
-    return {
-        (counter, tier, drive): own.counters[counter]
-        for tier, numbers in stats.tiers.items()
-        for drive, own in numbers.parts.items()
-        for counter in DRIVE_COUNTERS
-    }
-
-
-def _series(counter: str, tier: str, *drive: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The metrics that a counter is part of, each with its labels."""
-    if drive:
-        yield DRIVE_COUNTERS[counter][0], (tier, *drive)
-        return
-    if counter in COUNTERS:
-        yield COUNTERS[counter][0], (tier,)
-    if counter in REASONS:
-        yield REMOVED[0], (tier, REASONS[counter])
+    def _observe(self, report: OffloadingConnectorStats, sample: Sample, now: Histogram) -> None:
+        """Report the durations that were added since the last time, where this vLLM has histograms."""
+        if not hasattr(report, "observe_histogram"):
+            return
+        series = (sample.metric.name, sample.labels)
+        before = self._reported.get(series)
+        for duration_s in now.since(before if isinstance(before, Histogram) else None):
+            report.observe_histogram(sample.metric.name, duration_s, sample.labels)
+        self._reported[series] = now

@@ -39,6 +39,7 @@ from ...engine.loop import LoopThread
 from ...tiers.base import Buffer, ChunkKey, Failure, GuardsItself, Outcome, RemoveReason
 from ...tiers.breaker import Breaker
 from ...tiers.errors import TierError
+from ...tiers.histogram import Durations
 from ...tiers.nvme.store.namespaces import Identity
 from ..base import PART_ALIGNMENT_BYTES, TierContext
 from ..builtin import NvmeFactory
@@ -132,7 +133,9 @@ class KvtierNvmeTier(SecondaryTierManager):
         self._under_way: dict[int, Future[Outcome]] = {}
         self._finished: deque[JobResult] = deque()  # appended on the loop thread, taken on the scheduler's
         self._failed_at_s: dict[OffloadKey, float] = {}  # changed on the loop thread only; the oldest first
-        self._moved_us = Counter({"loaded_us": 0, "stored_us": 0})  # changed on the loop thread only
+        # Changed on the loop thread only:
+        self._took_us = Counter({"loaded_us": 0, "stored_us": 0})
+        self._durations = {"load_s": Durations(), "store_s": Durations()}
         self._reporter = metrics.Reporter(self._stats)
         self._loop.submit(self._reporter.run())  # until the loop is closed
         self._closed = False
@@ -215,7 +218,8 @@ class KvtierNvmeTier(SecondaryTierManager):
             self._remember_failed(set(keys).difference(succeeded))
         self._tell(outcome, is_store=not job.is_promotion)
         took_s = time.monotonic() - began_s
-        self._moved_us["loaded_us" if job.is_promotion else "stored_us"] += int(took_s * 1_000_000)
+        self._took_us["loaded_us" if job.is_promotion else "stored_us"] += int(took_s * 1_000_000)
+        self._durations["load_s" if job.is_promotion else "store_s"].add(took_s)
         result = {
             "job_id": job.job_id,
             "success": len(succeeded) == len(keys),
@@ -262,7 +266,9 @@ class KvtierNvmeTier(SecondaryTierManager):
 
     def _stats(self) -> ChainStats:
         stats = self._tier.stats()
-        counted = replace(stats, counters={**stats.counters, **self._moved_us})
+        counters = {**stats.counters, **self._took_us}
+        histograms = {name: durations.histogram() for name, durations in self._durations.items()}
+        counted = replace(stats, counters=counters, histograms=histograms)
         return ChainStats({self._tier.name: counted}, {self._tier.name: len(self._under_way)}, 0)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from ...engine.events import EventLog
 from ...engine.lifetime import Lifetime, chain_of
+from ...engine.live.publisher import Publisher, facts_of
 from ...engine.movement.prompts import GroupOf, one_group
 from ...engine.movement.rates import MeasuredPrefill
 from ...engine.movement.worth import Computing
@@ -126,7 +127,9 @@ class SchedulerSide:
         self.tiers = self._facts(composite, geometry.chunk_tokens)
         log.info("%s", start_line(self.tiers, self.chain.stats()))
         self._saved = SavedLines(self.chain.stats, geometry.chunk_tokens, log)
-        self._telling = [self._lifetime.loop.submit(self._saved.run())]
+        facts = facts_of(composite, "vllm", composite.pinned.slot_bytes, geometry.chunk_tokens)
+        publisher = Publisher(facts, self.chain.stats)
+        self._telling = [self._lifetime.loop.submit(telling.run()) for telling in (self._saved, publisher)]
 
     def reporter(self) -> Reporter:
         """Begin to make reports of the tiers' numbers."""

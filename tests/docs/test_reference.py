@@ -13,33 +13,19 @@ import typer
 from markdown_files import ROOT, documents
 
 from kvtier.engine.events import ChainEvent
+from kvtier.engine.metrics.names import METRICS
 from kvtier.factory.cli.app import app
 from kvtier.factory.cli.exits import EXITS
 from kvtier.factory.cli.shapes import SHAPES
 from kvtier.factory.config import BUILTIN_CONFIGS, KvtierConfig
-from kvtier.factory.vllm import metrics
 from kvtier.tiers import RemoveReason
 
 REFERENCE = ROOT / "docs" / "reference"
 TOOL = ROOT / "tools" / "reference_pages.py"
 METRIC = re.compile(r"(?<![\w/])kvtier:[a-z_]+")  # and no mount of a container
 
-COUNTERS = {
-    name for name, _ in (*metrics.COUNTERS.values(), metrics.REMOVED, *metrics.DRIVE_COUNTERS.values())
-}
-GAUGES = {
-    name
-    for name, _ in (
-        metrics.USED,
-        metrics.CAPACITY,
-        metrics.DRIVE_USED,
-        metrics.DRIVE_BREAKER,
-        *metrics.GAUGES.values(),
-        metrics.PENDING,
-        metrics.PINNED,
-    )
-}
-EXPORTED = {f"{name}_total" for name in COUNTERS} | GAUGES  # Prometheus gives counters their suffix
+EXPORTED = {metric.exported for metric in METRICS}
+NAMES = {metric.name for metric in METRICS}
 
 
 def page(name: str) -> str:
@@ -86,7 +72,7 @@ def test_every_metric_has_its_row_once() -> None:
 
 
 def test_no_page_names_another_metric() -> None:
-    known = EXPORTED | COUNTERS
+    known = EXPORTED | NAMES
     wrong = {
         (str(path.relative_to(ROOT)), name)
         for path in documents()

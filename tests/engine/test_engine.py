@@ -246,3 +246,15 @@ def test_removed_chunks_are_gone_from_every_tier_also_after_a_restart(tmp_path: 
     rig = EngineRig(config(tmp_path))
     assert [rig.engine.lookup([key]) for key in (b"a", b"b", b"c")] == [0, 1, 0]
     rig.engine.close()
+
+
+def test_hits_are_counted_by_the_tier_that_had_them(rig: EngineRig) -> None:
+    rig.store(KEYS[:20])  # of which the pinned tier holds 8
+    rig.engine.flush(10)
+    sources = rig.engine.load(KEYS[:21], range(21)).wait(10).sources
+    tiers = rig.engine.stats().tiers
+    told = {name: list(sources.values()).count(name) for name in tiers}
+    assert {name: tier.counters["hits"] for name, tier in tiers.items()} == told
+    assert sum(told.values()) == 20
+    assert told["nvme"] > 0
+    assert tiers["pinned"].counters["misses"] == 1

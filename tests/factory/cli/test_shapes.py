@@ -60,6 +60,7 @@ def commands(path: Path, file: Path, tmp_path: Path) -> dict[str, list[list[obje
         "ls": [[path]],
         "rm": [[path, "--never-read", "--dry-run"], [path, "--never-read"], [path, "--namespace", "none"]],
         "fsck": [[path], [path, "--deep"]],
+        "top": [[]],
     }
 
 

@@ -17,12 +17,17 @@ from kvtier.engine.chain import COUNTED, ChainStats, with_counts
 from kvtier.engine.events import EventLog
 from kvtier.engine.lifetime import chain_of
 from kvtier.engine.loop import LoopThread
+from kvtier.engine.metrics.names import METRICS, REASONS, Kind
 from kvtier.engine.server import ServerChain
 from kvtier.factory.composite import CompositeSpec
 from kvtier.factory.vllm import metrics
 from kvtier.tiers.base import TierStats
+from kvtier.tiers.histogram import Durations
 
 WITHOUT_METRIC = {"loaded_chunks", "carried_chunks"}  # bytes tell the same, chunks being of one size
+COUNTER_OF = {metric.source: metric.name for metric in METRICS if metric.kind is Kind.COUNTER}
+SHOWN_GAUGES = {metric.source for metric in METRICS if metric.kind is Kind.GAUGE}
+OF_THE_STATISTICS = {"used_bytes", "capacity_bytes", "pending_chunks", "pinned_slots"}
 
 
 def chain_stats(tier_counters: dict[str, int], counters: dict[tuple[str, str], int]) -> ChainStats:
@@ -86,7 +91,7 @@ def test_what_may_never_happen_is_reported_as_zero_once(reports: Reports) -> Non
     reports.now = chain_stats({"corrupt_chunks": 0}, {})
     first = reports.counters()
     assert set(first.values()) == {0}
-    of_chain = {metrics.COUNTERS[counter][0] for counter in COUNTED if counter in metrics.COUNTERS}
+    of_chain = {COUNTER_OF[counter] for counter in COUNTED if counter in COUNTER_OF}
     assert {name for name, _ in first} == of_chain | {"kvtier:corrupt_chunks", "kvtier:removed_chunks"}
     assert reports.counters() == {}
 
@@ -101,7 +106,7 @@ def test_removals_are_told_by_reason(reports: Reports) -> None:
         ("kvtier:corrupt_chunks", ("nvme",)): 2,
         ("kvtier:removed_chunks", ("pinned", "invalidated")): 3,
     }
-    assert set(metrics.REASONS.values()) == {"evicted", "corrupt", "requested", "invalidated"}
+    assert set(REASONS.values()) == {"evicted", "corrupt", "requested", "invalidated"}
 
 
 def test_a_tier_that_counts_what_the_chain_counts_never_makes_a_counter_fall(reports: Reports) -> None:
@@ -112,7 +117,7 @@ def test_a_tier_that_counts_what_the_chain_counts_never_makes_a_counter_fall(rep
 
 
 def test_every_metric_that_is_reported_is_defined_with_its_labels(reports: Reports) -> None:
-    everything = {(name, "nvme"): 1 for name in (*metrics.COUNTERS, *metrics.REASONS)}
+    everything = {(name, "nvme"): 1 for name in (*COUNTER_OF, *REASONS)}
     reports.now = chain_stats({}, everything)
     definitions = metrics.definitions()
     for name, labels in reports.counters():
@@ -166,11 +171,11 @@ async def test_whatever_a_tier_or_the_chain_counts_has_a_metric(tmp_path: Path) 
     assert set(stats.tiers) == {"pinned", "nvme", "nvme1"}
     counted = {name for tier in stats.tiers.values() for name in tier.counters}
     assert "not_admitted_chunks" in counted
-    assert counted - {*metrics.COUNTERS, *metrics.REASONS} == WITHOUT_METRIC
+    assert counted - {*COUNTER_OF, *REASONS} == WITHOUT_METRIC
     shown = {name for tier in stats.tiers.values() for name in tier.gauges}
     known_in_time = {"load_bytes_per_s", "prefill_tokens_per_s", "years_left"}
-    assert metrics.GAUGES.keys() - shown == known_in_time
-    assert shown < metrics.GAUGES.keys()
+    assert SHOWN_GAUGES - OF_THE_STATISTICS - shown == known_in_time
+    assert shown - SHOWN_GAUGES == {"written_bytes_a_day"}, "Prometheus derives it"
 
 
 def test_a_counter_that_only_some_event_brings_into_being_has_a_metric() -> None:
@@ -181,7 +186,50 @@ def test_a_counter_that_only_some_event_brings_into_being_has_a_metric() -> None
     )
     named = {name for names in NAMED.findall(text) for name in names if name} - {"shed_chunks"}
     assert {"late_loads", "dropped_chunks", "not_admitted_chunks"} <= named, "it finds them"
-    assert named - {*metrics.COUNTERS, *metrics.REASONS, "pending_chunks"} <= WITHOUT_METRIC
+    assert named - {*COUNTER_OF, *REASONS, "pending_chunks"} <= WITHOUT_METRIC
+
+
+def timed(durations: Durations) -> ChainStats:
+    tiers = {"nvme": TierStats(3, 10, 20, histograms={"load_s": durations.histogram()})}
+    return ChainStats(tiers, {"nvme": 0}, 0)
+
+
+def test_durations_are_reported_once_each_and_their_sum_is_kept(reports: Reports) -> None:
+    durations = Durations()
+    for duration_s in (0.002, 0.0021, 7.0):
+        durations.add(duration_s)
+    reports.now = timed(durations)
+    observed = reports.data()["kvtier:load_duration_seconds"]["nvme",]
+    assert observed == pytest.approx([0.00205, 0.00205, 7.0])
+    durations.add(0.3)
+    reports.now = timed(durations)
+    assert reports.data()["kvtier:load_duration_seconds"]["nvme",] == pytest.approx([0.3])
+
+
+def test_a_vllm_without_histograms_gets_the_rest(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.v1.kv_offload import base
+
+    monkeypatch.delattr(base, "OffloadingHistogramMetadata", raising=False)
+    monkeypatch.delattr(OffloadingConnectorStats, "observe_histogram", raising=False)
+    durations = Durations()
+    durations.add(0.1)
+    reports.now = timed(durations)
+    assert reports.data()["kvtier:used_bytes"] == {("nvme",): 10}
+    kinds = {name.removeprefix("kvtier:") for name in metrics.definitions()}
+    assert "load_seconds" in kinds
+    assert "load_duration_seconds" not in kinds
+
+
+def test_microseconds_are_reported_as_seconds_and_of_no_tier_what_no_tier_has(reports: Reports) -> None:
+    reports.now = chain_stats(
+        {}, {("stored_us", "nvme"): 1_500_000, ("misses", "pinned"): 3, ("slotless", "pinned"): 2}
+    )
+    assert reports.changes() == {
+        ("kvtier:store_seconds", ("nvme",)): pytest.approx(1.5),
+        ("kvtier:lookup_misses", ()): 3,
+        ("kvtier:lookup_slotless", ()): 2,
+    }
 
 
 class Idle:

@@ -177,8 +177,8 @@ def test_metrics_show_bytes_and_time_by_tier_and_direction(served: Served) -> No
     assert nvme.total("kvtier:load_bytes", tier="nvme") == hits * CHUNK_BYTES
     assert nvme.total("kvtier:load_bytes", tier="pinned") == 2 * CHUNKS * CHUNK_BYTES
     assert cold.total("kvtier:load_bytes") == 0
-    assert cold.total("kvtier:store_time_us", tier="nvme") > 0
-    assert nvme.total("kvtier:load_time_us", tier="nvme") > 0
+    assert cold.total("kvtier:store_seconds", tier="nvme") > 0
+    assert nvme.total("kvtier:load_seconds", tier="nvme") > 0
     assert cold.total("vllm:kv_offload_store_time") > 0
     assert nvme.total("vllm:kv_offload_load_time") > 0
 
