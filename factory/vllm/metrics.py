@@ -9,10 +9,12 @@ measure the copies between the device and pinned memory, which vLLM reports itse
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...engine.chain import ChainStats
 from ...engine.metrics.names import METRICS, Kind
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata
 
 INTERVAL_S = 0.25  # nobody scrapes more often
+LOOK_EVERY_S = 0.02  # an idle server asks several times a step whether it should take another
 SETTLE_S = 5.0  # for so long an idle server goes on stepping, at a fraction of a core, for what still moves
 
 
@@ -46,6 +49,11 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     return defined
 
 
+class _Report(NamedTuple):
+    changes: OffloadingConnectorStats
+    settled_works: int  # how often the server had been at work, if nothing moved any more; else -1
+
+
 class Reporter:
     """Turns the chain's totals into what changed since the last report.
 
@@ -55,19 +63,21 @@ class Reporter:
     vLLM reports only while it steps, and chunks still move after its last step. So it is made to go on for a
     while, until nothing moves and all is reported.
 
-    Threads: `run` and `look` are one thread's, the loop's. The rest is the scheduler's.
+    Threads: `run` and `look` are the loop's, the rest is the scheduler's. Two never look at once.
     """
 
     def __init__(self, stats: Callable[[], ChainStats], clock: Callable[[], float] = time.monotonic) -> None:
         self._stats = stats
         self._clock = clock
-        # Of the thread that looks:
+        # Of the thread that looks, which holds the lock:
+        self._looking = Lock()
         self._reported: dict[tuple[str, tuple[str, ...]], float | Histogram] = {}  # by metric and labels
         self._told: ChainStats | None = None  # by the last report
         # Of the scheduler's thread:
         self._settles_until_s = 0.0
+        self._looked_at_s = -math.inf
         # Of both, in steps that are atomic:
-        self._ready: deque[OffloadingConnectorStats] = deque()  # one at most: the next one waits for it
+        self._ready: deque[_Report] = deque()  # one at most: the next one waits for it
         self._works = 0  # how often the server was at work
         self._settled_works = -1  # how often it was when nothing moved and all was reported
         self._has_stepped = False  # since the last look; some releases never ask for a report
@@ -78,15 +88,27 @@ class Reporter:
         self._settles_until_s = self._clock() + SETTLE_S
 
     def is_owed(self) -> bool:
-        """Say whether an idle server should take another step, for what still moves or is not reported."""
-        if self._clock() >= self._settles_until_s:
+        """Say whether an idle server should take another step, for what still moves or is not reported.
+
+        It has the time to look by itself. A paused server with requests steps on as long as this says so, and
+        gets nothing done in it.
+        """
+        now_s = self._clock()
+        if now_s >= self._settles_until_s:
             return False
+        if self._settled_works != self._works and now_s - self._looked_at_s >= LOOK_EVERY_S:
+            self._looked_at_s = now_s
+            self._look()
         return bool(self._ready) or self._settled_works != self._works
 
     def report(self) -> OffloadingConnectorStats | None:
         """Return what has changed, or None when nothing has, or nobody has looked yet."""
         self._has_stepped = True
-        return self._ready.popleft() if self._ready else None
+        if not self._ready:
+            return None
+        report = self._ready.popleft()
+        self._settled_works = report.settled_works
+        return report.changes
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -96,18 +118,26 @@ class Reporter:
 
     def look(self) -> None:
         """Make the next report ready, where the server steps, took the last one, and anything changed."""
-        if self._ready or not self._has_stepped:
+        if self._has_stepped:
+            self._look()
+
+    def _look(self) -> None:
+        if not self._looking.acquire(blocking=False):
             return
-        self._has_stepped, works = (
-            False,
-            self._works,
-        )  # before the numbers: what comes meanwhile is not settled
-        stats = self._stats()
-        if stats != self._told:
-            self._told = stats
-            self._ready.append(self._changes(stats))
-        elif not any(stats.pending_chunks.values()):
-            self._settled_works = works
+        try:
+            if self._ready:
+                return
+            self._has_stepped = False
+            works = self._works  # before the numbers: what comes meanwhile is not settled
+            stats = self._stats()
+            settled_works = -1 if any(stats.pending_chunks.values()) else works
+            if stats != self._told:
+                self._told = stats
+                self._ready.append(_Report(self._changes(stats), settled_works))
+            else:
+                self._settled_works = settled_works
+        finally:
+            self._looking.release()
 
     def _changes(self, stats: ChainStats) -> OffloadingConnectorStats:
         from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats

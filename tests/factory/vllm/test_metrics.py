@@ -272,22 +272,27 @@ def test_a_server_that_never_worked_need_not_step(idle: Idle) -> None:
 
 def test_an_idle_server_steps_until_nothing_moves_and_all_is_reported(idle: Idle) -> None:
     idle.reporter.busy()
-    assert idle.reporter.is_owed(), "nobody has looked yet"
     idle.moving(2)
+    assert idle.reporter.is_owed()
     idle.told()
     idle.reporter.look()
     assert idle.reporter.is_owed(), "it still moves"
     idle.moving(0, stored=2)
     assert idle.told() == 2
-    assert idle.reporter.is_owed(), "something may have come since"
-    idle.moving(0, stored=3)
-    idle.reporter.look()
-    assert idle.reporter.is_owed(), "the last numbers do not wait for more work"
+    assert not idle.reporter.is_owed()
+
+
+def test_an_idle_server_steps_once_for_what_nobody_has_looked_at(idle: Idle) -> None:
+    idle.reporter.busy()
+    idle.moving(0, stored=2)
+    assert idle.reporter.is_owed()
     report = idle.reporter.report()
     assert report is not None
-    assert report.data["data"]["kvtier:store_chunks"]["nvme",] == 1
-    idle.reporter.look()
-    assert not idle.reporter.is_owed()
+    assert report.data["data"]["kvtier:store_chunks"]["nvme",] == 2
+    assert not idle.reporter.is_owed(), "or a paused server's empty steps would not end"
+    idle.reporter.busy()
+    idle.clock.now_s += metrics.LOOK_EVERY_S
+    assert not idle.reporter.is_owed(), "nothing has come of it"
 
 
 def test_work_that_comes_while_the_numbers_are_read_is_reported_too(idle: Idle) -> None:
@@ -316,12 +321,24 @@ def test_a_drive_that_hangs_keeps_no_server_awake(idle: Idle) -> None:
 def test_a_step_reads_no_numbers_and_none_are_read_for_a_server_that_does_not_step(idle: Idle) -> None:
     idle.looks = 0
     idle.reporter.busy()
-    assert [idle.reporter.is_owed() for _ in range(5)] == [True] * 5
     assert [idle.reporter.report() for _ in range(5)] == [None] * 5
     assert idle.looks == 0
     for _ in range(5):
         idle.reporter.look()
     assert idle.looks == 1
+
+
+def test_an_idle_server_that_asks_again_and_again_looks_now_and_then(idle: Idle) -> None:
+    idle.looks = 0
+    idle.reporter.busy()
+    idle.moving(1)
+    for _ in range(5):
+        assert idle.reporter.is_owed()
+        idle.reporter.report()
+    assert idle.looks == 1
+    idle.clock.now_s += metrics.LOOK_EVERY_S
+    assert idle.reporter.is_owed()
+    assert idle.looks == 2
 
 
 def test_what_changes_before_a_report_is_taken_is_in_the_next_one(idle: Idle) -> None:
