@@ -31,7 +31,9 @@ def interruptible() -> Iterator[None]:
     """Turn Ctrl-C into one line and its exit status, and end in silence where the reader of a pipe left."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error, typer.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # the input ended at a question
         typer.echo("interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:

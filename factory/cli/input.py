@@ -37,6 +37,13 @@ def read_json(file: Path) -> Any:
         return parse_document(stream.read(DOCUMENT_BYTES_MAX + 1), name_of(file))
 
 
+def is_document(path: Path) -> bool:
+    """Whether a path that may also be a directory's names a document; one that is missing, by its name."""
+    if str(path) == "-" or path.is_file() or path.is_fifo():
+        return True
+    return path.suffix == ".json" and not path.exists()
+
+
 def _is_stream(file: Path) -> bool:
     try:
         mode = os.stat(file).st_mode

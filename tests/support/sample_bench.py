@@ -7,6 +7,7 @@ What a language and a marker mean:
 
     python                      executed
     python, goes on             executed with the names that the Python sample above has left
+    python, prints A, then B    executed as often as outputs are named, and prints them
     python, over stand-ins of F executed in a process whose vLLM is the stand-in F of `vllm_standins`
     json, tier-document [PATH]  a tier document that parses; it is then the one at PATH
     json, model PATH            the config.json of a model, which is then at PATH
@@ -63,9 +64,10 @@ PLACES = {
     "/mnt/nvme0": "nvme0",
     "/mnt/nvme1": "nvme1",
     "/models": "models",
+    "/var/tmp/kvtier-library": "library",
     ".cache/kvtier-demo/nvme": "nvme0/kvtier",
 }
-SIZES = {"64GiB": "16MiB", "2TiB": "64MiB", "10%": "1MiB"}
+SIZES = {"64GiB": "16MiB", "2TiB": "64MiB", "10%": "1MiB", "256MiB": "16MiB", "1GiB": "64MiB"}
 
 DOCUMENT = "/etc/kvtier/tiers.json"  # there from the start; the one that README.md writes
 STORE = "/mnt/nvme0/kvtier"  # with some chunks in it
@@ -129,6 +131,14 @@ class SampleBench:
 
     def _run_python(self, sample: Sample, options: list[str]) -> None:
         text = self._translated(sample.text, self._opened)
+        if options and options[0].startswith("prints "):
+            for option in options:
+                self._names, output = {"__name__": "sample"}, io.StringIO()
+                with contextlib.redirect_stdout(output):
+                    exec(compile(text, sample.where, "exec"), self._names)
+                _, _, said = option.partition(" ")
+                assert output.getvalue() == f"{said}\n", f"it prints {output.getvalue()} and not {said}"
+            return
         if not options or options == ["goes on"]:
             if not options:
                 self._names = {"__name__": "sample"}

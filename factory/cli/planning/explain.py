@@ -21,7 +21,9 @@ GB = 1000**3  # as drives and links are sold
 
 
 def explain(
-    file: Annotated[Path, typer.Argument(help="The tier-config document.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="The tier-config document; - is standard input.", show_default=False)
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -90,11 +92,14 @@ def explain(
     from ...sizing.layout import Parallel, layout_of
     from ...sizing.model import model_of
     from ...text.units import parse_option
+    from ..input import read_json
 
     def size(name: str, text: str | None) -> int | None:
         return None if text is None else parse_option(name, text)
 
-    config = load_config(file)
+    if str(file) == model == "-":
+        raise ConfigError("--model", "standard input has the document; name a file for one of them")
+    config = load_config(read_json(file))
     document, weights_found = _model(model)
     seen = model_of(document, kv_dtype=kv_cache_dtype)
     parallel = Parallel(tensor_parallel_size, pipeline_parallel_size, one_group)

@@ -56,8 +56,13 @@ def init(
     default; elsewhere it takes the guess. It never overwrites a file without --force, and writes none that
     `kvtier check` would refuse.
     """
+    if file.exists() and not file.is_file():
+        raise ConfigError("", f"{file} is not a regular file; choose another name")
     if file.exists() and not force:
         raise ConfigError("", f"{file} is there already; choose another name, or pass --force")
+    for option, value in {"--pinned": pinned, "--nvme": nvme, "--nvme-capacity": nvme_capacity}.items():
+        if value == "":  # a script's variable is empty, which must not mean the current directory
+            raise ConfigError(option, "is empty; give it a value, or leave the option out")
     asks = not yes and not as_json and sys.stdin.isatty()
     answers = [_pinned(pinned, asks=asks), *_nvme(nvme, nvme_capacity, asks=asks)]
     document = _document({one.name: one.value for one in answers})
@@ -92,6 +97,8 @@ def _nvme(given: str | None, capacity: str | None, *, asks: bool) -> Sequence[An
     place, why = _guess(guess_drive(volumes(Host())))
     path = _answer("nvme", "Directory on a drive, or none", given, place, why, asks=asks)
     if path.value == NONE:
+        if capacity is not None:
+            raise ConfigError("--nvme-capacity", "there is no drive for it; name one with --nvme")
         return [path]
     size = _answer("nvme capacity", "Capacity of the nvme tier", capacity, CAPACITY, WHY_CAPACITY, asks=asks)
     return [path, size]
@@ -153,7 +160,8 @@ def _checked(document: Mapping[str, Any]) -> list[str]:
 
 
 def _write(file: Path, document: Mapping[str, Any]) -> None:
-    """Write the file as a whole, or not at all."""
+    """Write the file as a whole, or not at all. Of a link it is the file behind it."""
+    file = file.resolve()
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         draft.write_text(json.dumps(document, indent=2) + "\n")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..exits import EXIT_NO
+from ....tiers import TierUnavailable
+from ..exits import EXIT_NO, EXIT_WRONG_INPUT
 from ..output import AsJson, emit, progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class Drive:
 def bench(
     path: Annotated[
         Path,
-        typer.Argument(help="The directory of an nvme tier, or a tier-config document.", show_default=False),
+        typer.Argument(
+            help="The directory of an nvme tier, or a tier-config document; - is standard input.",
+            show_default=False,
+        ),
     ],
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="How long to measure each drive.")] = 10.0,
     chunk_bytes: Annotated[
@@ -60,7 +64,11 @@ def bench(
     sizes = CHUNK_SIZES if chunk_bytes is None else (parse_chunk_bytes(chunk_bytes),)
     found: dict[Path, list[Drilled]] = {}
     for drive in _drives(path):
-        found[drive.path] = _measured(drive, sizes, seconds)
+        try:
+            found[drive.path] = _measured(drive, sizes, seconds)
+        except TierUnavailable as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_WRONG_INPUT) from None
         _remember(drive.path, found[drive.path])
         if not as_json:
             _print(drive.path, found[drive.path])
@@ -73,8 +81,9 @@ def bench(
 def _drives(path: Path) -> list[Drive]:
     from ....tiers import ConfigError
     from ....tiers.nvme.volume.probe import existing
+    from ..input import is_document, read_json
 
-    if not path.is_file():
+    if not is_document(path):
         if path.exists() and not path.is_dir():
             raise ConfigError("", f"{path} is neither a directory nor a document")
         status = os.statvfs(existing(path.absolute()))
@@ -83,7 +92,7 @@ def _drives(path: Path) -> list[Drive]:
     from ...config import load_config, resolve_config
     from ...entries import NvmeConfig
 
-    config = resolve_config(load_config(path), chunk_bytes=PART_ALIGNMENT_BYTES)
+    config = resolve_config(load_config(read_json(path)), chunk_bytes=PART_ALIGNMENT_BYTES)
     drives = [drive for tier in config.tiers if isinstance(tier, NvmeConfig) for drive in tier.drives]
     if not drives:
         raise ConfigError("tiers", "there is no nvme tier in it to measure")

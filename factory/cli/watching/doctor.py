@@ -21,7 +21,8 @@ def doctor(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="The directory of an nvme tier, or a tier-config document; without it, the machine alone.",
+            help="The directory of an nvme tier, or a tier-config document (- is standard input); without "
+            "it, the machine alone.",
             show_default=False,
         ),
     ] = None,
@@ -51,12 +52,14 @@ def doctor(
 
 def _config(path: Path | None) -> KvtierConfig | None:
     """The document, resolved for this machine; None where none was named."""
-    if path is None or not path.is_file():
+    from ..input import is_document, read_json
+
+    if path is None or not is_document(path):
         return None
     from ...base import PART_ALIGNMENT_BYTES
     from ...config import load_config, resolve_config
 
-    return resolve_config(load_config(path), chunk_bytes=PART_ALIGNMENT_BYTES)
+    return resolve_config(load_config(read_json(path)), chunk_bytes=PART_ALIGNMENT_BYTES)
 
 
 def _directories(path: Path | None, config: KvtierConfig | None) -> list[Path]:

@@ -54,7 +54,7 @@ class TierFacts:
         direct_io = found.gauges.get("direct_io")
         if direct_io is not None:
             parts.append("direct I/O" if direct_io else "no direct I/O")
-        if found.chunks:
+        if found.chunks or direct_io is not None:  # a drive without chunks is worth a word after a restart
             parts.append(f"{found.chunks:,} chunks found")
         return ", ".join(parts)
 

@@ -223,6 +223,14 @@ async def test_a_capacity_that_holds_nothing_is_refused_with_the_least(path: Pat
     await tier.close()
 
 
+async def test_a_store_that_was_made_for_much_more_says_that_its_segments_are_too_large(path: Path) -> None:
+    tier = await opened(path, capacity_bytes=64 << 30)
+    await tier.close()
+    hint = r"in this store's segments of \d+ bytes \(a directory made anew has smaller ones\); the least "
+    with pytest.raises(TierUnavailable, match=hint):
+        await opened(path, capacity_bytes=16 * MIB)
+
+
 async def test_useful_bytes_are_of_what_is_there_and_was_read(path: Path) -> None:
     tier = await opened(path)
     await stored(tier, keys_of(0, 8))

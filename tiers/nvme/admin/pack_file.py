@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 from crc32c import crc32c
 
 from ...base import Buffer, ChunkKey
-from ...errors import TierError
+from ...errors import KvtierError
 from ..index.records import KEY_BYTES_MAX
 from ..io.blocks import scratch
 from ..store.namespaces import Identity
@@ -35,11 +35,8 @@ _CHECKSUM = struct.Struct("<I")
 _RECORD_MARK, _END_MARK = b"KVTc", b"KVTe"
 
 
-class PackDamaged(TierError):
+class PackDamaged(KvtierError):
     """What was read is no pack, or cannot be read on."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("nvme", message)
 
 
 class Head(NamedTuple):

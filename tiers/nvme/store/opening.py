@@ -286,9 +286,13 @@ def refuse_small(
     # Some shares grow with the cap itself: go on until the number that is named is one that works.
     while (grown := least_under(least_bytes)) > least_bytes:
         least_bytes = grown
+    segments = ""
+    if facts is not None and facts.segment_bytes > facts_for(capacity_bytes, chunk_bytes).segment_bytes:
+        segments = f" in this store's segments of {facts.segment_bytes} bytes"
+        segments += " (a directory made anew has smaller ones)"
     raise TierUnavailable(
         "nvme",
-        f"a capacity of {capacity_bytes} bytes is too small for chunks of {chunk_bytes} bytes; "
+        f"a capacity of {capacity_bytes} bytes is too small for chunks of {chunk_bytes} bytes{segments}; "
         f"the least that works is {least_bytes}",
     )
 

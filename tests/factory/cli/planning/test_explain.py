@@ -154,6 +154,15 @@ def test_the_model_may_come_from_standard_input(
     assert explained(run, file, "--model", "-")["token_bytes"] == 128 << 10
 
 
+def test_the_document_may_come_from_standard_input_and_then_the_model_may_not(
+    run: Run, file: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert explained(run, "-", "--model", model)["token_bytes"] == 128 << 10
+    message = "--model: standard input has the document; name a file for one of them\n"
+    assert run("explain", "-", "--model", "-") == (2, "", message)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

@@ -83,12 +83,32 @@ def test_a_file_is_never_overwritten_unless_that_is_asked_for(run: Run, made: Pa
     load_config(made)
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file_even_if_that_is_asked_for(run: Run, made: Path) -> None:
+    os.mkfifo(made)
+    status, output, errors = run("init", made, "--pinned", "32MiB", "--nvme", "none", "--force")
+    assert (status, output, errors) == (2, "", f"{made} is not a regular file; choose another name\n")
+    assert made.is_fifo()
+
+
+def test_of_a_link_the_file_is_replaced(run: Run, made: Path, tmp_path: Path) -> None:
+    real = tmp_path / "real.json"
+    real.write_text("mine")
+    made.symlink_to(real)
+    assert run("init", made, "--pinned", "32MiB", "--nvme", "none", "--force")[0] == 0
+    assert made.is_symlink()
+    load_config(real)
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
     [
         (("--pinned", "lots"), "tiers[1].capacity: "),
         (("--nvme", "/proc/kvtier"), "tiers[2].path: "),
         (("--nvme-capacity", "64GB!"), "tiers[2].capacity: "),
+        (("--nvme", ""), "--nvme: is empty; "),
+        (("--pinned", ""), "--pinned: is empty; "),
+        (("--nvme-capacity", ""), "--nvme-capacity: is empty; "),
+        (("--nvme", "none"), "--nvme-capacity: there is no drive"),
     ],
 )
 def test_what_check_would_refuse_is_not_written(

@@ -144,7 +144,7 @@ def test_a_damaged_chunk_is_left_out_and_the_others_come(run: Run, pack: Path, o
 def test_of_a_pack_that_was_cut_comes_what_is_there(run: Run, pack: Path, other: Path) -> None:
     pack.write_bytes(pack.read_bytes()[: -5 * CHUNK_BYTES])
     code, _, errors = run("import", other, pack)
-    assert (code, errors) == (1, "nvme: the pack ends early, in chunk 36\n")
+    assert (code, errors) == (1, "the pack ends early, in chunk 36\n")
     assert there(other) == keys_of(0, 35)
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_pack_is_refused(run: Run, other: Path, pack: Path, content: 
     pack.write_bytes(content)
     code, output, errors = run("import", other, pack)
     assert (code, output) == (2, "")
-    assert errors.startswith(f"{pack}: nvme: {message}")
+    assert errors.startswith(f"{pack}: {message}")
 
 
 def test_a_directory_without_a_store_and_a_file_that_is_missing_are_refused(

@@ -75,7 +75,9 @@ def test_what_was_used_lately_outlives_what_was_not(path: Path) -> None:
     assert (usage(path)["live_chunks"], usage(path)["useful_bytes"]) == (10, 10 * CHUNK_BYTES)
 
 
-@pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, CHUNKS), (b"y\n", 0, 0)])
+@pytest.mark.parametrize(
+    ("answer", "status", "left"), [(b"n\n", 1, CHUNKS), (b"y\n", 0, 0), (b"\x04", 1, CHUNKS)]
+)
 def test_on_a_terminal_it_asks_first(path: Path, answer: bytes, status: int, left: int) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "wb", buffering=0) as keyboard:

@@ -101,7 +101,9 @@ def test_what_cannot_be_measured_is_a_message(
 ) -> None:
     monkeypatch.setattr(drill, "CAPACITY_BYTES_MIN", 1 << 60)
     status, output, errors = run("bench", file, *SHORT)
-    assert (status, output, "above the reserve" in errors) == (1, "", True)
+    assert (status, output, "above the reserve" in errors) == (2, "", True)
+    mistyped = tmp_path / "absent.json"
+    assert run("bench", mistyped, *SHORT) == (2, "", f"{mistyped}: no such file or directory\n")
     assert run("bench", "/dev/null")[::2] == (2, "/dev/null is neither a directory nor a document\n")
     document = json.loads(file.read_text())
     file.write_text(json.dumps({**document, "tiers": document["tiers"][:2]}))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -90,3 +91,16 @@ def test_a_document_that_is_wrong_is_status_two(run: Run, file: Path) -> None:
     file.write_text(file.read_text().replace("capacity", "capcity"))
     status, output, errors = run("doctor", file)
     assert (status, output, errors.startswith("tiers[1].capcity: ")) == (2, "", True)
+
+
+def test_a_document_that_is_missing_is_not_taken_for_a_directory(run: Run, tmp_path: Path) -> None:
+    mistyped = tmp_path / "absent.json"
+    assert run("doctor", mistyped) == (2, "", f"{mistyped}: no such file or directory\n")
+
+
+def test_a_document_may_come_from_standard_input(
+    run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    _, output, errors = run("doctor", "-")
+    assert (output.splitlines()[0], errors) == (str(tmp_path / "store"), "")

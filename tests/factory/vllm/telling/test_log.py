@@ -56,7 +56,7 @@ def test_the_start_says_what_the_tiers_hold_and_what_was_found(
         f"nvme: 64MiB, 131,072 tokens, {direct}"
     )
     assert started == [
-        f"{expected} | namespace {namespace}",
+        f"{expected}, 0 chunks found | namespace {namespace}",
         f"{expected}, 4 chunks found | namespace {namespace}",
     ]
     assert len(namespace) == 12

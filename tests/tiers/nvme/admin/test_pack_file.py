@@ -70,13 +70,13 @@ def test_a_pack_cut_anywhere_says_that_it_ends_early_and_keeps_what_came_before(
     whole = pack_of()
     for end in range(len(HEAD.encode()), len(whole)):
         _, right, wrong, error = read(whole[:end])
-        assert error.startswith("nvme: the pack ends early")
+        assert error.startswith("the pack ends early")
         assert right == KEYS[: len(right)]
         assert not wrong
 
 
 def test_an_end_that_counts_otherwise_is_damage() -> None:
-    assert read(pack_of(end=2))[3] == "nvme: the pack has 3 chunks, and its end says 2"
+    assert read(pack_of(end=2))[3] == "the pack has 3 chunks, and its end says 2"
 
 
 @pytest.mark.parametrize(
