@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtier.factory.cli.live_shapes import EngineNow, TierNow
+from kvtier.factory.cli.watching.shapes import EngineNow, TierNow
 from kvtier.factory.cli.watching.top_screen import screen
 
 FILE = Path(__file__).parents[1] / "docs" / "images" / "top.svg"

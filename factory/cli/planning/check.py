@@ -13,7 +13,7 @@ from ..output import AsJson, emit
 if TYPE_CHECKING:
     from ...config import KvtierConfig
     from ...room import Room
-    from ..shapes import Check
+    from .shapes import Check
 
 CHUNK_BYTES_MIN = 4096  # slots and extents are 4 KiB-aligned: no chunk of any model takes less
 
@@ -82,7 +82,7 @@ def _print(name: str, config: KvtierConfig, found: Sequence[Room]) -> None:
 
 
 def _shape(config: KvtierConfig, found: Sequence[Room], warnings: Sequence[str]) -> Check:
-    from ..shapes import Check, DriveRoom
+    from .shapes import Check, DriveRoom
 
     drives = [
         DriveRoom(

@@ -15,7 +15,7 @@ from ..output import AsJson, emit, print_pairs
 if TYPE_CHECKING:
     from ...sizing.answer import Answer, TierAnswer
     from ...sizing.held import Held
-    from ..shapes import Explain, ExplainedTier
+    from .shapes import Explain, ExplainedTier
 
 GB = 1000**3  # as drives and links are sold
 
@@ -194,7 +194,7 @@ def _size(size_bytes: float) -> str:
 
 
 def _shape(found: Answer) -> Explain:
-    from ..shapes import Explain, ModelLayers
+    from .shapes import Explain, ModelLayers
 
     return Explain(
         model_type=found.model.name,
@@ -222,7 +222,7 @@ def _shape(found: Answer) -> Explain:
 
 
 def _tier_shape(tier: TierAnswer) -> ExplainedTier:
-    from ..shapes import ExplainedTier, Holding
+    from .shapes import ExplainedTier, Holding
 
     def holding(held: Held | None) -> Holding | None:
         return None if held is None else Holding(held.capacity_bytes, held.chunks, held.tokens, held.prompts)

@@ -69,7 +69,7 @@ def init(
     warnings = _checked(document)
     _write(file, document)
     if as_json:
-        from ..shapes import Init
+        from .shapes import Init
 
         reasons = {one.name: one.why for one in answers}
         emit("init", Init(str(file), document, reasons, tuple(warnings)))

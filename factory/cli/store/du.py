@@ -26,7 +26,7 @@ def du(paths: Directories, as_json: AsJson = False) -> None:
     """
     found = {path: _usage(path) for path in paths}
     if as_json:
-        from ..shapes import Du, StoreUsage
+        from .shapes import Du, StoreUsage
 
         emit("du", Du(tuple(StoreUsage(**asdict(usage), path=str(path)) for path, usage in found.items())))
         return

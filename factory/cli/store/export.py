@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ....tiers.nvme.admin.packing import Begun, Packed
     from ....tiers.nvme.admin.prune import Chosen
     from ....tiers.nvme.store.opening import Store
-    from ..shapes import Export
+    from .shapes import Export
 
 
 def export(
@@ -146,7 +146,7 @@ def _target(output: Path | None, resume: bool) -> Iterator[IO[bytes]]:
 
 
 def _shape(path: Path, chosen: Chosen, packed: Packed) -> Export:
-    from ..shapes import Export
+    from .shapes import Export
 
     return Export(path=str(path), namespace=chosen.digest.hex(), **packed._asdict())
 

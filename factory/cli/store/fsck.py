@@ -16,7 +16,7 @@ from .owner import as_owner
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.finding import Report
-    from ..shapes import Fsck
+    from .shapes import Fsck
 
 
 def fsck(
@@ -64,7 +64,7 @@ def _checked(path: Path, deep: bool, repair: bool) -> Report:
 
 
 def _shape(path: Path, report: Report) -> Fsck:
-    from ..shapes import FoundDamage, Fsck
+    from .shapes import FoundDamage, Fsck
 
     findings = tuple(FoundDamage(one.kind, str(one.where), one.text) for one in report.findings)
     return Fsck(str(path), report.segments, report.chunks, report.repaired, findings)

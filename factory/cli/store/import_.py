@@ -18,7 +18,7 @@ from .opened import Directory, refuse_no_store
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.unpacking import Unpacked
-    from ..shapes import Import
+    from .shapes import Import
 
 STANDARD_INPUT = Path("-")
 
@@ -98,7 +98,7 @@ def _named(pack: Path) -> str:
 
 
 def _shape(path: Path, unpacked: Unpacked) -> Import:
-    from ..shapes import Import
+    from .shapes import Import
 
     error = None if unpacked.error is None else str(unpacked.error)
     return Import(path=str(path), **{**unpacked._asdict(), "error": error})

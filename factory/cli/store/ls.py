@@ -59,7 +59,7 @@ def ls(
     --fields each line is one field: digest, name, value. Exit status: 1 if --model matches nothing.
     """
     from ....tiers.nvme.admin.survey import namespaces
-    from ..shapes import Ls
+    from .shapes import Ls
 
     with looked_at(path) as store:
         found = [one for one in namespaces(store) if (model or "").lower() in one.label.lower()]

@@ -19,7 +19,7 @@ from .opened import Directory, opened
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.prune import Chosen, Removed, Selection
     from ....tiers.nvme.store.opening import Store
-    from ..shapes import Rm
+    from .shapes import Rm
 
 ROOM = 'Servers use the room for new chunks; to make the directory smaller, lower its "capacity".'
 
@@ -164,7 +164,7 @@ def _remove(store: Store, chosen: Sequence[Chosen]) -> list[Removed]:
 
 
 def _shape(path: Path, removed: Sequence[Removed], dry_run: bool) -> Rm:
-    from ..shapes import RemovedPart, Rm
+    from .shapes import RemovedPart, Rm
 
     parts = [RemovedPart(one.digest.hex(), one.label, one.chunks, one.size_bytes) for one in removed]
     return Rm(str(path), dry_run, *_sums(removed), tuple(parts))

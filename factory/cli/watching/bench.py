@@ -17,7 +17,7 @@ from ..output import AsJson, emit, progress
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.drill import Drilled, Phase
-    from ..shapes import Bench, MeasuredDrive, MeasuredPhase, MeasuredRun
+    from .shapes import Bench, MeasuredDrive, MeasuredPhase, MeasuredRun
 
 CHUNK_SIZES = (256 << 10, 1 << 20, 4 << 20)
 FAST_ENOUGH = 0.8  # of the best rate: a smaller chunk that reaches it is the better one
@@ -209,13 +209,13 @@ def _deadline_s(prefix_s: float) -> int:
 
 
 def _shape(found: Mapping[Path, Sequence[Drilled]]) -> Bench:
-    from ..shapes import Bench
+    from .shapes import Bench
 
     return Bench(tuple(_drive_shape(path, runs) for path, runs in found.items()))
 
 
 def _drive_shape(path: Path, found: Sequence[Drilled]) -> MeasuredDrive:
-    from ..shapes import MeasuredDrive
+    from .shapes import MeasuredDrive
 
     best = _recommended(found)
     rate = best.loaded.bytes_per_s if best.is_direct else 0.0
@@ -228,7 +228,7 @@ def _drive_shape(path: Path, found: Sequence[Drilled]) -> MeasuredDrive:
 
 
 def _run_shape(run: Drilled) -> MeasuredRun:
-    from ..shapes import MeasuredRun
+    from .shapes import MeasuredRun
 
     return MeasuredRun(
         chunk_bytes=run.chunk_bytes,
@@ -243,7 +243,7 @@ def _run_shape(run: Drilled) -> MeasuredRun:
 
 
 def _phase_shape(phase: Phase) -> MeasuredPhase:
-    from ..shapes import MeasuredPhase
+    from .shapes import MeasuredPhase
 
     return MeasuredPhase(
         size_bytes=phase.size_bytes,

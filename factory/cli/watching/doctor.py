@@ -14,7 +14,7 @@ from ..output import AsJson, emit
 if TYPE_CHECKING:
     from ...config import KvtierConfig
     from ...machine.examination import Placed
-    from ..shapes import Doctor
+    from .shapes import Doctor
 
 
 def doctor(
@@ -84,7 +84,7 @@ def _print(found: Sequence[Placed]) -> None:
 
 
 def _shape(found: Sequence[Placed]) -> Doctor:
-    from ..shapes import Doctor, MachineCheck
+    from .shapes import Doctor, MachineCheck
 
     return Doctor(
         tuple(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ....engine.live.board import Board
 from ....engine.live.reader import is_stale
-from ..live_shapes import EngineNow, TierNow
+from .shapes import EngineNow, TierNow
 
 BREAKER_STATES = ("closed", "trial", "open")
 

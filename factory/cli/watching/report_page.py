@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ....engine.live.board import Board
 from ...text.ages import format_age
 from ...text.units import format_size
-from ..live_shapes import EngineNow, TierNow
 from ..output import cut, one_line
 from .report_chart import Point, chart
+from .shapes import EngineNow, TierNow
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.survey import NamespaceUsage, Usage

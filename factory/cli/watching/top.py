@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ....engine.live.board import Board
-    from ..live_shapes import EngineNow
+    from .shapes import EngineNow
 
 INTERVAL_MIN_S = 0.1  # boards are written once a second: more looks show nothing new
 ONCE_MIN_S = 1.2  # between the two looks of `--once`, for the same reason
@@ -58,8 +58,8 @@ def top(
 
 
 def _print_once(path: Path | None, interval_s: float, as_json: bool) -> None:
-    from ..live_shapes import Top
     from .looks import Looks
+    from .shapes import Top
 
     looks = Looks()
     if engines := looks.add(_boards(path), time.time()):

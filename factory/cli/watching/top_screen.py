@@ -10,8 +10,8 @@ from rich.text import Text
 
 from ...text.ages import format_age
 from ...text.units import format_size
-from ..live_shapes import EngineNow, TierNow
 from ..output import one_line
+from .shapes import EngineNow, TierNow
 
 NARROW_COLUMNS = 80  # fewer than the table needs
 UNKNOWN = "-"

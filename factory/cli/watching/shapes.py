@@ -1,8 +1,80 @@
-"""The shape of what `kvtier top` prints with `--json`."""
+"""The shapes of what the commands that watch print with `--json`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCheck:
+    """One thing that was looked at.
+
+    Attributes:
+        place: the directory that it is about; null where it is about the machine.
+        state: ok, warning, fault, or unknown.
+        fix: what to do; empty where there is nothing to do.
+    """
+
+    place: str | None
+    check: str
+    state: str
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    """How this machine and its drives stand."""
+
+    checks: tuple[MachineCheck, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPhase:
+    """What was stored, or loaded; times of a request of up to 64 chunks, 4 of them at once."""
+
+    size_bytes: int
+    bytes_per_s: float
+    p50_s: float
+    p99_s: float
+    cpu_s_per_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A drive measured with chunks of one size.
+
+    Attributes:
+        loaded: null without direct I/O: then it says nothing of the drive.
+        flush_s: what it took to make durable all that was stored.
+        failed: chunks that could not be stored or loaded, by reason.
+    """
+
+    chunk_bytes: int
+    stored: MeasuredPhase
+    loaded: MeasuredPhase | None
+    flush_s: float
+    is_direct: bool
+    compared_chunks: int
+    wrong_chunks: int
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredDrive:
+    """A drive; what is recommended is null where loads could not be measured."""
+
+    path: str
+    runs: tuple[MeasuredRun, ...]
+    recommended_chunk_bytes: int | None
+    recommended_load_deadline_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """How fast drives are, used as kvtier uses them."""
+
+    drives: tuple[MeasuredDrive, ...]
 
 
 @dataclass(frozen=True, slots=True)
