@@ -56,8 +56,10 @@ def init(
     default; elsewhere it takes the guess. It never overwrites a file without --force, and writes none that
     `kvtier check` would refuse.
     """
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise ConfigError("", f"{file} is there already; choose another name, or pass --force")
+    if os.path.lexists(file) and not file.is_file():  # a device would be gone once a file is in its place
+        raise ConfigError("", f"{file} is no regular file; choose another name")
     asks = not yes and not as_json and sys.stdin.isatty()
     answers = [_pinned(pinned, asks=asks), *_nvme(nvme, nvme_capacity, asks=asks)]
     document = _document({one.name: one.value for one in answers})

@@ -125,3 +125,26 @@ def test_a_terminal_is_asked_with_the_guess_as_the_default(made: Path, tmp_path:
     assert b"Capacity of the nvme tier [80%]" in said
     _, pinned, nvme = tiers_of(made)
     assert (pinned["capacity"], nvme["capacity"]) == ("32MiB", "64MiB")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_only_a_regular_file_is_replaced(run: Run, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("nothing")
+    before = os.lstat(file)
+    status, _, errors = run("init", file, "--yes", "--pinned", "64MiB", "--nvme", "none", "--force")
+    assert (status, errors) == (2, f"{file} is no regular file; choose another name\n")
+    assert os.path.samestat(os.lstat(file), before)
+
+
+def test_a_link_to_nothing_is_there_already(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "odd"
+    file.symlink_to("nothing")
+    status, _, errors = run("init", file, "--yes", "--pinned", "64MiB", "--nvme", "none")
+    assert (status, file.is_symlink()) == (2, True)
+    assert "is there already" in errors
