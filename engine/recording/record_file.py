@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 FILE_BYTES_MAX = 64 * 1024 * 1024  # then it becomes the older one of two: some million prompts of a page
 
+LINE_BYTES_MAX = 1 << 24  # looked at for the begin of a line that was cut off; a replay reads no longer ones
+
+OURS = (b'{"timestamp":', b'{"kvtier_tr')  # what a line of a trace begins with, as `recorder.py` writes it
+
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
@@ -42,21 +46,42 @@ class RecordFile:
         self._append(head())
 
     def append(self, line: str) -> None:
-        """Write one line; at the bound the file is renamed to `.1`, in place of the one before."""
-        if os.fstat(self._fd).st_size + len(line) >= self._file_bytes_max:
+        """Write one line; at the bound the file is renamed to `.1`, in place of the one before.
+
+        A file that somebody has renamed or removed is left to him, and a new one begun.
+        """
+        if not self._is_there():
+            self._begin_again()
+        elif os.fstat(self._fd).st_size + len(line) >= self._file_bytes_max:
             os.rename(self._path, self._path.with_name(f"{self._path.name}.1"))
-            os.close(self._fd)
-            self._fd = _opened(self._path)
-            self._append(self._head())
+            self._begin_again()
         self._append(line)
 
     def close(self) -> None:
         os.close(self._fd)
 
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def _begin_again(self) -> None:
+        fd = _opened(self._path)
+        os.close(self._fd)
+        self._fd = fd
+        self._append(self._head())
+
     def _append(self, line: str) -> None:
+        """Write a whole line, or nothing."""
+        before_bytes = os.fstat(self._fd).st_size
         data = memoryview(f"{line}\n".encode())
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            os.ftruncate(self._fd, before_bytes)
+            raise
 
 
 def _opened(path: Path) -> int:
@@ -66,7 +91,7 @@ def _opened(path: Path) -> int:
         BlockingIOError: another process has it.
         OSError: it cannot be opened, or is no such file.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)
@@ -80,5 +105,19 @@ def _opened(path: Path) -> int:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise BlockingIOError(errno.EAGAIN, "locked", str(path)) from error
             raise
+        _end_line(fd)
         undo.pop_all()
     return fd
+
+
+def _end_line(fd: int) -> None:
+    """Cut off a line of ours that was not written to its end, and end anybody else's."""
+    size_bytes = os.fstat(fd).st_size
+    tail = os.pread(fd, LINE_BYTES_MAX, max(0, size_bytes - LINE_BYTES_MAX))
+    if not tail or tail.endswith(b"\n"):
+        return
+    cut = tail[tail.rfind(b"\n") + 1 :]
+    if cut.startswith(OURS):
+        os.ftruncate(fd, size_bytes - len(cut))
+    else:
+        os.write(fd, b"\n")

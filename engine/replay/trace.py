@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import IO, NoReturn, TypeAlias
 
 from ...tiers import ChunkKey, ConfigError
 from ..recording.recorder import TRACE_VERSION, Sizes
+
+NUMBER_MAX = 1e18  # of times and sizes; a larger one is a mistake, or an attack on who calculates with it
 
 LINE_BYTES_MAX = 1 << 24  # over a million chunks in one prompt; what is longer is no trace
 
@@ -92,8 +93,7 @@ class _Reading:
         self.requests.append(_keys_of(line, self._keys, place))
         if _is_number(line.get("timestamp")):
             self._times_s.append(self._started_s + float(str(line["timestamp"])) / 1000)
-        if _is_number(line.get("left_out")):
-            self.left_out += int(str(line["left_out"]))
+        self.left_out += _count(line.get("left_out")) or 0
 
     def span_s(self) -> float | None:
         return max(self._times_s) - min(self._times_s) if len(self._times_s) == len(self.requests) else None
@@ -104,12 +104,11 @@ class _Reading:
             _refuse(
                 place, "kvtier_trace", f"{_shown(line['kvtier_trace'])} is not known; only {TRACE_VERSION} is"
             )
-        for field in ("started_unix_s", *SIZES):
-            if not _is_number(line.get(field)) or float(str(line[field])) <= 0:
-                _refuse(place, field, f"should be a number above zero, not {_shown(line.get(field))}")
-        self._started_s = float(str(line["started_unix_s"]))
+        self._started_s = _above_zero(line, "started_unix_s", place)
         sizes = Sizes(
-            int(str(line["chunk_bytes"])), float(str(line["chunk_tokens"])), int(str(line["tokens_per_id"]))
+            chunk_bytes=_whole_above_zero(line, "chunk_bytes", place),
+            chunk_tokens=_above_zero(line, "chunk_tokens", place),
+            tokens_per_id=_whole_above_zero(line, "tokens_per_id", place),
         )
         if self.sizes not in (None, sizes):
             _refuse(place, "chunk_bytes", "the chunks are of other sizes than those of the lines before")
@@ -194,8 +193,31 @@ def _ids_of(request: dict[str, object], place: str) -> list[object]:
     return ids
 
 
+def _above_zero(line: dict[str, object], field: str, place: str) -> float:
+    value = line.get(field)
+    if not _is_number(value) or float(str(value)) <= 0:
+        _refuse(place, field, f"should be a number above zero, not {_shown(value)}")
+    return float(str(value))
+
+
+def _whole_above_zero(line: dict[str, object], field: str, place: str) -> int:
+    value = _count(line.get(field))
+    if not value:
+        _refuse(place, field, f"should be a whole number above zero, not {_shown(line.get(field))}")
+    return value
+
+
+def _count(value: object) -> int | None:
+    """A whole number that somebody could have counted, else None."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NUMBER_MAX:
+        return value
+    return None
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -NUMBER_MAX < value < NUMBER_MAX
 
 
 def _refuse(place: str, field: str, message: str) -> NoReturn:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from ...tiers import ConfigError, KvtierError
 from .completion import answer_shells, completion
 from .exits import EXIT_NO, EXIT_WRONG_INPUT, EXITS, drop_output, interruptible
+from .output import safe_lines
 from .planning.check import check
 from .planning.explain import explain
 from .planning.init import init
@@ -117,12 +118,12 @@ def main() -> None:
     try:
         app(prog_name=PROGRAM)
     except KvtierError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(safe_lines(str(error)), err=True)
         sys.exit(EXIT_WRONG_INPUT if isinstance(error, ConfigError) else EXIT_NO)
     except OSError as error:
         drop_output()
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"{where}{error.strerror or error}", err=True)
+        typer.echo(safe_lines(f"{where}{error.strerror or error}"), err=True)
         sys.exit(EXIT_WRONG_INPUT)  # 1 would mean damage to who runs `fsck`
 
 

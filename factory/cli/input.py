@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import stat
 import sys
 from pathlib import Path
@@ -50,3 +52,34 @@ def _is_stream(file: Path) -> bool:
     except (OSError, ValueError):
         return False  # to be told by who opens it
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+class Stoppable(io.RawIOBase):
+    """Reads a descriptor until it ends, or until somebody stops it: a pipe may be silent for ever.
+
+    Threads: one reads; `stop` on any, once it is to end. The descriptor stays open.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._stopped, select.POLLIN)
+        if any(fd == self._stopped for fd, _ in poll.poll()):
+            return 0
+        return os.readv(self._fd, [buffer])
+
+    def stop(self) -> None:
+        """End what is being read, as if the stream ended there."""
+        os.eventfd_write(self._stopped, 1)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._stopped)
+        super().close()

@@ -67,6 +67,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def safe_lines(text: str) -> str:
+    """A text of some lines, each without what would move the cursor."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def cut(text: str, width: int) -> str:
     """A text of at most so many cells, cut in its middle: both ends of a path tell more than that."""
     if _cells(text) <= width:

@@ -76,7 +76,8 @@ def _shared_memory() -> SharedMemory | None:
         status = os.statvfs(SHARED_MEMORY)
     except OSError:
         return None
-    return SharedMemory(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+    is_writable = os.access(SHARED_MEMORY, os.W_OK | os.X_OK, effective_ids=True)
+    return SharedMemory(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, is_writable)
 
 
 def _wanted(config: KvtierConfig | None) -> Wanted:

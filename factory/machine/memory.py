@@ -41,6 +41,7 @@ class SharedMemory:
 
     whole_bytes: int
     free_bytes: int
+    is_writable: bool = True
 
 
 def look_at_memory(host: Host, shared: SharedMemory | None, wanted: Wanted) -> list[Finding]:
@@ -70,6 +71,12 @@ def _memory(host: Host, wanted: Wanted) -> Finding:
 def _shared_memory(shared: SharedMemory | None, wanted: Wanted) -> Finding:
     if shared is None:
         return fault("shared-memory", f"there is no {SHARED_MEMORY}", f"mount a tmpfs there ({LARGER})")
+    if not shared.is_writable:
+        return fault(
+            "shared-memory",
+            f"{SHARED_MEMORY} cannot be written: the arena and the indexes have no place",
+            f"mount a tmpfs there ({LARGER})",
+        )
     whole, free = map(format_size, (shared.whole_bytes, shared.free_bytes))
     if not shared.whole_bytes:
         return ok("shared-memory", f"{SHARED_MEMORY} is bounded by the memory alone")

@@ -336,7 +336,12 @@ def _head_size(fields: _Fields) -> int:
     if fields.number("head_dim"):
         size = fields.count("head_dim")
     else:
-        size = fields.count("hidden_size") // fields.count("num_attention_heads")
+        hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+        size = hidden // heads
+        if not size:
+            raise ConfigError(
+                "--model", f'{fields.type}: "hidden_size" is {hidden}, too few for {heads} heads'
+            )
     if (fields.number("v_head_dim") or size) != size:
         fields.refuse("its keys and its values have different sizes")
     return size

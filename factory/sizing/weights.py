@@ -13,6 +13,8 @@ def weights_bytes(folder: Path) -> int | None:
     try:
         sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
         total = json.loads((folder / INDEX).read_text())["metadata"]["total_size"] if not sizes else 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return sum(sizes) or int(total) or None
+    if not isinstance(total, int) or isinstance(total, bool) or total < 0:
+        return None
+    return sum(sizes) or total or None

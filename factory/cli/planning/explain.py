@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....tiers import ConfigError
-from ..output import AsJson, emit, print_pairs
+from ..output import AsJson, emit, one_line, print_pairs
 
 if TYPE_CHECKING:
     from ...sizing.answer import Answer, TierAnswer
@@ -116,11 +116,13 @@ def explain(
     if as_json:
         emit("explain", _shape(found))
         return
-    typer.echo(f"{seen.summary()}: {_size(found.layout.token_bytes)} a token")
+    typer.echo(f"{one_line(seen.summary())}: {_size(found.layout.token_bytes)} a token")
     print_pairs(*_lines(found))
     for name in ("assumed", "missing", "warnings"):
         for text in getattr(found, name):
-            typer.echo(f"{'not on this machine' if name == 'missing' else name.rstrip('s')}: {text}")
+            typer.echo(
+                f"{'not on this machine' if name == 'missing' else name.rstrip('s')}: {one_line(text)}"
+            )
 
 
 def _model(place: str) -> tuple[Mapping[str, Any], int | None]:

@@ -56,10 +56,10 @@ def init(
     default; elsewhere it takes the guess. It never overwrites a file without --force, and writes none that
     `kvtier check` would refuse.
     """
-    if file.exists() and not file.is_file():
-        raise ConfigError("", f"{file} is not a regular file; choose another name")
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise ConfigError("", f"{file} is there already; choose another name, or pass --force")
+    if os.path.lexists(file) and not file.is_file():  # a device would be gone once a file is in its place
+        raise ConfigError("", f"{file} is not a regular file; choose another name")
     for option, value in {"--pinned": pinned, "--nvme": nvme, "--nvme-capacity": nvme_capacity}.items():
         if value == "":  # a script's variable is empty, which must not mean the current directory
             raise ConfigError(option, "is empty; give it a value, or leave the option out")

@@ -10,7 +10,7 @@ import typer
 
 from ....tiers import KvtierError
 from ..exits import EXIT_NO, EXIT_WRONG_INPUT
-from ..output import AsJson, emit, progress
+from ..output import AsJson, emit, progress, safe_lines
 from .opened import Directory, refuse_no_store, say_from_checkpoint
 from .owner import as_owner
 
@@ -35,12 +35,12 @@ def fsck(
     try:
         report = _checked(path, deep, repair)
     except (KvtierError, OSError) as error:
-        typer.echo(str(error), err=True)
+        typer.echo(safe_lines(str(error)), err=True)
         raise typer.Exit(EXIT_WRONG_INPUT) from None
     if as_json:
         emit("fsck", _shape(path, report))
     else:
-        typer.echo(_as_text(report, repair))
+        typer.echo(safe_lines(_as_text(report, repair)))
     if len(report.findings) > report.repaired:
         raise typer.Exit(EXIT_NO)
 

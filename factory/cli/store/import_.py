@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ....tiers import ConfigError
 from ...text.units import format_size
 from ..exits import EXIT_NO
+from ..input import Stoppable
 from ..output import AsJson, emit, progress
 from .opened import Directory, refuse_no_store
 
@@ -43,8 +44,8 @@ def import_(
     oldest chunks make some, as for a server. Exit status 1 means that chunks were left out.
     """
     refuse_no_store(path)
-    with _source(pack) as stream:
-        unpacked = _unpacked(path, pack, stream, new_namespace)
+    with _source(pack) as fd, Stoppable(fd) as source:
+        unpacked = _unpacked(path, pack, source, new_namespace)
     if as_json:
         emit("import", _shape(path, unpacked))
     else:
@@ -53,13 +54,15 @@ def import_(
         raise typer.Exit(EXIT_NO)
 
 
-def _unpacked(path: Path, pack: Path, stream: IO[bytes], new_namespace: bool) -> Unpacked:
+def _unpacked(path: Path, pack: Path, source: Stoppable, new_namespace: bool) -> Unpacked:
     import asyncio
+    import io
 
     from ....tiers.nvme.admin.pack_file import PackDamaged, read_head, read_records
     from ....tiers.nvme.admin.unpacking import unpack
     from ....tiers.nvme.io.files import Files
 
+    stream = io.BufferedReader(source)
     try:
         head = read_head(stream)
     except PackDamaged as error:
@@ -72,25 +75,26 @@ def _unpacked(path: Path, pack: Path, stream: IO[bytes], new_namespace: bool) ->
             done += count
             bar(done, done)
 
+        records = read_records(stream)
         work = unpack(
-            Files(), path, head, read_records(stream), new_namespace=new_namespace, progress=advance
+            Files(), path, head, records, source.stop, new_namespace=new_namespace, progress=advance
         )
         return asyncio.run(work)
 
 
 @contextmanager
-def _source(pack: Path) -> Iterator[IO[bytes]]:
+def _source(pack: Path) -> Iterator[int]:
     if pack == STANDARD_INPUT:
         if sys.stdin is None:
             raise ConfigError("", "standard input: closed")
-        yield sys.stdin.buffer
+        yield sys.stdin.fileno()
         return
     try:
         file = pack.open("rb")
     except OSError as error:
         raise ConfigError("", f"{pack}: {error.strerror or error}") from error
     with file:
-        yield file
+        yield file.fileno()
 
 
 def _named(pack: Path) -> str:

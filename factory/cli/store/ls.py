@@ -12,7 +12,16 @@ import typer
 from ...text.ages import format_age
 from ...text.units import format_size
 from ..exits import EXIT_NO
-from ..output import DIGEST_DIGITS, AsJson, emit, is_terminal, print_pairs, print_records, print_table
+from ..output import (
+    DIGEST_DIGITS,
+    AsJson,
+    emit,
+    is_terminal,
+    one_line,
+    print_pairs,
+    print_records,
+    print_table,
+)
 from .opened import Directory, looked_at
 
 if TYPE_CHECKING:
@@ -99,5 +108,5 @@ def _print_fields(one: NamespaceUsage, all_fields: bool) -> None:
     if not shown:
         return
     remark = "" if all_fields else " differs from namespaces of the same label in:"
-    typer.echo(f"{one.label} {one.digest[:DIGEST_DIGITS]}{remark}")
+    typer.echo(f"{one_line(one.label)} {one.digest[:DIGEST_DIGITS]}{remark}")
     print_pairs(*((f"  {field}", "-" if value is None else value) for field, value in shown.items()))

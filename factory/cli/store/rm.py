@@ -13,7 +13,7 @@ from ....tiers import ConfigError
 from ...text.ages import parse_age
 from ...text.units import format_size, parse_option
 from ..exits import EXIT_NO
-from ..output import DIGEST_DIGITS, AsJson, emit, progress
+from ..output import DIGEST_DIGITS, AsJson, emit, one_line, progress
 from .opened import Directory, opened
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _shape(path: Path, removed: Sequence[Removed], dry_run: bool) -> Rm:
 
 def _print(removed: Sequence[Removed], dry_run: bool, *, hint: bool) -> None:
     for one in removed:
-        name = f"{one.label} {one.digest.hex()[:DIGEST_DIGITS]}"
+        name = f"{one_line(one.label)} {one.digest.hex()[:DIGEST_DIGITS]}"
         typer.echo(f"{name}: {one.chunks} chunks, {format_size(one.size_bytes)}")
     chunks, size_bytes = _sums(removed)
     typer.echo(f"{'would remove' if dry_run else 'removed'} {chunks} chunks, {format_size(size_bytes)}")

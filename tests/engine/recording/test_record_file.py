@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -62,3 +63,50 @@ def test_a_link_a_pipe_and_a_folder_are_refused(path: Path) -> None:
         RecordFile(path, lambda: HEAD)
     with pytest.raises(IsADirectoryError):
         RecordFile(path.parent, lambda: HEAD)
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ('head\n{"timestamp":1,"hash_', "head\n"),  # a full disk, or a power loss
+        ('{"kvtier_tr', ""),
+        ("a file of somebody's", "a file of somebody's\n"),
+    ],
+)
+def test_a_line_that_was_cut_off_spoils_no_other(path: Path, before: str, kept: str) -> None:
+    path.write_text(before)
+    file = RecordFile(path, lambda: HEAD)
+    file.append("one")
+    file.close()
+    assert path.read_text() == f"{kept}head\none\n"
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RecordFile(path, lambda: HEAD)
+    whole_write = os.write
+    lengths = iter((3, 0))
+
+    def write(fd: int, data: bytes) -> int:
+        length = next(lengths)
+        if not length:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole_write(fd, data[:length])
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        file.append("one")
+    file.close()
+    assert path.read_text() == "head\n"
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_a_file_that_was_taken_away_is_begun_again(path: Path, is_renamed: bool) -> None:
+    file = RecordFile(path, lambda: HEAD)
+    file.append("one")
+    if is_renamed:
+        path.rename(path.with_name("yesterday"))
+    else:
+        path.unlink()
+    file.append("two")
+    file.close()
+    assert path.read_text() == "head\ntwo\n"

@@ -209,9 +209,13 @@ def test_a_trace_of_ones_own_says_its_sizes_and_goes_on_after_a_restart(file: Pa
     ("changed", "message"),
     [
         ({"kvtier_trace": 2}, "kvtier_trace: 2 is not known; only 1 is"),
-        ({"chunk_bytes": "4KiB"}, 'chunk_bytes: should be a number above zero, not "4KiB"'),
-        ({"tokens_per_id": None}, "tokens_per_id: should be a number above zero, not null"),
+        ({"chunk_bytes": "4KiB"}, 'chunk_bytes: should be a whole number above zero, not "4KiB"'),
+        ({"tokens_per_id": None}, "tokens_per_id: should be a whole number above zero, not null"),
         ({"chunk_tokens": 0}, "chunk_tokens: should be a number above zero, not 0"),
+        ({"chunk_bytes": 4096.5}, "chunk_bytes: should be a whole number above zero, not 4096.5"),
+        ({"chunk_bytes": 1e300}, "chunk_bytes: should be a whole number above zero, not 1e+300"),
+        ({"tokens_per_id": 0.5}, "tokens_per_id: should be a whole number above zero, not 0.5"),
+        ({"chunk_tokens": 10**400}, f"chunk_tokens: should be a number above zero, not 1{'0' * 39}…"),
         ({"chunk_tokens": 9.0}, "chunk_bytes: the chunks are of other sizes than those of the lines before"),
     ],
 )
@@ -219,3 +223,14 @@ def test_a_head_that_is_wrong_is_named(file: Path, changed: dict[str, object], m
     assert refusal(write(file, json.dumps(HEAD), json.dumps({**HEAD, **changed}))) == (
         f"{file}: line 2: {message}"
     )
+
+
+@pytest.mark.parametrize("odd", [10**400, 1e300, 1.5, -1, True, "x"])
+def test_an_odd_count_of_what_was_left_out_is_left_aside(file: Path, odd: object) -> None:
+    line = json.dumps({"timestamp": 0, "hash_ids": [1], "left_out": odd})
+    assert read_trace(write(file, line)).left_out == 0
+
+
+def test_a_time_that_no_clock_shows_is_none(file: Path) -> None:
+    line = json.dumps({"timestamp": 10**400, "hash_ids": [1]})
+    assert read_trace(write(file, line)).span_s is None

@@ -35,6 +35,14 @@ def test_a_tier_that_fails_is_one_message_and_status_one(
     assert run("check", file) == (1, "", "nvme: the drive is gone\n")
 
 
+def test_a_message_never_moves_the_cursor(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TierUnavailable("nvme", "\x1b]0;title\x07 \x9b2J\nthe next line")
+
+    monkeypatch.setattr("kvtier.factory.config.resolve_config", fail)
+    assert run("check", file) == (1, "", "nvme: \\x1b]0;title\\x07 \\x9b2J\nthe next line\n")
+
+
 @pytest.mark.parametrize(
     ("command", "absent"),
     [

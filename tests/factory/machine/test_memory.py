@@ -26,6 +26,7 @@ def judged(
         (SharedMemory(0, 0), WANTED, State.OK, "bounded by the memory alone"),
         (SharedMemory(8 * GIB, 8 * GIB), WANTED, State.FAULT, "take up to 10GiB"),
         (SharedMemory(12 * GIB, GIB), WANTED, State.WARNING, "1GiB of 12GiB are free"),
+        (SharedMemory(8 * GIB, 8 * GIB, is_writable=False), Wanted(), State.FAULT, "cannot be written"),
         (SharedMemory(64 << 20, 64 << 20), Wanted(), State.WARNING, "without --shm-size"),
         (None, Wanted(), State.FAULT, "there is no /dev/shm"),
     ],

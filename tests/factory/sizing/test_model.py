@@ -234,6 +234,11 @@ def test_an_odd_value_is_refused_in_words_or_of_no_matter(document: dict[str, An
             assert layout_of(model, Parallel()).blocks_per_chunk > 0
 
 
+def test_more_heads_than_numbers_for_them_are_refused() -> None:
+    with pytest.raises(ConfigError, match='"hidden_size" is 8, too few for 32 heads'):
+        model_of({**LLAMA_8B, "hidden_size": 8}, kv_dtype="auto")
+
+
 def test_an_unknown_type_with_the_usual_fields_is_computed_and_marked() -> None:
     model = model_of({**LLAMA_8B, "model_type": "unheard"}, kv_dtype="auto")
     assert (model.token_bytes, model.is_known) == (128 * KIB, False)

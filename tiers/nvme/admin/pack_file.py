@@ -93,7 +93,12 @@ def read_head(stream: IO[bytes]) -> Head:
         if len(text) != text_bytes or crc32c(text) != checksum:
             raise ValueError("wrong checksum")
         document = json.loads(text)
-        return Head(Identity.from_json(document), bytes.fromhex(document["store"]), int(document["epoch"]))
+        epoch = document["epoch"]
+        if not isinstance(epoch, int) or isinstance(epoch, bool):
+            raise ValueError("its epoch is no whole number")
+        return Head(Identity.from_json(document), bytes.fromhex(document["store"]), epoch)
+    except RecursionError as error:
+        raise PackDamaged("the head of the pack is damaged: nested too deeply") from error
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise PackDamaged(f"the head of the pack is damaged: {error}") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import ConfigError
+from ...settled import settled
 from ..format.checksum import ChunkChecksum
 from ..io.files import Files
 from ..io.lanes import Lanes
@@ -54,13 +55,14 @@ async def unpack(
     root: Path,
     head: Head,
     records: Iterator[Record],
+    stop: Callable[[], None],
     *,
     new_namespace: bool,
     progress: Callable[[int], None],
 ) -> Unpacked:
     """Store every record that is right and not there yet, durably.
 
-    Cancellation: what was stored so far is kept.
+    Cancellation: what was stored so far is kept. `stop` then has to end what waits for the next record.
 
     Raises:
         ConfigError: the store has another identity's namespaces only, or is ahead of the pack.
@@ -87,7 +89,7 @@ async def unpack(
         terms=NO_TERMS,
     )
     try:
-        return await _stored(tier, lanes, store, head, records, progress)
+        return await _stored(tier, lanes, store, head, records, stop, progress)
     finally:
         await tier.close()
 
@@ -138,13 +140,14 @@ async def _stored(
     store: Store,
     head: Head,
     records: Iterator[Record],
+    stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> Unpacked:
     checksum = ChunkChecksum(head.identity.digest)
     chunks = size_bytes = there = damaged = 0
     failed: Counter[str] = Counter()
     reader = _Reader(records, min(BATCH_BYTES_MAX, store.directory.facts.segment_bytes))
-    while batch := await lanes.upkeep(reader.batch):
+    while batch := await settled(lanes.upkeep(reader.batch), stop):
         for record in batch:
             refuse_large(store.directory.facts, len(record.payload))
         right = [one for one in batch if checksum.of(one.key, one.payload) == one.checksum]

@@ -83,13 +83,6 @@ def test_a_file_is_never_overwritten_unless_that_is_asked_for(run: Run, made: Pa
     load_config(made)
 
 
-def test_a_device_or_a_pipe_is_not_replaced_by_a_file_even_if_that_is_asked_for(run: Run, made: Path) -> None:
-    os.mkfifo(made)
-    status, output, errors = run("init", made, "--pinned", "32MiB", "--nvme", "none", "--force")
-    assert (status, output, errors) == (2, "", f"{made} is not a regular file; choose another name\n")
-    assert made.is_fifo()
-
-
 def test_of_a_link_the_file_is_replaced(run: Run, made: Path, tmp_path: Path) -> None:
     real = tmp_path / "real.json"
     real.write_text("mine")
@@ -145,3 +138,26 @@ def test_a_terminal_is_asked_with_the_guess_as_the_default(made: Path, tmp_path:
     assert b"Capacity of the nvme tier [80%]" in said
     _, pinned, nvme = tiers_of(made)
     assert (pinned["capacity"], nvme["capacity"]) == ("32MiB", "64MiB")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_only_a_regular_file_is_replaced(run: Run, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("nothing")
+    before = os.lstat(file)
+    status, _, errors = run("init", file, "--yes", "--pinned", "64MiB", "--nvme", "none", "--force")
+    assert (status, errors) == (2, f"{file} is not a regular file; choose another name\n")
+    assert os.path.samestat(os.lstat(file), before)
+
+
+def test_a_link_to_nothing_is_there_already(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "odd"
+    file.symlink_to("nothing")
+    status, _, errors = run("init", file, "--yes", "--pinned", "64MiB", "--nvme", "none")
+    assert (status, file.is_symlink()) == (2, True)
+    assert "is there already" in errors

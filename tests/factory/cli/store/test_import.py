@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import fcntl
 import json
+import os
+import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from nvme_rig import CHUNK_BYTES, IDENTITY, MIB, keys_of, opened, right, stored
@@ -65,8 +69,9 @@ def test_importing_again_writes_nothing(run: Run, pack: Path, other: Path) -> No
 def test_a_pipe_may_bring_the_pack(
     run: Run, pack: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pack.read_bytes())))
-    code, output, _ = run("import", other, "-", "--json")
+    with pack.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        code, output, _ = run("import", other, "-", "--json")
     assert code == 0
     assert json.loads(output) == {
         "command": "import",
@@ -190,3 +195,23 @@ async def test_a_store_that_cannot_take_such_chunks_says_so(run: Run, tmp_path: 
     code, _, errors = await asyncio.to_thread(run, "import", tmp_path / "small", pack)
     assert code == 1
     assert "do not fit the segments" in errors
+
+
+def test_an_interrupt_ends_an_import_whose_pipe_is_silent(pack: Path, other: Path) -> None:
+    command = [sys.executable, "-m", "kvtier.factory", "import", str(other), "-"]
+    begun = pack.read_bytes()[: 2 * CHUNK_BYTES]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=False) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(begun)
+        process.stdin.flush()
+        while unread_bytes(process.stdin):  # it reads a chunk only once an interrupt is its own matter
+            assert process.poll() is None
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == b"interrupted\n"
+
+
+def unread_bytes(pipe: IO[bytes]) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import damage
 import pytest
-from nvme_rig import CHUNK_BYTES
-from store_cli import CHUNKS, run_json, usage
+from nvme_rig import CHUNK_BYTES, keys_of, stored
+from store_cli import CHUNKS, run_json, usage, with_tier
 from typer.testing import CliRunner
 
 from kvtier.factory.cli.app import app
+from kvtier.tiers.nvme.store.namespaces import Identity
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,11 @@ def test_on_a_terminal_it_asks_first(path: Path, answer: bytes, status: int, lef
     assert ended.returncode == status, shown
     assert "Remove 40 chunks (640KiB) of 1 namespace? [y/N]" in shown
     assert usage(path)["live_chunks"] == left
+
+
+def test_a_label_never_moves_the_cursor(tmp_path: Path) -> None:
+    odd = Identity({"model": "m"}, "\x1b[2Jmine\nremoved 9 chunks")
+    with_tier(tmp_path / "store", lambda tier: stored(tier, keys_of(0, 1)), identity=odd)
+    done = CliRunner().invoke(app, ["rm", str(tmp_path / "store"), "--all", "--yes"])
+    assert done.exit_code == 0
+    assert done.output.startswith("\\x1b[2Jmine\\nremoved 9 chunks ")

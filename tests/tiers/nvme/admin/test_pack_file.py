@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import pytest
+from crc32c import crc32c
 from nvme_rig import IDENTITY, filled, keys_of
 
 from kvtier.tiers.nvme.admin.pack_file import (
@@ -30,6 +32,10 @@ def pack_of(end: int = len(KEYS)) -> bytes:
         for key, buffer in zip(KEYS, filled(KEYS, SIZE_BYTES), strict=True)
     )
     return HEAD.encode() + records + encode_end(end)
+
+
+def head_of(text: bytes) -> bytes:
+    return b"KVTPACK\x01" + struct.pack("<II", len(text), crc32c(text)) + text
 
 
 def read(data: bytes) -> tuple[Head, list[bytes], list[bytes], str]:
@@ -87,6 +93,9 @@ def test_an_end_that_counts_otherwise_is_damage() -> None:
         (b"KVTPACK\x02" + bytes(100), "a pack of format 02; this kvtier reads 01"),
         (HEAD.encode()[:12], "the head of the pack is damaged"),
         (HEAD.encode()[:-1], "the head of the pack is damaged"),
+        (head_of(b"[" * 100_000), "the head of the pack is damaged: nested too deeply"),
+        (head_of(b'{"name": "m", "fields": [], "store": "00", "epoch": 1e400}'), "the head of the pack"),
+        (head_of(b'{"name": "m", "fields": [], "store": "00", "epoch": true}'), "the head of the pack"),
     ],
 )
 def test_what_is_no_pack_is_refused_by_its_beginning(data: bytes, message: str) -> None:
