@@ -223,7 +223,8 @@ class Reporter:
                     report.set_gauge(GAUGES[gauge][0], value, (tier,))
             for drive, own in numbers.parts.items():
                 report.set_gauge(DRIVE_USED[0], own.used_bytes, (tier, drive))
-                report.set_gauge(DRIVE_BREAKER[0], own.gauges["breaker_state"], (tier, drive))
+                if "breaker_state" in own.gauges:  # a part of a tier of another package may tell nothing
+                    report.set_gauge(DRIVE_BREAKER[0], own.gauges["breaker_state"], (tier, drive))
         for tier, chunks in stats.pending_chunks.items():
             report.set_gauge(PENDING[0], chunks, (tier,))
         report.set_gauge(PINNED[0], stats.pinned_slots)
@@ -253,6 +254,7 @@ def _totals_of_drives(stats: ChainStats) -> dict[tuple[str, str, str], int]:
         for tier, numbers in stats.tiers.items()
         for drive, own in numbers.parts.items()
         for counter in DRIVE_COUNTERS
+        if counter in own.counters
     }
 
 
