@@ -55,8 +55,8 @@ class Mover(Transfers):
             TierError: a tier failed to make something durable, hangs, or is not used any more. Every tier was
                 flushed all the same.
         """
-        losses = self._cascades.losses
         with self._lock:
+            losses = self._cascades.losses
             number = losses.number
         with self._urgently():
             await self._until_still(lambda: losses.is_decided(number), lambda: losses.open_of(number).chunks)

@@ -109,14 +109,24 @@ class TierQueue:
 
     @property
     def retry_at_s(self) -> float | None:
-        """When something that waits now may move without another event; None where nothing does."""
+        """When something that waits now may move without another event; None where nothing does.
+
+        Nor where a call has to end first, which is an event: it may hang for long.
+        """
         waits = self._again or (self._fresh and self.is_failing)
-        return self._retry_at_s if waits else None
+        is_held_up = self._is_full or (self.is_failing and self._calls)
+        return self._retry_at_s if waits and not is_held_up else None
 
     @property
     def may_move(self) -> bool:
         """Whether chunks wait that may move at once, where there is room."""
         return bool(self._fresh) and not self.is_failing
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether enough is on its way."""
+        is_full = self._chunks_in_flight >= self._limits.in_flight_chunks and self._calls > 0
+        return is_full or self._calls >= CALLS_IN_FLIGHT_MAX
 
     def waits(self, key: ChunkKey) -> bool:
         """Whether the chunk waits and never failed."""
@@ -147,9 +157,9 @@ class TierQueue:
         Args:
             is_urgent: try each chunk once, pause or not.
         """
-        room = self._limits.in_flight_chunks - self._chunks_in_flight
-        if self._calls >= CALLS_IN_FLIGHT_MAX or (room <= 0 and self._calls):
+        if self._is_full:
             return []
+        room = self._limits.in_flight_chunks - self._chunks_in_flight
         is_paused = now_s < self._retry_at_s
         count = max(1, min(room, self._limits.batch_chunks))
         if self.is_failing and not is_urgent:

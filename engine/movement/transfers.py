@@ -193,7 +193,8 @@ class Transfers:
             self._requested = Run.NONE
             promotions = self._placement.take_promotions()
             cascades = self._taken()
-            retry_at_s = self._cascades.retry_at_s
+            # Nothing moves while tiers hear of new weights, and what ends that runs this again.
+            retry_at_s = None if self._lower.invalidations else self._cascades.retry_at_s
         for tier, slots in promotions:
             for part in self._parts(tier, slots):
                 if self._stopped:

@@ -12,7 +12,9 @@ from chain_rig import SLOT_BYTES, BothFaces, Rig, Slots, rigged
 from kvtier.engine.loop import LoopThread
 from kvtier.engine.movement import mover as mover_module
 from kvtier.engine.movement import queues as queues_module
+from kvtier.engine.movement.cascades import Cascades
 from kvtier.engine.movement.losses import calling
+from kvtier.engine.movement.mover import Mover
 from kvtier.engine.movement.placement import Presence
 from kvtier.tiers.base import Buffer, Failure, Outcome, RemoveReason, Tier
 from kvtier.tiers.breaker import Breaker
@@ -536,6 +538,38 @@ def test_a_flush_ends_though_a_tier_hangs_and_says_which_until_it_is_well(
     rig.close()
 
 
+def runs_of(monkeypatch: pytest.MonkeyPatch) -> list[Mover]:
+    """Gets an item for each time that a mover looks for what may move."""
+    runs: list[Mover] = []
+    pump = Mover._pump
+
+    def noted(mover: Mover) -> None:
+        runs.append(mover)
+        pump(mover)
+
+    monkeypatch.setattr(Mover, "_pump", noted)
+    return runs
+
+
+def test_the_loop_waits_while_a_tier_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, runs = [b"a", b"b", b"c", b"d"], runs_of(monkeypatch)
+    loop, tier = LoopThread(), MemoryTier()
+    chain = BothFaces(Slots(8), [tier], loop, load_deadlines_s={"memory": 0.01})
+    loop.submit(_call(tier.gate.clear)).result(5)
+    chain.commit(chain.reserve(chain.new_prompt(), keys).slots)
+    (queue,) = chain._placement.cascades._queues
+    loop.submit(_until(lambda: queue.is_failing)).result(5)
+    for _ in range(50):
+        loop.submit(asyncio.sleep(0)).result(5)
+    assert len(runs) < 20, "only what happens makes it look again"
+    loop.submit(_call(tier.gate.set)).result(5)
+    loop.submit(chain.mover.drain()).result(5)
+    assert tier.chunks.keys() == set(keys)
+    loop.submit(chain.mover.stop()).result(5)
+    chain.check()
+    loop.close()
+
+
 def test_a_flush_ends_though_the_flush_of_a_tier_hangs_and_every_other_tier_is_flushed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -716,6 +750,47 @@ def test_what_is_stored_while_a_tier_hears_of_new_weights_reaches_it_afterwards(
     rig.loop.submit(_call(may.set)).result(5)
     rig.flush()
     assert set(lower.chunks) == {b"new"}
+    rig.close()
+
+
+def test_the_loop_waits_while_a_tier_that_failed_hears_of_new_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = runs_of(monkeypatch)
+    lower = MemoryTier()
+    rig = Above(lower)
+    may = asyncio.Event()
+
+    async def held() -> None:
+        await may.wait()
+
+    lower.invalidate = held  # type: ignore[method-assign]
+    rig.chain.invalidate()
+    (queue,) = rig.chain._placement.cascades._queues
+    queue.is_overdue()
+    rig.store(b"new")
+    for _ in range(50):
+        rig.loop.submit(asyncio.sleep(0)).result(5)
+    assert len(runs) < 20, "only what happens makes it look again"
+    rig.loop.submit(_call(may.set)).result(5)
+    rig.flush()
+    assert set(lower.chunks) == {b"new"}
+    rig.close()
+
+
+def test_a_flush_treats_what_is_noted_under_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, locked = Above(MemoryTier()), list[bool]()
+    rig.store(b"a")
+    catch_up = Cascades.catch_up
+
+    def watched(cascades: Cascades) -> bool:
+        locked.append(rig.chain._lock.locked())
+        return catch_up(cascades)
+
+    monkeypatch.setattr(Cascades, "catch_up", watched)
+    rig.flush()
+    assert locked
+    assert all(locked), "a step may note more on another thread"
     rig.close()
 
 

@@ -108,6 +108,31 @@ def test_a_tier_that_fails_is_tried_with_one_chunk_after_pauses_that_grow(why: F
     assert len(queue.take(now_s + PAUSE_S, is_urgent=False)) == 3
 
 
+def test_while_a_tier_that_fails_is_tried_nothing_else_may_move_without_an_event() -> None:
+    queue = queue_of(*KEYS[:3])
+    batch = queue.take(0.0, is_urgent=False)
+    queue.owe(KEYS[3:5])
+    queue.is_overdue()
+    assert (queue.take(0.0, is_urgent=False), queue.retry_at_s) == ([], None)
+    queue.settle(batch, failed(batch, Failure.IO_ERROR), 0.0)
+    queue.ended(len(batch))
+    assert queue.retry_at_s == PAUSE_S
+    assert queue.take(PAUSE_S, is_urgent=False) == [KEYS[3]]
+    assert queue.retry_at_s is None
+
+
+def test_while_enough_is_on_its_way_nothing_that_failed_may_move_without_an_event() -> None:
+    queue = queue_of(*KEYS[:4], limits=Limits(2, 2, 100))
+    batch = queue.take(0.0, is_urgent=False)
+    queue.settle(batch, Outcome((batch[0],), {batch[1]: Failure.IO_ERROR}), 0.0)
+    queue.ended(2)
+    assert queue.retry_at_s == PAUSE_S
+    assert queue.take(PAUSE_S, is_urgent=False) == KEYS[2:4]
+    assert queue.retry_at_s is None
+    queue.ended(2)
+    assert queue.retry_at_s == PAUSE_S
+
+
 @pytest.mark.parametrize("why", FINAL)
 def test_what_another_try_does_not_mend_is_not_tried_again(why: Failure) -> None:
     queue = queue_of(b"a")

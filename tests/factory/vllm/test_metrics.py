@@ -144,6 +144,17 @@ def test_each_of_several_drives_is_told(reports: Reports) -> None:
     assert all(definitions[name].labelnames == ("tier", "drive") for name in data if "drive" in name)
 
 
+def test_a_part_that_counts_nothing_keeps_no_number_from_the_report(reports: Reports) -> None:
+    tiers = {
+        "pinned": TierStats(1, 5, 10),
+        "remote": TierStats(3, 10, 20, parts={"node": TierStats(3, 7, 20)}),
+    }
+    reports.now = ChainStats(with_counts(tiers, {("hits", "remote"): 5}), {"remote": 1}, 2)
+    data = reports.data()
+    assert data["kvtier:lookup_hits"]["remote",] == 5
+    assert data["kvtier:drive_used_bytes"]["remote", "node"] == 7
+
+
 NAMED = re.compile(r"""(?:count|_count)\(\s*"(\w+)"|"(\w+_(?:chunks|loads|events|errors|openings))": """)
 
 
