@@ -339,7 +339,8 @@ class MemoryTier:
         self.chunks.clear()
 
     def stats(self) -> TierStats:
-        return TierStats(len(self.chunks), sum(map(len, self.chunks.values())), 0)
+        sizes = list(map(len, list(self.chunks.values())))  # at once: any thread may ask
+        return TierStats(len(sizes), sum(sizes), 0)
 
     async def close(self) -> None:
         self._closed = True

@@ -9,6 +9,7 @@ measure the copies between the device and pinned memory, which vLLM reports itse
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from ...tiers.histogram import BOUNDS_S, Histogram
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata
+
+logger = logging.getLogger(__name__)
 
 INTERVAL_S = 0.25  # nobody scrapes more often
 LOOK_EVERY_S = 0.02  # an idle server asks several times a step whether it should take another
@@ -73,6 +76,7 @@ class Reporter:
         self._looking = Lock()
         self._reported: dict[tuple[str, tuple[str, ...]], float | Histogram] = {}  # by metric and labels
         self._told: ChainStats | None = None  # by the last report
+        self._has_failed = False
         # Of the scheduler's thread:
         self._settles_until_s = 0.0
         self._looked_at_s = -math.inf
@@ -136,6 +140,11 @@ class Reporter:
                 self._ready.append(_Report(self._changes(stats), settled_works))
             else:
                 self._settled_works = settled_works
+        except Exception:  # numbers of a tier of another package that no metric can show: the server goes on
+            if not self._has_failed:
+                logger.exception("kvtier's metrics stand still: the numbers of its tiers cannot be reported")
+            self._has_failed = True
+            self._settled_works = self._works
         finally:
             self._looking.release()
 

@@ -318,6 +318,22 @@ def test_work_that_comes_while_the_numbers_are_read_is_reported_too(idle: Idle) 
     assert reporter.is_owed()
 
 
+def test_numbers_that_cannot_be_read_are_told_once_and_stop_no_step(caplog: pytest.LogCaptureFixture) -> None:
+    def stats() -> ChainStats:
+        raise KeyError("hits")
+
+    clock = Clock()
+    reporter = metrics.Reporter(stats, clock)
+    for _ in range(3):
+        reporter.busy()
+        assert not reporter.is_owed()
+        assert reporter.report() is None
+        reporter.look()
+        clock.now_s += metrics.LOOK_EVERY_S
+    assert [record.message for record in caplog.records if "stand still" in record.message] != []
+    assert len(caplog.records) == 1
+
+
 def test_a_drive_that_hangs_keeps_no_server_awake(idle: Idle) -> None:
     idle.reporter.busy()
     idle.moving(1)
