@@ -65,6 +65,7 @@ PLACES = {
     "/mnt/nvme1": "nvme1",
     "/models": "models",
     "/var/tmp/kvtier-library": "library",
+    "/tmp/kvtier-report.html": "report.html",
     ".cache/kvtier-demo/nvme": "nvme0/kvtier",
 }
 SIZES = {"64GiB": "16MiB", "2TiB": "64MiB", "10%": "1MiB", "256MiB": "16MiB", "1GiB": "64MiB"}
