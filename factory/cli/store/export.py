@@ -15,8 +15,8 @@ from ....tiers import ConfigError, KvtierError
 from ...text.units import format_size, parse_option
 from ..exits import EXIT_NO
 from ..output import AsJson, emit, progress
+from .choosing import KeyPrefix, Namespace, key_prefix_of
 from .opened import Directory, opened
-from .rm import key_prefix_of
 
 if TYPE_CHECKING:
     from ....tiers.nvme.admin.packing import Begun, Packed
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
 
 def export(
     path: Directory,
-    namespace: Annotated[
-        str | None, typer.Option(help="A label, or at least 8 hex digits of a digest.", show_default=False)
-    ] = None,
-    key_prefix: Annotated[
-        str | None, typer.Option(help="The first bytes of the key, in hex.", show_default=False)
-    ] = None,
+    namespace: Namespace = None,
+    key_prefix: KeyPrefix = None,
     newest: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Only so much, the newest chunks first.", show_default=False),

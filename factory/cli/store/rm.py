@@ -14,6 +14,7 @@ from ...text.ages import parse_age
 from ...text.units import format_size, parse_option
 from ..exits import EXIT_NO
 from ..output import DIGEST_DIGITS, AsJson, emit, one_line, progress
+from .choosing import KeyPrefix, Namespace, key_prefix_of
 from .opened import Directory, opened
 
 if TYPE_CHECKING:
@@ -26,12 +27,8 @@ ROOM = 'Servers use the room for new chunks; to make the directory smaller, lowe
 
 def rm(
     path: Directory,
-    namespace: Annotated[
-        str | None, typer.Option(help="A label, or at least 8 hex digits of a digest.", show_default=False)
-    ] = None,
-    key_prefix: Annotated[
-        str | None, typer.Option(help="The first bytes of the key, in hex.", show_default=False)
-    ] = None,
+    namespace: Namespace = None,
+    key_prefix: KeyPrefix = None,
     older_than: Annotated[
         str | None, typer.Option(help="Minimum age: 90s, 15m, 12h or 7d.", show_default=False)
     ] = None,
@@ -114,20 +111,6 @@ def _selection(
         never_read,
         None if free is None else Enough(parse_option("--free", free), least_recently_used=lru),
     )
-
-
-def key_prefix_of(option: str | None) -> bytes:
-    """What --key-prefix gives in hex; empty where it is not given.
-
-    Raises:
-        ConfigError: it is no hex.
-    """
-    try:
-        return bytes.fromhex(option or "")
-    except ValueError:
-        raise ConfigError(
-            "--key-prefix", f'should be pairs of hex digits, not "{option}"; for example 00ff'
-        ) from None
 
 
 def _is_terminal() -> bool:
